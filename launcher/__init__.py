@@ -1,0 +1,1 @@
+"""From any training file to a running trainer. Never imports torch, accelerate, diffusers, transformers or peft."""

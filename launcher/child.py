@@ -1,0 +1,186 @@
+"""The trainer's process: its own process group, its output passed on as it comes, signals handed to it once."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+KEPT_LINES = 400
+POSIX = os.name == "posix"
+INTERRUPTED = 130
+TRACEBACK = b"Traceback (most recent call last)"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a child ended: `code` as the trainer gave it, and its last lines."""
+
+    code: int
+    lines: tuple[str, ...]
+    signals: int = 0
+
+
+class LineFilter:
+    """Passes bytes on at once, but holds tracebacks back until their last line says whose they are.
+
+    `accelerate launch` ends with a traceback of its own whenever the trainer's exit code is not 0; that one is dropped.
+    """
+
+    def __init__(self, write: Callable[[bytes], Any]) -> None:
+        self.write = write
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._rest = b""  # a line that has no end yet, of which `_shown` bytes are written
+        self._shown = 0
+        self._held: list[bytes] = []
+
+    def feed(self, data: bytes) -> None:
+        """Takes what was read; a lone carriage return ends a line too (progress bars)."""
+        pieces = (self._rest + data).splitlines(keepends=True)
+        self._rest = pieces.pop() if pieces and not pieces[-1].endswith((b"\n", b"\r")) else b""
+        for line in pieces:
+            self._take(line)
+        if not self._held and self._rest[:9] != TRACEBACK[: len(self._rest[:9])]:
+            self.write(self._rest[self._shown :])
+            self._shown = len(self._rest)
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        if self._rest:
+            self._take(self._rest)
+        self.write(b"".join(self._held))
+        self._rest, self._held = b"", []
+
+    def _take(self, line: bytes) -> None:
+        text = line.decode("utf-8", "replace").rstrip()
+        if text:
+            self.lines.append(text)
+        fresh, self._shown = line[self._shown :], 0
+        if line.startswith(TRACEBACK):
+            self.write(b"".join(self._held))
+            self._held = [line]
+        elif not self._held:
+            self.write(fresh)
+        else:
+            self._held.append(line)
+            if not line.startswith((b" ", b"\r", b"\n")):
+                if not re.match(r"(subprocess\.)?CalledProcessError: Command ", text):
+                    self.write(b"".join(self._held))
+                self._held = []
+
+
+def run_child(words: list[str], environment: Mapping[str, str], write: Callable[[bytes], Any], *,
+              terminal: bool = False) -> Finished:
+    """Runs `words` until it and whatever still writes into its output have ended.
+
+    The first SIGINT or SIGTERM is passed to the trainer, which finishes its step and saves; the second kills.
+    """
+    reader, writer = _output(terminal)
+    options: dict[str, Any] = {"start_new_session": True} if POSIX else {
+        "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+    child = subprocess.Popen(words, env=dict(environment), stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, **options)
+    os.close(writer)
+    lines = LineFilter(write)
+    with _signals(child) as heard:
+        while True:
+            try:
+                data = os.read(reader, 65536)
+            except OSError:  # a pseudo-terminal ends with EIO
+                break
+            if not data:
+                break
+            lines.feed(data)
+        lines.close()
+        os.close(reader)
+        code = child.wait()
+    return Finished(exit_code(code, lines.lines, len(heard)), tuple(lines.lines), len(heard))
+
+
+def _output(terminal: bool) -> tuple[int, int]:
+    """(end to read, end for the child): a pseudo-terminal where the user has one, so that progress bars work."""
+    if terminal and POSIX:
+        import fcntl
+        import pty
+        import termios
+
+        reader, writer = pty.openpty()
+        try:
+            fcntl.ioctl(writer, termios.TIOCSWINSZ, fcntl.ioctl(sys.stdout.fileno(), termios.TIOCGWINSZ, b"\0" * 8))
+        except (OSError, ValueError):
+            pass
+        return reader, writer
+    return os.pipe()
+
+
+@contextmanager
+def _signals(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    heard: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        heard.append(number)
+        if len(heard) == 1:
+            _pass_on(child, number)
+        else:
+            _kill(child)
+
+    kept = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            kept[number] = signal.signal(number, hear)
+        except ValueError:  # not the main thread
+            break
+    try:
+        yield heard
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _pass_on(child: subprocess.Popen[bytes], number: int) -> None:
+    """To the trainer and not to `accelerate launch`, which would leave before the trainer has saved."""
+    for pid in _children(child.pid) or [child.pid]:
+        try:
+            os.kill(pid, number if POSIX else getattr(signal, "CTRL_BREAK_EVENT", number))
+        except OSError:
+            pass
+
+
+def _children(pid: int) -> list[int]:
+    import psutil  # comes with accelerate
+
+    try:
+        return [process.pid for process in psutil.Process(pid).children()]
+    except psutil.Error:
+        return []
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    if POSIX:
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except OSError:
+            pass
+    else:
+        child.kill()
+
+
+def exit_code(code: int, lines: Any, signals: int = 0) -> int:
+    """The trainer's own exit code: `accelerate launch` turns every failure into 1 and names the real one in words."""
+    if code in (0, INTERRUPTED):
+        return code
+    if signals:
+        return INTERRUPTED if signals == 1 or code < 0 else code
+    text = "\n".join(list(lines)[-60:])
+    for pattern in (r"returned non-zero exit status (\d+)", r"died with <Signals\.\w+: (\d+)>", r"exitcode\s*:\s*(-?\d+)"):
+        found = re.findall(pattern, text)
+        if found:
+            real = int(found[0])
+            return -real if "Signals" in pattern else real
+    return code

@@ -1,0 +1,101 @@
+"""The command `kohyakit`: names, one line each, and where each lives. Imports nothing but click until one is chosen."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("launcher.commands.runs", "The whole job on toy data: no download, no GPU, under three minutes."),
+    "validate": ("launcher.commands.configs", "What is wrong with training files, and what becomes of every key."),
+    "plan": ("launcher.commands.runs", "The dry run: data, steps, saves, memory, command. Writes nothing."),
+    "launch": ("launcher.commands.runs", "Validate, plan, and train."),
+    "train": ("launcher.commands.runs", "The same as launch."),
+    "resume": ("launcher.commands.runs", "Go on with a run exactly, or start a new one from its LoRA."),
+    "convert": ("launcher.commands.configs", "Any format to another; what cannot be said there is listed."),
+    "diff": ("launcher.commands.configs", "What two configs train differently."),
+    "explain": ("launcher.commands.explain", "One option: meaning, defaults, names, traps."),
+    "inspect": ("launcher.commands.lora", "What a LoRA file says about itself."),
+    "presets": ("launcher.commands.configs", "List or show the shipped presets."),
+    "dataset": ("launcher.photos", "From a folder of photos to a training folder."),
+    "report": ("launcher.report", "One page of a run: curves, previews, settings."),
+    "schema": ("launcher.commands.configs", "Print the JSON Schema of a format."),
+}
+ALIASES = {"train": "launch"}
+
+
+class Commands(click.Group):
+    """Loads a command's module when it is called, so that --help and errors are quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in COMMANDS if _shipped(COMMANDS[name][0])]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        found = getattr(importlib.import_module(COMMANDS[cmd_name][0]), ALIASES.get(cmd_name, cmd_name))
+        return found if isinstance(found, click.Command) else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as fault:
+            from schemas.problems import nearest
+
+            guess = nearest(args[0], self.list_commands(ctx))
+            raise click.UsageError(f"{fault.message}{f' Did you mean {guess}?' if guess else ''}", ctx) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        """Exit codes: 2 the command line is wrong, 130 interrupted; --json gets its document even then."""
+        words = list(sys.argv[1:] if args is None else args)
+        if os.environ.get("NO_COLOR"):
+            extra["color"] = False
+        extra["standalone_mode"] = False
+        try:
+            code = super().main(words, *rest, **extra)
+        except click.UsageError as fault:
+            if "--json" in words:
+                must = fault.format_message()
+                problem = {"severity": "error", "code": "usage", "key": None, "line": None, "got": None, "must": must,
+                           "fix": None}
+                click.echo(json.dumps({"ok": False, "problems": [problem]}))
+            fault.show()
+            code = 2
+        except (click.Abort, KeyboardInterrupt):
+            code = 130
+        except click.ClickException as fault:
+            fault.show()
+            code = 1
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the reader has left; nothing more can be said to it
+            code = 1
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _shipped(module: str) -> bool:
+    from pathlib import Path
+
+    return (Path(__file__).parent.parent / (module.replace(".", "/") + ".py")).is_file()
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="kohyakit", message="%(package)s %(version)s")
+def cli() -> None:
+    """Train LoRAs for Stable Diffusion from any Kohya file."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli()

@@ -1,0 +1,143 @@
+"""From launch options to the words of `accelerate launch` and the environment the trainer starts in. Pure."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.machine import Machine
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What the command line says about processes; None leaves it to the file, then to the machine."""
+
+    processes: int | None = None
+    gpu_ids: str | None = None
+    machines: int | None = None
+    machine_rank: int | None = None
+    main_ip: str | None = None
+    main_port: int | None = None
+
+
+@dataclass(frozen=True)
+class Accelerate:
+    """The launch as decided: `num_processes` counts all machines together, `threads` is per process."""
+
+    num_processes: int
+    num_machines: int
+    machine_rank: int
+    mixed_precision: str
+    cpu: bool
+    threads: int
+    gpu_ids: str | None = None
+    main_process_ip: str | None = None
+    main_process_port: int | None = None
+
+    @property
+    def distributed(self) -> bool:
+        return self.num_processes > 1 or self.num_machines > 1
+
+    def as_json(self) -> dict[str, Any]:
+        """The `accelerate` object of `plan --json`."""
+        return {
+            "num_processes": self.num_processes,
+            "num_machines": self.num_machines,
+            "machine_rank": self.machine_rank,
+            "mixed_precision": self.mixed_precision,
+            "cpu": self.cpu,
+            "multi_gpu": self.distributed and not self.cpu,
+            "num_cpu_threads_per_process": self.threads,
+            "gpu_ids": self.gpu_ids,
+            "main_process_ip": self.main_process_ip,
+            "main_process_port": self.main_process_port,
+        }
+
+
+def decide(options: LaunchOptions, words: Mapping[str, Any], mixed_precision: str, machine: Machine) -> Accelerate:
+    """Command line over the file's launch words over what the machine suggests."""
+
+    def first(given: Any, name: str, default: Any) -> Any:
+        found = given if given is not None else words.get(name)
+        return default if found in (None, "", 0) else found
+
+    cpu = not machine.gpus
+    processes = int(first(options.processes, "num_processes", 1))
+    machines = int(first(options.machines, "num_machines", 1))
+    local = max(1, processes // machines)
+    threads = max(1, machine.cores // local) if cpu else int(first(None, "num_cpu_threads_per_process", 2))
+    return Accelerate(
+        num_processes=processes,
+        num_machines=machines,
+        machine_rank=int(first(options.machine_rank, "machine_rank", 0)),
+        mixed_precision=mixed_precision,
+        cpu=cpu,
+        threads=threads,
+        gpu_ids=first(options.gpu_ids, "gpu_ids", None),
+        main_process_ip=first(options.main_ip, "main_process_ip", None),
+        main_process_port=first(options.main_port, "main_process_port", None),
+    )
+
+
+def launch_command(launch: Accelerate, config_file: str | os.PathLike[str], python: str = sys.executable) -> list[str]:
+    """The whole command; `config_file` is the trainer's only argument."""
+    words = [python, "-m", "accelerate.commands.launch", *launch_words(launch)]
+    return [*words, "-m", "trainer", "--config_file", os.fspath(config_file)]
+
+
+def launch_words(launch: Accelerate) -> list[str]:
+    """Options of `accelerate launch`. Several CPU processes need its distributed starter too, hence --multi_gpu."""
+    words = ["--dynamo_backend", "no", "--mixed_precision", launch.mixed_precision]
+    words += ["--num_processes", str(launch.num_processes), "--num_machines", str(launch.num_machines)]
+    words += ["--num_cpu_threads_per_process", str(launch.threads)]
+    if launch.distributed:
+        words.append("--multi_gpu")
+    elif launch.cpu:
+        words.append("--cpu")
+    if launch.gpu_ids:
+        words += ["--gpu_ids", launch.gpu_ids]
+    if launch.num_machines > 1:
+        words += ["--machine_rank", str(launch.machine_rank)]
+    if launch.main_process_ip:
+        words += ["--main_process_ip", launch.main_process_ip]
+    if launch.main_process_port:
+        words += ["--main_process_port", str(launch.main_process_port)]
+    return words
+
+
+def environment(launch: Accelerate, base: Mapping[str, str]) -> dict[str, str]:
+    """`base` with what makes our own trainer start, whatever else is installed under that name."""
+    found = dict(base)
+    rest = [part for part in found.get("PYTHONPATH", "").split(os.pathsep) if part and Path(part) != ROOT]
+    # The folder the user stands in comes last instead of first: it may hold a `trainer` too.
+    found["PYTHONPATH"] = os.pathsep.join([str(ROOT), *rest, os.getcwd()])
+    found["PYTHONSAFEPATH"] = "1"
+    found.setdefault("OMP_NUM_THREADS", str(launch.threads))
+    found.setdefault("TOKENIZERS_PARALLELISM", "false")
+    found["PYTHONUNBUFFERED"] = "1"
+    if launch.cpu:
+        found["ACCELERATE_USE_CPU"] = "true"
+    if sys.platform == "win32":
+        found["USE_LIBUV"] = "0"
+    return found
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on, so that two runs on one machine do not meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def quoted(words: list[str]) -> str:
+    """The command as a shell of this system takes it."""
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)

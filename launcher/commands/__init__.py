@@ -1,0 +1,75 @@
+"""What the commands share: their common options, one way to answer with JSON, one way to end on an error."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+
+from schemas.problems import ConfigError, Problem, errors
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")
+set_option = click.option("--set", "sets", multiple=True, metavar="K=V", help="Override one option; K= unsets it.")
+from_option = click.option("--from", "format_name", metavar="FORMAT", help="The file's format, if it is not recognised.")
+
+
+def command(name: str) -> Callable[[Callable[..., int | None]], click.Command]:
+    """A click command whose function returns its exit code; it has --json, and its errors end as they should."""
+
+    def wrap(function: Callable[..., int | None]) -> click.Command:
+        @functools.wraps(function)
+        def guarded(as_json: bool, **words: Any) -> None:
+            sys.exit(_run(function, as_json, words))
+
+        return click.command(name, context_settings=SETTINGS)(json_option(guarded))
+
+    return wrap
+
+
+def _run(function: Callable[..., int | None], as_json: bool, words: dict[str, Any]) -> int:
+    from launcher.resolve import UsageError
+
+    try:
+        return function(as_json=as_json, **words) or 0
+    except UsageError as fault:
+        refuse([Problem(code="usage", must=str(fault))], as_json)
+        return 2
+    except ConfigError as fault:
+        refuse(fault.problems, as_json)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def refuse(problems: Iterable[Problem], as_json: bool, **document: Any) -> None:
+    """The findings on stderr and, with --json, in the one document on stdout."""
+    problems = list(problems)
+    if as_json:
+        print_json({**document, "ok": False, "problems": [problem.as_json() for problem in problems]})
+    tell(problems)
+
+
+def print_json(document: Any) -> None:
+    """The one document."""
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+
+
+COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+def tell(problems: Iterable[Problem], *, notes: bool = True) -> None:
+    """Findings as people read them, on stderr."""
+    for problem in problems:
+        if notes or problem.severity != "note":
+            click.echo(f"{click.style(problem.severity, fg=COLOURS[problem.severity])}: {problem}", err=True)
+
+
+def stop_on_errors(problems: list[Problem]) -> None:
+    """ConfigError with all findings when there is an error among them."""
+    if errors(problems):
+        raise ConfigError(problems)

@@ -1,0 +1,400 @@
+"""Command lines of sd-scripts as found in .sh, .bat, .ps1 and text files.
+
+Continuations (\\ ^ `), quotes, variables; the words of `accelerate launch` apart; of several commands the training one.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.formats import sd_scripts
+from launcher.formats.base import Draft, Kind
+from schemas.config import Option, table
+from schemas.problems import Problem
+
+SHELLS = (".sh", ".bat", ".cmd", ".ps1")
+# script -> (family, kind); None: SD 1.x or 2.x, the checkpoint or v2 tells
+SCRIPTS: dict[str, tuple[str | None, Kind]] = {
+    "train_network.py": (None, "lora"),
+    "sdxl_train_network.py": ("sdxl", "lora"),
+    "sd3_train_network.py": ("sd3", "lora"),
+    "flux_train_network.py": ("flux", "lora"),
+    "lumina_train_network.py": ("lumina", "lora"),
+    "hunyuan_image_train_network.py": ("hunyuan", "lora"),
+    "anima_train_network.py": ("anima", "lora"),
+    "train_db.py": (None, "dreambooth"),
+    "fine_tune.py": (None, "finetune"),
+    "sdxl_train.py": ("sdxl", "finetune"),
+    "sd3_train.py": ("sd3", "finetune"),
+    "flux_train.py": ("flux", "finetune"),
+    "train_textual_inversion.py": (None, "textual-inversion"),
+    "sdxl_train_textual_inversion.py": ("sdxl", "textual-inversion"),
+}
+ACCELERATE_FLAGS = (
+    "multi_gpu", "cpu", "tpu", "use_deepspeed", "use_fsdp", "same_network", "quiet", "no_python", "debug",
+    "dynamo_use_fullgraph", "dynamo_use_dynamic",
+)  # fmt: skip
+ASSIGNMENT = re.compile(
+    r"""^\s*(?:export\s+|set\s+)?["']?\$?(?:env:)?(?P<name>[A-Za-z_]\w*)\s*=\s*(?P<value>.*?)["']?\s*$""", re.I
+)
+VARIABLE = re.compile(r"\$\{?(?:env:)?([A-Za-z_]\w*)\}?|%([A-Za-z_]\w*)%|\$\(([A-Za-z_]\w*)\)", re.I)
+ADD = re.compile(r"""(?:\.Add\(|\+=\s*\(?)\s*(?P<value>["'].*["'])\s*\)?\s*$""")
+STOP = ("|", "||", "&&", "&", ";", ">", ">>", "2>&1", "<")
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of a command and the line it stands in."""
+
+    text: str
+    line: int
+
+
+def is_command_line(text: str, file: str | None = None) -> bool:
+    """Whether `text` is a command or a script with one, and not a document."""
+    start = text.lstrip()
+    if start.startswith("{"):
+        return False
+    if file and Path(file).suffix.lower() in SHELLS:
+        return True
+    code = "\n".join(line for line in text.split("\n") if not line.lstrip().startswith(("#", "rem ", "REM ", "::")))
+    if re.search(r"\baccelerate(\.exe)?\s+launch\b|\bpython[\d.]*\s+\S*train_\w*\.py|^\S*train_network\.py\b", code):
+        return not re.search(r"^\s*\[[\w.]+\]\s*$", code, re.M)
+    flags = set(re.findall(r"(?:^|\s)--([a-z][a-z0-9_]*)", code))
+    return len(flags & set(table())) >= 2 and not re.search(r"^\s*[a-z_]\w*\s*=\s", code, re.M)
+
+
+def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
+    """The draft of the training command in `text`. `overrides` are ignored: this format has no keys of its own."""
+    draft = Draft(format="sd-scripts", file=file)
+    commands = [words for words in _commands(text, draft) if words]
+    training = [words for words in commands if _script(words) is not None]
+    if not training:
+        training = [words for words in commands if any(word.text.startswith("--") for word in words)]
+    if not training:
+        draft.problems.append(
+            Problem(
+                code="no-command",
+                must="holds no training command",
+                file=file,
+                fix="paste the whole `accelerate launch ...` line",
+            )
+        )
+        return draft
+    if len(training) > 1:
+        draft.problems.append(
+            Problem(
+                code="several-commands",
+                severity="warning",
+                file=file,
+                line=training[1][0].line,
+                must=f"holds {len(training)} training commands; the first is read",
+                fix="keep one command a file",
+            )
+        )
+    words = training[0]
+    place = _script(words)
+    if place is not None:
+        draft.accelerate = _accelerate(words[:place])
+    arguments = words if place is None else words[place + 1 :]
+    _parse(draft, arguments)
+    _config_file(draft)
+    script = Path(words[place].text.replace("\\", "/")).name if place is not None else ""
+    family, kind = SCRIPTS.get(script, (None, "lora"))
+    said_family, said_kind = sd_scripts.family_and_kind(draft)
+    draft.family = family or said_family
+    draft.kind = kind if kind != "lora" else said_kind if not script else "lora"
+    return draft
+
+
+def _commands(text: str, draft: Draft) -> list[list[Word]]:
+    """The commands of a script, variables that it sets itself filled in."""
+    variables: dict[str, str] = {}
+    extra: list[Word] = []
+    found: list[list[Word]] = []
+    for line, number in _logical_lines(text):
+        assigned = ASSIGNMENT.match(line)
+        added = ADD.search(line)
+        if added and ("--" in added["value"]):
+            extra += [Word(word, number) for word in _split(_fill(added["value"], variables)) if word]
+        elif assigned and "--" not in line.split("=")[0]:
+            value = _split(_fill(re.sub(r"\s+(#|::).*$", "", assigned["value"]), variables))
+            variables[assigned["name"].lower()] = " ".join(value)
+        else:
+            words = [Word(word, number) for word in _split(_fill(line, variables))]
+            found += _until_stop(words)
+    for words in found:
+        if _script(words) is not None:
+            words += extra
+    names = {name for words in found for word in words for name in _names(word.text)}
+    for name in sorted(names):
+        draft.problems.append(
+            Problem(
+                code="unresolved-variable",
+                severity="warning",
+                got=name,
+                file=draft.file,
+                must="is a variable that the file does not set; it is kept as it stands",
+                fix="put the value in its place",
+            )
+        )
+    return found
+
+
+def _logical_lines(text: str) -> list[tuple[str, int]]:
+    """(line without continuations and comments, its first number)."""
+    found: list[tuple[str, int]] = []
+    held, first = "", 0
+    for number, line in enumerate(text.split("\n"), 1):
+        bare = line.strip()
+        if re.match(r"(#|::|rem\b|@?echo\b|//)", bare, re.I):
+            if not held:
+                continue
+            bare = ""
+        first = first if held else number
+        if bare.endswith(("\\", "^", "`")) and not bare.endswith("\\\\"):
+            held += bare[:-1].rstrip() + " "
+            continue
+        # a command goes on with lines that are nothing but options
+        found.append((held + bare, first))
+        held = ""
+    if held:
+        found.append((held, first))
+    joined: list[tuple[str, int]] = []
+    for line, number in found:
+        if joined and line.startswith("--") and joined[-1][0]:
+            joined[-1] = (f"{joined[-1][0]} {line}", joined[-1][1])
+        elif line:
+            joined.append((line, number))
+    return joined
+
+
+def _split(line: str) -> list[str]:
+    """Words of a line; quotes group, a backslash escapes only quotes and blanks (Windows paths keep theirs)."""
+    words: list[str] = []
+    word, quote, begun = "", "", False
+    place = 0
+    while place < len(line):
+        letter = line[place]
+        if (
+            letter == "\\"
+            and line[place + 1 : place + 2] in ('"', "'", " ")
+            and quote != "'"
+            and not _ends_path(line, place, quote)
+        ):
+            word, begun, place = word + line[place + 1], True, place + 2
+            continue
+        if quote:
+            quote, word = ("", word) if letter == quote else (quote, word + letter)
+        elif letter in "\"'":
+            quote, begun = letter, True
+        elif letter.isspace():
+            if begun:
+                words.append(word)
+            word, begun = "", False
+        else:
+            word, begun = word + letter, True
+        place += 1
+    return [*words, word] if begun else words
+
+
+def _ends_path(line: str, place: int, quote: str) -> bool:
+    """Whether the backslash before a closing quote or blank is the end of a Windows path such as "D:\\x\\"."""
+    before = re.split(r"[\s\"'=]", line[:place])[-1]
+    following = line[place + 1 : place + 2]
+    if not re.match(r"[A-Za-z]:|\\\\|\.", before) and "\\" not in before:
+        return False
+    return following == " " or (following == quote and line[place + 2 : place + 3] in ("", " "))
+
+
+def _fill(line: str, variables: Mapping[str, str]) -> str:
+    def value(match: re.Match[str]) -> str:
+        name = next(group for group in match.groups() if group)
+        return variables.get(name.lower(), match[0])
+
+    return VARIABLE.sub(value, line)
+
+
+def _names(text: str) -> list[str]:
+    return [match[0] for match in VARIABLE.finditer(text)]
+
+
+def _until_stop(words: list[Word]) -> list[list[Word]]:
+    """One list a command: split at ; && | and redirections."""
+    found: list[list[Word]] = [[]]
+    skip = False
+    for word in words:
+        if word.text in STOP or word.text.endswith(";"):
+            if word.text not in STOP:
+                found[-1].append(Word(word.text.rstrip(";"), word.line))
+            skip = word.text in (">", ">>", "<", "2>&1")
+            if not skip:
+                found.append([])
+        elif not skip:
+            found[-1].append(word)
+    return found
+
+
+def _script(words: Sequence[Word]) -> int | None:
+    """Where the training script stands, or `-m trainer`'s module."""
+    for place, word in enumerate(words):
+        name = word.text.replace("\\", "/").rpartition("/")[2]
+        if name in SCRIPTS or (name == "trainer" and place and words[place - 1].text in ("-m", "--module")):
+            return place
+    return None
+
+
+def _accelerate(words: Sequence[Word]) -> dict[str, Any]:
+    """`accelerate launch` options by name; flags are True."""
+    found: dict[str, Any] = {}
+    place = next((index + 1 for index, word in enumerate(words) if word.text == "launch"), len(words))
+    while place < len(words):
+        text = words[place].text
+        place += 1
+        if not text.startswith("--"):
+            continue
+        name, sign, value = text[2:].partition("=")
+        name = name.replace("-", "_")
+        if sign:
+            found[name] = value
+        elif name in ACCELERATE_FLAGS or place >= len(words) or words[place].text.startswith("--"):
+            found[name] = True
+        else:
+            found[name] = words[place].text
+            place += 1
+    found.pop("module", None)
+    return found
+
+
+def _parse(draft: Draft, words: Sequence[Word]) -> None:
+    """Options as argparse takes them: --name value, --name=value, unambiguous beginnings, lists, the last one wins."""
+    place = 0
+    while place < len(words):
+        word = words[place]
+        place += 1
+        if not word.text.startswith("--"):
+            if word.text.strip():
+                draft.problems.append(
+                    Problem(
+                        code="stray-word",
+                        severity="warning",
+                        got=word.text,
+                        must="belongs to no option and is passed over",
+                        file=draft.file,
+                        line=word.line,
+                        fix="put values with blanks into quotes",
+                    )
+                )
+            continue
+        given, sign, value = word.text[2:].partition("=")
+        name = _full_name(draft, given, word.line)
+        option = table().get(name)
+        values = [value] if sign else []
+        most = (
+            0
+            if sign or (option is not None and option.kind is bool)
+            else 1
+            if option is not None and not option.many
+            else len(words)
+        )
+        while place < len(words) and len(values) < most and not _is_option(words[place].text):
+            values.append(words[place].text)
+            place += 1
+        _file(draft, option, name, values, word.line)
+
+
+def _file(draft: Draft, option: Option | None, name: str, values: list[str], line: int) -> None:
+    if option is not None and option.kind is not bool and not option.many and not values:
+        draft.problems.append(
+            Problem(
+                code="no-value", must="has no value", key=name, file=draft.file, line=line, fix=f"write --{name} VALUE"
+            )
+        )
+        return
+    value: Any = values if option is None or option.many else (values[0] if values else True)
+    sd_scripts.place(draft, name, value, line)
+
+
+def _is_option(text: str) -> bool:
+    return text.startswith("--") or (text.startswith("-") and not re.match(r"-\.?\d", text) and len(text) > 1)
+
+
+def _full_name(draft: Draft, given: str, line: int) -> str:
+    options = table()
+    if given in options:
+        return given
+    longer = [name for name, option in options.items() if name.startswith(given) and not option.kit]
+    if len(longer) == 1 and given:
+        draft.problems.append(
+            Problem(
+                code="abbreviated-option",
+                severity="note",
+                key=longer[0],
+                got=f"--{given}",
+                must=f"is short for --{longer[0]}",
+                file=draft.file,
+                line=line,
+            )
+        )
+        return longer[0]
+    return given
+
+
+def _config_file(draft: Draft) -> None:
+    """Lays the command line over the TOML that it names, as sd-scripts does."""
+    named = draft.arguments.pop("config_file", None)
+    if named is None:
+        return
+    name = str(named.value)
+    path = Path(name if name.endswith(".toml") else f"{name}.toml")
+    if not path.is_absolute() and draft.file and not path.is_file():
+        path = Path(draft.file).parent / path
+    if not path.is_file():
+        draft.problems.append(
+            Problem(
+                code="no-config-file",
+                key="config_file",
+                got=name,
+                must="names a file that is not there; its options are missing",
+                file=draft.file,
+                line=draft.lines.get("config_file"),
+                fix="correct the path",
+            )
+        )
+        return
+    inner = sd_scripts.read(path.read_text(encoding="utf-8-sig"), file=str(path))
+    draft.arguments = {**inner.arguments, **draft.arguments}
+    draft.keys = {**inner.keys, **draft.keys}
+    draft.lines = {**{key: line for key, line in inner.lines.items() if key not in draft.keys}, **draft.lines}
+    draft.problems += inner.problems
+
+
+def write(arguments: Mapping[str, Any], *, launch: Sequence[str] = ("accelerate", "launch", "-m", "trainer")) -> str:
+    """One command line that says `arguments` (sd-scripts names); unset ones and secrets are left out."""
+    return shlex.join([*launch, *words(arguments)])
+
+
+def words(arguments: Mapping[str, Any]) -> list[str]:
+    """The options of `arguments` as command-line words, sorted by name."""
+    options, found = table(), []
+    for name, value in sorted(arguments.items()):
+        option = options.get(name)
+        if (
+            value is None
+            or value is False
+            or (option is not None and option.secret)
+            or (option and option.many and not value)
+        ):
+            continue
+        found.append(f"--{name}")
+        if isinstance(value, (list, tuple)):
+            found += [str(item) for item in value]
+        elif value is not True:
+            found[-1] += f"={value}" if str(value).startswith("-") else ""
+            found += [] if str(value).startswith("-") else [str(value)]
+    return found

@@ -1,0 +1,123 @@
+"""The dataset_config file itself (TOML or JSON): it describes pictures only, everything else has the trainer's default.
+
+Facts: reference section 2.6.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from launcher.formats import toml_text
+from launcher.formats.base import Draft, Fate
+from schemas.problems import Problem, error, nearest
+
+CAPTIONS = (
+    "num_repeats", "shuffle_caption", "caption_separator", "keep_tokens", "keep_tokens_separator", "secondary_separator",
+    "enable_wildcard", "caption_prefix", "caption_suffix", "caption_dropout_rate", "caption_dropout_every_n_epochs",
+    "caption_tag_dropout_rate", "token_warmup_min", "token_warmup_step", "color_aug", "flip_aug", "face_crop_aug_range",
+    "random_crop", "resize_interpolation", "custom_attributes", "caption_extension", "class_tokens", "cache_info",
+)  # fmt: skip
+DATASET = (
+    "batch_size", "resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps",
+    "bucket_no_upscale", "resize_interpolation", "network_multiplier", "validation_seed", "validation_split",
+)  # fmt: skip
+SUBSET = ("image_dir", "is_reg", "alpha_mask", "metadata_file", "conditioning_data_dir")
+
+
+def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
+    """The draft of a dataset file: `Draft.datasets` is the document. `overrides` are ignored: it has no keys of its own."""
+    draft = Draft(format="dataset", file=file)
+    if text.lstrip().startswith("{"):
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as fault:
+            raise error(
+                "not-json", f"is not JSON: {fault.msg}", file=file, line=fault.lineno, fix="mend that line"
+            ) from None
+    else:
+        document = toml_text.parse(text, file)
+        values, draft.lines, draft.problems = document.values, document.lines, document.problems
+    judge(draft, values)
+    draft.datasets = values
+    return draft
+
+
+def judge(draft: Draft, values: Mapping[str, Any], prefix: str = "") -> None:
+    """A fate for every key of a dataset document, by its dotted path."""
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        if name == "general" and isinstance(value, Mapping):
+            _table(draft, path, value, (*CAPTIONS, *DATASET))
+        elif name == "datasets" and isinstance(value, list):
+            for place, dataset in enumerate(value):
+                _dataset(draft, f"{path}.{place}", dataset)
+        else:
+            _unknown(draft, path, name, ("general", "datasets"))
+
+
+def _dataset(draft: Draft, path: str, dataset: Any) -> None:
+    if not isinstance(dataset, Mapping):
+        draft.problems.append(
+            Problem(
+                code="bad-value",
+                key=path,
+                got=dataset,
+                must="must be a table",
+                file=draft.file,
+                line=draft.lines.get(path),
+                fix="write [[datasets]]",
+            )
+        )
+        return
+    _table(draft, path, {name: value for name, value in dataset.items() if name != "subsets"}, (*CAPTIONS, *DATASET))
+    subsets = dataset.get("subsets")
+    for place, subset in enumerate(subsets if isinstance(subsets, list) else []):
+        if isinstance(subset, Mapping):
+            _table(draft, f"{path}.subsets.{place}", subset, (*CAPTIONS, *SUBSET))
+    if not subsets:
+        draft.problems.append(
+            Problem(
+                code="no-subsets",
+                key=path,
+                must="has no [[datasets.subsets]]",
+                file=draft.file,
+                line=draft.lines.get(path),
+                fix="add one with image_dir and num_repeats",
+            )
+        )
+
+
+def _table(draft: Draft, path: str, values: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for name, value in values.items():
+        if name in known:
+            draft.keys[f"{path}.{name}"] = Fate("used", None, value)
+        else:
+            _unknown(draft, f"{path}.{name}", name, known)
+
+
+def _unknown(draft: Draft, path: str, name: str, known: tuple[str, ...]) -> None:
+    """The reference refuses any key that its schema does not hold; so an error."""
+    places = {"general": (*CAPTIONS, *DATASET), "a dataset": (*CAPTIONS, *DATASET), "a subset": (*CAPTIONS, *SUBSET)}
+    right = [place for place, names in places.items() if name in names]
+    guess = nearest(name, known)
+    fix = f"move it to {right[-1]}" if right else f"did you mean {guess}?" if guess else f"remove {name}"
+    draft.keys[path] = Fate("unknown", None, None, fix)
+    draft.problems.append(
+        Problem(
+            code="unknown-key",
+            key=path,
+            must="is not a key that a dataset file may hold here",
+            file=draft.file,
+            line=draft.lines.get(path),
+            fix=fix,
+        )
+    )
+
+
+def write(datasets: Mapping[str, Any]) -> str:
+    """A dataset document as TOML."""
+    import toml
+
+    return toml.dumps(dict(datasets))

@@ -1,0 +1,144 @@
+"""The text of a form JSON: bytes to text, text to keys with their lines, and everything that can be wrong before a key is read."""
+
+from __future__ import annotations
+
+import bisect
+import codecs
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from schemas.problems import ConfigError, Problem, error
+
+LARGEST_FILE = 8_000_000  # characters; the largest real one has 12,000
+WHITE = re.compile(r"[ \t\n\r]*")
+NEWLINE = re.compile(r"\r\n|\r|\n")
+DECODER = json.JSONDecoder()
+BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+FIXES = (
+    ("property name enclosed in double quotes", "remove the comma before }, or put the key in double quotes"),
+    ("Expecting ',' delimiter", "put a comma after the value before it"),
+    ("Expecting ':' delimiter", "put a colon between key and value"),
+    ("Invalid \\escape", "write \\\\ for each backslash, or use / in paths"),
+    ("Invalid control character", "close the text with a double quote in the same line"),
+    ("Unterminated string", "close the text with a double quote"),
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed file: values by key (the last one where a key repeats, as JSON readers do), first line of each key."""
+
+    values: dict[str, Any]
+    lines: dict[str, int] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+
+
+def decode(data: bytes, *, file: str | None = None) -> str:
+    """The text of a file: UTF-8, or UTF-16/32 as Windows tools write it. ConfigError where it is no text."""
+    for mark, name in BOMS:
+        if data.startswith(mark):
+            return _decoded(data[len(mark) :], name, file)
+    if data[:1] == b"\0" and data[1:2] not in (b"\0", b""):
+        return _decoded(data, "utf-16-be", file)
+    if data[1:2] == b"\0" and data[2:3] != b"\0":
+        return _decoded(data, "utf-16-le", file)
+    return _decoded(data, "utf-8", file)
+
+
+def _decoded(data: bytes, name: str, file: str | None) -> str:
+    try:
+        return data.decode(name)
+    except UnicodeDecodeError as fault:
+        line = data.count(b"\n", 0, fault.start) + 1
+        must = f"is not {name.upper()} text (byte {fault.start})"
+        raise error("not-text", must, file=file, line=line, fix="save the file as UTF-8") from None
+
+
+def parse(text: str, *, file: str | None = None) -> Document:
+    """The top level of a JSON object, scanned key by key so that every key has its line.
+
+    Raises ConfigError `not-json` (with line and column), `not-an-object`, `too-large`; repeated keys are Problems.
+    """
+    text = text.removeprefix("\ufeff")
+    if len(text) > LARGEST_FILE:
+        raise error("too-large", f"is far larger than any training config ({len(text)} characters)", file=file)
+    starts = [0, *(match.end() for match in NEWLINE.finditer(text))]
+    try:
+        return _scan(text, starts, file)
+    except json.JSONDecodeError as fault:
+        raise _not_json(fault.msg, fault.pos, starts, file) from None
+    except RecursionError:
+        raise error("not-json", "is nested far too deep", file=file, fix="a training config is one flat object") from None
+
+
+def _scan(text: str, starts: list[int], file: str | None) -> Document:
+    values: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    problems: list[Problem] = []
+    at = _skip(text, 0)
+    if text[at : at + 1] != "{":
+        return _no_object(text, at, file)
+    at = _skip(text, at + 1)
+    closed = text[at : at + 1] == "}"
+    while not closed:
+        if text[at : at + 1] != '"':
+            raise json.JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
+        place = at
+        key, at = DECODER.raw_decode(text, at)
+        key = key.encode("utf-8", "replace").decode()
+        at = _skip(text, at)
+        if text[at : at + 1] != ":":
+            raise json.JSONDecodeError("Expecting ':' delimiter", text, at)
+        at = _skip(text, at + 1)
+        try:
+            value, at = DECODER.raw_decode(text, at)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # a whole number of thousands of digits
+            raise json.JSONDecodeError("Number too long", text, at) from None
+        line = bisect.bisect_right(starts, place)
+        if key in values:
+            said = f"stands in the file twice (first in line {lines[key]}); the last one counts"
+            problems.append(
+                Problem(code="duplicate-key", must=said, severity="warning", key=key, file=file, line=line,
+                        fix="remove one of them")
+            )  # fmt: skip
+        values[key] = value
+        lines.setdefault(key, line)
+        at = _skip(text, at)
+        closed = text[at : at + 1] == "}"
+        if not closed:
+            if text[at : at + 1] != ",":
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+            at = _skip(text, at + 1)
+    rest = _skip(text, at + 1)
+    if rest != len(text):
+        raise json.JSONDecodeError("Extra data", text, rest)
+    return Document(values, lines, tuple(problems))
+
+
+def _skip(text: str, at: int) -> int:
+    found = WHITE.match(text, at)
+    return found.end() if found else at
+
+
+def _no_object(text: str, at: int, file: str | None) -> Document:
+    value, _ = DECODER.raw_decode(text, at)
+    kind = "a list" if isinstance(value, list) else "a single value"
+    raise error("not-an-object", f"holds {kind}; a form JSON is one object: {{...}}", file=file, line=1)
+
+
+def _not_json(message: str, at: int, starts: list[int], file: str | None) -> ConfigError:
+    line = bisect.bisect_right(starts, at)
+    column = at - starts[line - 1] + 1
+    fix = next((fix for start, fix in FIXES if start in message), "mend that line")
+    must = f"is not JSON: line {line}, column {column}: {message[:1].lower()}{message[1:]}"
+    return error("not-json", must, file=file, line=line, fix=fix)

@@ -1,0 +1,234 @@
+"""The training TOML of sd-scripts (`--config_file`): flat or with sections, which mean nothing. Names are arguments.
+
+Facts: format notes sections 1, 9, 10.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from launcher.formats import toml_text
+from launcher.formats.base import Draft, Fate, Kind, Setting, Status
+from schemas.config import BadValue, read_value, table
+from schemas.problems import Problem, nearest
+
+# keys that a Kohya GUI leaves in its run files and no LoRA trainer reads
+LEFTOVERS: dict[str, str] = {
+    "epoch": "the GUI's own count, from which it computes max_train_steps",
+    "noise_offset_type": "the GUI's own choice; the values it leads to stand beside it",
+    "mem_eff_save": "no LoRA trainer reads it",
+    "lowvram": "no trainer reads it",
+    "stop_text_encoder_training": "not possible in LoRA training",
+    "learning_rate_te": "LoRA training has text_encoder_lr",
+    "learning_rate_te1": "LoRA training has text_encoder_lr",
+    "learning_rate_te2": "LoRA training has text_encoder_lr",
+    "no_token_padding": "not an argument of LoRA training",
+    "extra_accelerate_launch_args": "the GUI's own",
+    "additional_parameters": "the GUI's own",
+    "bucket_reso": "no trainer reads it",
+    "logging_level": "no trainer reads it",
+    "sdxl": "the checkpoint decides it",
+    "sdxl_no_half_vae": "the GUI's own; the argument is no_half_vae",
+    "sdxl_cache_text_encoder_outputs": "the GUI's own; the argument is cache_text_encoder_outputs",
+    "max_train_step": "no trainer reads it",
+}
+# arguments of the reference's trainers for other families and kinds of training
+FAMILY_KEYS: dict[str, tuple[str, ...]] = {
+    "flux": (
+        "ae", "clip_l", "t5xxl", "guidance_scale", "discrete_flow_shift", "model_prediction_type", "sigmoid_scale",
+        "timestep_sampling", "blocks_to_swap", "single_blocks_to_swap", "double_blocks_to_swap", "apply_t5_attn_mask",
+        "t5xxl_max_token_length", "t5xxl_lr", "t5xxl_device", "t5xxl_dtype", "split_mode", "train_blocks", "split_qkv",
+        "train_t5xxl", "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "flux1_checkbox",
+    ),
+    "sd3": (
+        "clip_g", "pos_emb_random_crop_rate", "clip_l_dropout_rate", "clip_g_dropout_rate", "t5_dropout_rate",
+        "training_shift", "enable_scaled_pos_embed", "save_clip", "save_t5xxl",
+    ),
+}  # fmt: skip
+KIND_KEYS: dict[str, Kind] = {
+    "token_string": "textual-inversion",
+    "init_word": "textual-inversion",
+    "num_vectors_per_token": "textual-inversion",
+    "use_object_template": "textual-inversion",
+    "use_style_template": "textual-inversion",
+    "train_text_encoder": "finetune",
+    "diffusers_xformers": "finetune",
+    "block_lr": "finetune",
+}
+RENAMED = {
+    "lr_restart_cycles": "lr_scheduler_num_cycles",
+    "batch_size": "train_batch_size",
+    "num_repeats": "dataset_repeats",
+}
+MODULE_FAMILIES = {
+    "lora_flux": "flux",
+    "oft_flux": "flux",
+    "lora_sd3": "sd3",
+    "lora_lumina": "lumina",
+    "lora_anima": "anima",
+    "lora_hunyuan": "hunyuan",
+}
+ON_WORDS = ("xformers", "sdpa", "on", "yes")
+OFF_WORDS = ("none", "no", "off")
+
+
+def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
+    """The draft of a training TOML. `overrides` are ignored: this format has no keys of its own."""
+    document = toml_text.parse(text, file)
+    draft = Draft(format="sd-scripts", file=file, problems=document.problems)
+    for name, value in document.values.items():
+        if isinstance(value, Mapping):
+            for inner, deep in value.items():
+                place(draft, inner, deep, document.lines.get(f"{name}.{inner}"))
+        else:
+            place(draft, name, value, document.lines.get(name))
+    draft.family, draft.kind = family_and_kind(draft)
+    return draft
+
+
+def place(draft: Draft, key: str, value: Any, line: int | None = None, *, label: str | None = None) -> None:
+    """Files one key: as argument, as leftover, or as unknown. `label` is its name in the file where that differs."""
+    label = label or key
+    if line is not None:
+        draft.lines[label] = line
+    if isinstance(value, Mapping):
+        draft.keys[label] = Fate("unknown", None, None, "a table inside a section is not read by sd-scripts")
+        draft.problems.append(
+            Problem(
+                code="nested-table",
+                severity="warning",
+                must="is a table inside a section, which sd-scripts does not read",
+                key=label,
+                file=draft.file,
+                line=line,
+                fix="move its keys to the top",
+            )
+        )
+        return
+    name = RENAMED.get(key, key)
+    if name == "dynamo_backend" and value == "no":
+        draft.keys[label] = Fate("no-effect", name, None, "no is accelerate's word for not compiling")
+    elif name in table():
+        accept(draft, name, value, label, line)
+    elif key in LEFTOVERS:
+        if key == "sdxl" and value is True:
+            draft.carry["sdxl"] = True
+        draft.keys[label] = Fate("no-effect", None, None, LEFTOVERS[key])
+    elif (family := next((one for one, keys in FAMILY_KEYS.items() if key in keys), None)) is not None:
+        draft.keys[label] = Fate("other-family", None, None, f"an argument for {family}")
+    elif key in KIND_KEYS:
+        draft.keys[label] = Fate("no-effect", None, None, f"an argument of {KIND_KEYS[key]} training")
+    else:
+        unknown(draft, label, key, line)
+
+
+def unknown(draft: Draft, label: str, key: str, line: int | None) -> None:
+    """Reports a key that nobody knows, with the nearest name."""
+    guess = nearest(key, table())
+    draft.keys[label] = Fate("unknown", None, None, f"did you mean {guess}?" if guess else "no trainer reads it")
+    draft.problems.append(
+        Problem(
+            code="unknown-key",
+            severity="warning",
+            must="is not a known option and is passed over",
+            key=label,
+            file=draft.file,
+            line=line,
+            fix=f"did you mean {guess}?" if guess else f"remove {label}",
+        )
+    )
+
+
+def accept(draft: Draft, name: str, value: Any, label: str, line: int | None) -> None:
+    """Files an argument's value, read as the reference reads it; an unreadable one is left for `resolve` to refuse."""
+    option = table()[name]
+    name, value, said = _lenient(name, value)
+    if said:
+        draft.problems.append(
+            Problem(code="unusual-value", severity="warning", must=said, key=label, file=draft.file, line=line)
+        )
+    shown: Any = value
+    try:
+        value, note = read_value(table()[name], value)
+        shown = list(value) if isinstance(value, tuple) else value
+        if note:
+            draft.problems.append(
+                Problem(code="unusual-spelling", severity="note", must=note, key=label, file=draft.file, line=line)
+            )
+    except BadValue:
+        pass
+    status: Status = "used" if name == label.rpartition(".")[2] else "renamed"
+    draft.arguments[name] = Setting(value, "file", label)
+    draft.keys[label] = Fate(status, name, "***" if option.secret and value else shown)
+
+
+def _lenient(name: str, value: Any) -> tuple[str, Any, str | None]:
+    """(argument, value, what was odd): spellings found in shared files."""
+    option = table()[name]
+    word = value.strip().lower() if isinstance(value, str) else None
+    if option.kind is bool and word:
+        if name == "xformers" and word in ("sdpa", "mem_eff_attn"):
+            return word, True, f"read as {word}"
+        if word in ON_WORDS or word == name:
+            return name, True, "any text turns a flag on; write true"
+        if word in OFF_WORDS or word in ("false", "0"):
+            return name, False, f"{value!r} is read as off, although sd-scripts would turn the option on; write false"
+    if option.many and isinstance(value, str):
+        return name, split_pairs(value), None
+    if name == "max_token_length" and str(value) == "255":
+        return name, 225, "255 is not a length that sd-scripts knows; read as 225"
+    return name, value, None
+
+
+def split_pairs(text: str) -> list[str]:
+    """The `name=value` items of one text, separated by blanks or by commas that a `name=` follows."""
+    text = re.sub(r",\s*(?=[A-Za-z_]\w*\s*=)", "\n", text.strip())
+    items = [part for chunk in text.split("\n") for part in re.split(r"\s+(?=[A-Za-z_]\w*\s*=)", chunk)]
+    if len(items) == 1 and "=" not in text:
+        items = text.split()
+    return [item.strip().strip("\"'") for item in items if item.strip()]
+
+
+def family_and_kind(draft: Draft) -> tuple[str | None, Kind]:
+    """What the keys themselves say of model family and kind of training; None where only the checkpoint can tell."""
+    given = {name: setting.value for name, setting in draft.arguments.items()}
+    module = str(given.get("network_module") or "")
+    family = next((one for part, one in MODULE_FAMILIES.items() if part in module), None)
+    for one in ("sd3", "flux"):
+        telling = [key for key in ("clip_g", "ae", "t5xxl") if key in FAMILY_KEYS[one] and key in draft.keys]
+        family = family or (one if telling else None)
+    if family is None and (given.get("cache_text_encoder_outputs") or given.get("cache_text_encoder_outputs_to_disk")):
+        family = "sdxl"
+    if family is None and ("sdxl" in draft.carry or given.get("disable_mmap_load_safetensors")):
+        family = "sdxl"
+    if family is None and given.get("v2") is True:
+        family = "sd2"
+    kind: Kind = "lora"
+    if not module and not given.get("network_dim"):
+        named = [KIND_KEYS[key] for key in draft.keys if key in KIND_KEYS]
+        if named:
+            kind = named[0]
+        elif given.get("in_json") and "learning_rate_te" in draft.keys:
+            kind = "finetune"
+        elif (
+            "stop_text_encoder_training" in draft.keys
+            or "no_token_padding" in draft.keys
+            or "learning_rate_te" in draft.keys
+        ):
+            kind = "dreambooth"
+    return family, kind
+
+
+def write(arguments: Mapping[str, Any]) -> str:
+    """A flat TOML of `arguments` (sd-scripts names), sorted; unset ones and secrets are left out."""
+    import toml
+
+    options = table()
+    kept = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in sorted(arguments.items())
+        if value is not None and not (name in options and options[name].secret)
+    }
+    return toml.dumps(kept)

@@ -1,0 +1,239 @@
+"""The `dataset` commands: from a folder of photos to a training folder, checked. Parses words and prints."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from schemas.problems import ConfigError, Problem, errors
+
+if TYPE_CHECKING:
+    from launcher.pictures.check import Checkup
+    from launcher.pictures.prepare import Prepared
+
+SHOWN = 6  # findings of one kind that are printed one by one
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group("dataset", context_settings=HELP)
+def dataset() -> None:
+    """Make, check and pack a folder of training pictures."""
+
+
+def refusing(command: Callable[..., None]) -> Callable[..., None]:
+    """Findings that stop a command go to stderr (and, with --json, as one document to stdout); exit code 1."""
+
+    @functools.wraps(command)
+    def guarded(as_json: bool, **words: Any) -> None:
+        try:
+            command(as_json=as_json, **words)
+        except ConfigError as fault:
+            if as_json:
+                print_json({"ok": False, "problems": [problem.as_json() for problem in fault.problems]})
+            for line in summary(fault.problems):
+                click.echo(line, err=True)
+            sys.exit(1)
+
+    return guarded
+
+
+def print_json(document: dict[str, Any]) -> None:
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+@dataset.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--name", "token", required=True, metavar="TOKEN", help="The word that will call up what is trained.")
+@click.option(
+    "--to",
+    "directory",
+    type=click.Path(path_type=Path),
+    help="Folder to make; SOURCE_TOKEN beside SOURCE if not given.",
+)
+@click.option(
+    "--repeats", default="auto", show_default=True, metavar="N|auto", help="Looks at each picture in an epoch."
+)
+@click.option("--keep-format", is_flag=True, help="Keep JPEG, WebP and BMP as they are instead of converting to PNG.")
+@click.option("--skip-unreadable", is_flag=True, help="Leave broken pictures out instead of refusing.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@refusing
+def prepare(
+    *,
+    source: Path,
+    token: str,
+    directory: Path | None,
+    repeats: str,
+    keep_format: bool,
+    skip_unreadable: bool,
+    as_json: bool,
+) -> None:
+    """Make a training folder from SOURCE, a folder or zip of photos, which stays as it is."""
+    from launcher.pictures.prepare import default_directory
+    from launcher.pictures.prepare import prepare as make
+
+    made = make(
+        source,
+        token,
+        directory or default_directory(source, token),
+        repeats=_repeats(repeats),
+        keep_format=keep_format,
+        skip_unreadable=skip_unreadable,
+        progress=functools.partial(_progress, label="preparing"),
+    )
+    if as_json:
+        print_json(prepared_json(made))
+    else:
+        click.echo("\n".join(_told(made, chosen=directory is None)))
+
+
+def _repeats(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"{text!r} must be a whole number of at least 1, or auto", param_hint="--repeats")
+    return int(text)
+
+
+def _progress(items: list[Any], label: str) -> Iterator[Any]:
+    """The items; with a bar on stderr where that is a terminal."""
+    with click.progressbar(items, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+        yield from bar
+
+
+def next_command(made: Prepared) -> str:
+    """What to type after `prepare`."""
+    sets = {
+        "pretrained_model_name_or_path": "MODEL.safetensors",
+        "train_data_dir": str(made.train_data_dir),
+        "output_dir": str(made.directory / "result_current"),
+        "output_name": made.token,
+    }
+    return " ".join(["kohyakit plan sd15-character", *(f"--set {shlex.quote(f'{k}={v}')}" for k, v in sets.items())])
+
+
+def prepared_json(made: Prepared) -> dict[str, Any]:
+    """The document of `dataset prepare --json`."""
+    return {
+        "ok": True,
+        "directory": str(made.directory),
+        "train_data_dir": str(made.train_data_dir),
+        "folder": str(made.folder),
+        "token": made.token,
+        "repeats": made.repeats,
+        "images": len(made.written),
+        "captions": sum(one.caption is not None for one in made.written),
+        "written": [one.as_json() for one in made.written],
+        "left_out": [{"file": name, "why": why} for name, why in made.left_out],
+        "next": next_command(made),
+    }
+
+
+def _told(made: Prepared, *, chosen: bool) -> Iterator[str]:
+    images, captions = len(made.written), sum(one.caption is not None for one in made.written)
+    yield f"{made.directory}{' (chosen: --to changes it)' if chosen else ''}"
+    yield f"  training_images/{made.folder.name}/   {images} pictures, {captions} captions"
+    yield f"  {images} pictures x {made.repeats} repeats = {images * made.repeats} looks in an epoch"
+    for note, count in Counter(note for one in made.written for note in one.notes).items():
+        yield f"  {count} x {note}"
+    for name, why in made.left_out:
+        yield f"  left out: {name}: {why}"
+    if captions < images:
+        yield f"  {images - captions} pictures have no caption: they are trained on the word {made.token} alone"
+    yield f"\nLook at it:  kohyakit dataset check {shlex.quote(str(made.directory))}"
+    yield f"Then:        {next_command(made)}"
+
+
+@dataset.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--caption-extension", default=".txt", show_default=True, help="Extension that the training will look for."
+)
+@click.option(
+    "--resolution", default="512,512", show_default=True, metavar="N|W,H", help="Training size of the bucket table."
+)
+@click.option(
+    "--sheet", "sheet_file", type=click.Path(path_type=Path), help="Also write an HTML page that shows it all."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@refusing
+def check(*, directory: Path, caption_extension: str, resolution: str, sheet_file: Path | None, as_json: bool) -> None:
+    """Say what is wrong, or could be better, in DIRECTORY; changes nothing."""
+    found = _checked(directory, caption_extension, resolution)
+    if sheet_file:
+        from launcher.pictures.sheet import sheet
+
+        sheet_file.write_text(sheet(found), encoding="utf-8")
+    if as_json:
+        print_json(found.as_json())
+    else:
+        click.echo("\n".join(_report(found)))
+        if sheet_file:
+            click.echo(f"\nOpen {sheet_file}")
+    if not found.ok:
+        if not as_json:
+            click.echo(f"{len(errors(found.problems))} errors", err=True)
+        sys.exit(1)
+
+
+def _checked(directory: Path, caption_extension: str = ".txt", resolution: str = "512,512") -> Checkup:
+    from launcher.pictures.check import check as look_at
+
+    bar = functools.partial(_progress, label="checking")
+    return look_at(directory, caption_extension=caption_extension, resolution=resolution, progress=bar)
+
+
+def _report(found: Checkup) -> Iterator[str]:
+    for folder in found.folders:
+        images = sum(shot.path.parent == folder.path for shot in found.shots)
+        yield f"{folder.path}: {images} pictures x {folder.repeats or '?'} repeats"
+    captions = sum(bool(shot.caption and shot.caption.strip()) for shot in found.shots)
+    yield f"{len(found.shots)} pictures, {captions} with a caption"
+    if found.buckets:
+        yield "buckets: " + ", ".join(f"{width}x{height}: {count}" for (width, height), count in found.buckets)
+    tags = found.tags.most_common(12)
+    if tags:
+        yield "most frequent tags: " + ", ".join(f"{tag} ({count})" for tag, count in tags)
+    if found.problems:
+        yield ""
+    yield from summary(found.problems)
+
+
+def summary(problems: Iterable[Problem]) -> Iterator[str]:
+    """The findings, errors first; of many alike only the first few."""
+    order = {"error": 0, "warning": 1, "note": 2}
+    kinds: dict[tuple[int, str], list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault((order[problem.severity], problem.code), []).append(problem)
+    for (_, code), alike in sorted(kinds.items(), key=lambda item: item[0][0]):
+        for problem in alike[:SHOWN]:
+            yield f"{problem.severity}: {problem}"
+        if len(alike) > SHOWN:
+            yield f"{alike[0].severity}: {len(alike) - SHOWN} more of the kind {code} (--json lists all)"
+
+
+@dataset.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "target", required=True, type=click.Path(path_type=Path), help="The zip to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@refusing
+def pack(*, directory: Path, target: Path, as_json: bool) -> None:
+    """Put the pictures and captions of DIRECTORY into one flat zip, as CivitAI takes them."""
+    from launcher.pictures.pack import pack as write
+
+    found = _checked(directory)
+    broken = [problem for problem in errors(found.problems) if problem.code in ("unreadable-image", "caption-encoding")]
+    if broken:
+        raise ConfigError(broken)
+    names = write(found, target)
+    if as_json:
+        print_json({"ok": True, "file": str(target), "names": names})
+    else:
+        click.echo(f"{target}: {len(found.shots)} pictures, {len(names) - len(found.shots)} captions")

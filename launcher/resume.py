@@ -1,0 +1,297 @@
+"""Going on with a run: exactly, from its state, or as a new run that starts from its weights."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from launcher import paths, record
+from launcher.data import DATASET, PROMPTS
+from launcher.formats.base import Draft, Setting
+from launcher.plan import Plan
+from launcher.resolve import Resolved, UsageError, settle
+from launcher.run import Ended
+from schemas.config import BadValue, read_value, table
+from schemas.problems import ConfigError, Problem, error
+
+Mode = Literal["resume", "continue"]
+COPY = re.compile(r"(?P<name>.+?)(?P<copy>-\d{6}|-step\d{8})?\.(safetensors|ckpt|pt)")
+SNAPSHOT = re.compile(r"(?P<name>.+)_\d{8}-\d{6}\.json")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a PATH given to `resume` stands for; `name` is the base name of its results in `output`."""
+
+    output: Path
+    name: str
+    run: Path | None = None
+    weights: Path | None = None
+    source: Path | None = None  # a snapshot, or the LoRA itself, where there is no run folder
+
+    @property
+    def state(self) -> Path | None:
+        return record.newest_state(self.run) if self.run else None
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the last start of the run did not come to its end."""
+        starts = record.read_record(self.run).get("starts") if self.run else None
+        return bool(starts) and starts[-1].get("exit") != 0
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A resolved config that goes on with an earlier run, and the first lines to print."""
+
+    mode: Mode
+    resolved: Resolved
+    found: Found
+    said: list[str]
+    processes: int | None = None
+
+
+def find(path: str) -> Found:
+    """The run, snapshot or weights that `path` names; ConfigError `nothing-to-resume` when there is none."""
+    place = Path(path)
+    if not place.exists():
+        raise error("no-file", "does not exist", file=path, fix="name a run folder, a snapshot, an output folder or a LoRA")
+    if place.is_dir():
+        return _in_folder(place)
+    if place.suffix == ".safetensors":
+        match = COPY.fullmatch(place.name)
+        name = match["name"] if match else place.stem
+        return Found(place.parent, name, _run_of(place.parent, name), place, place)
+    match = SNAPSHOT.fullmatch(place.name)
+    name = match["name"] if match else place.stem
+    return Found(place.parent, name, _run_of(place.parent, name), _newest_weights(place.parent, name), place)
+
+
+def _in_folder(place: Path) -> Found:
+    if (place / "config.toml").is_file():
+        name = place.name.removesuffix(".run")
+        return Found(place.parent, name, place, _newest_weights(place.parent, name))
+    runs = sorted(place.glob("*.run/config.toml"), key=lambda file: file.stat().st_mtime)
+    runs = [run for run in runs if not re.search(r"-v\d+\.run$", run.parent.name)] or runs
+    if runs:
+        return _in_folder(runs[-1].parent)
+    loras = sorted(place.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    if not loras:
+        raise error("nothing-to-resume", "holds no run and no LoRA", file=str(place), fix="name the LoRA file itself")
+    return find(str(loras[-1]))
+
+
+def _run_of(folder: Path, name: str) -> Path | None:
+    run = folder / f"{name}.run"
+    return run if (run / "config.toml").is_file() else None
+
+
+def _newest_weights(folder: Path, name: str) -> Path | None:
+    """The final file, or else the newest copy."""
+    final = folder / f"{name}.safetensors"
+    if final.is_file():
+        return final
+    copies = [path for path in folder.glob(f"{name}-*.safetensors") if (match := COPY.fullmatch(path.name))
+              and match["name"] == name]
+    return max(copies, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def go_on(
+    path: str, sets: Mapping[str, str], *, epochs: int | None = None, steps: int | None = None, to_end: bool = False
+) -> Continuation:
+    """Which of the two ways it is, and the config of it."""
+    if sum((epochs is not None, steps is not None, to_end)) > 1:
+        raise UsageError("--epochs, --steps and --to-end exclude each other")
+    found = find(path)
+    if to_end or (epochs is None and steps is None and found.cut_off and found.state):
+        return _exact(found, sets)
+    if epochs is None and steps is None:
+        what = "was stopped before its first state" if found.cut_off else "is complete"
+        raise error("nothing-to-resume", f"{what}, so say how much further", file=path,
+                    fix="--epochs N or --steps N starts a new run from its weights")
+    return _further(found, sets, epochs, steps)
+
+
+def _exact(found: Found, sets: Mapping[str, str]) -> Continuation:
+    state = found.state
+    if found.run is None or state is None:
+        raise error("no-state", "has no state to resume from exactly", file=str(found.run or found.output),
+                    fix="--epochs N or --steps N starts a new run from the weights")
+    draft = _kept_draft(found, carried=False)
+    _refuse_changes(draft, sets)
+    resolved = settle(draft, sets).change("resume", str(state), "computed")
+    kept = record.read_record(found.run)
+    progress = _json(state / "progress.json")
+    step, total = progress.get("step", "?"), (kept.get("steps") or {}).get("total", "?")
+    said = [f"resume: exactly, from step {step} of {total}, state {state}"]
+    said += [f"    changed: {name}={value}" for name, value in sets.items()]
+    return Continuation("resume", resolved, found, said, (kept.get("accelerate") or {}).get("num_processes"))
+
+
+def _refuse_changes(draft: Draft, sets: Mapping[str, str]) -> None:
+    """ConfigError for every --set that would make it another run."""
+    problems = []
+    for name, text in sets.items():
+        option = table().get(name)
+        if option is None:
+            raise UsageError(f"--set {name}: no such option")
+        before = draft.arguments[name].value if name in draft.arguments else option.default
+        try:
+            same = read_value(option, text)[0] == read_value(option, before)[0]
+        except BadValue:
+            continue  # told by `settle`
+        if not option.resumable and not same:
+            problems.append(Problem(code="not-on-resume", key=f"--set {name}", got=text, must=f"is {before!r} in this run "
+                                    "and cannot change on an exact resume", fix="--epochs N starts a new run from its weights"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _kept_draft(found: Found, *, carried: bool) -> Draft:
+    """The draft of a run folder's config.toml, with the origins of the first start, wherever the folder is now."""
+    from launcher import formats
+
+    run = found.run
+    if run is None:
+        return formats.read(found.source or found.output)
+    draft = formats.read(run / "config.toml", format="sd-scripts")
+    kept = record.read_record(run)
+    draft.family, draft.gui_steps, draft.keys = kept.get("family"), None, {}
+    origins = kept.get("origins") or {}
+    for name, setting in list(draft.arguments.items()):
+        origin = origins.get(name, {})
+        draft.arguments[name] = Setting(setting.value, origin.get("origin", "file"), origin.get("from"))
+    for name, file in (("sample_prompts", PROMPTS), ("dataset_config", DATASET)):
+        held = run / file
+        if name in draft.arguments and Path(str(draft.arguments[name].value)).name == file and held.is_file():
+            if carried:
+                _carry(draft, name, held)
+            else:
+                draft.arguments[name] = Setting(str(held), "computed")
+    draft.arguments["output_dir"] = Setting(str(found.output), "computed")
+    draft.arguments["output_name"] = Setting(found.name, "computed")
+    return draft
+
+
+def _carry(draft: Draft, name: str, held: Path) -> None:
+    """The held file becomes part of the draft, so that the new run writes its own."""
+    del draft.arguments[name]
+    text = held.read_text(encoding="utf-8")
+    if name == "sample_prompts":
+        draft.prompts = text
+    else:
+        draft.datasets = tomllib.loads(text)
+
+
+def _further(found: Found, sets: Mapping[str, str], epochs: int | None, steps: int | None) -> Continuation:
+    from schemas.weights import lora_facts
+
+    if found.weights is None:
+        raise error("no-weights", "has no LoRA to start from", file=str(found.run or found.output),
+                    fix="name the LoRA file itself")
+    draft = _kept_draft(found, carried=True)
+    facts = lora_facts(found.weights)
+    for name in ("resume", "initial_epoch", "initial_step", "skip_until_initial_step", "max_train_epochs", "max_train_steps"):
+        draft.arguments.pop(name, None)
+    draft.gui_steps = None
+    given: dict[str, Any] = {"max_train_epochs": epochs, "max_train_steps": steps,
+                             "network_dim": facts.dim, "network_alpha": facts.alpha}
+    for name, value in given.items():
+        if value is not None:
+            draft.arguments[name] = Setting(value, "--set" if name.startswith("max") else "computed")
+    draft.arguments["network_weights"] = Setting(str(found.weights), "computed")
+    if found.run is None:
+        _place(draft, found)
+    resolved = settle(draft, sets)
+    length = f"{epochs} epochs" if epochs is not None else f"{steps} steps"
+    rank = ", ".join(f"{word} {value:g}" for word, value in (("rank", facts.dim), ("alpha", facts.alpha)) if value is not None)
+    said = [f"continue: a new run of {length} from the weights {found.weights} ({rank}), through network_weights"]
+    return Continuation("continue", resolved, found, said)
+
+
+def _place(draft: Draft, found: Found) -> None:
+    """Results of a run known only by its snapshot or LoRA go beside it, if its own folder is not here."""
+    output = draft.arguments.get("output_dir")
+    if output is None or not output.value or not Path(str(output.value)).is_dir():
+        draft.arguments["output_dir"] = Setting(str(found.output), "computed")
+    name = draft.arguments.get("output_name")
+    if name is None or not name.value:
+        draft.arguments["output_name"] = Setting(found.name, "computed")
+
+
+def differences(plan: Plan, found: Found) -> list[str]:
+    """What is not as it was at the first start of the run: dataset, model, versions, processes."""
+    kept = record.read_record(found.run) if found.run else {}
+    if not kept:
+        return []
+    said = []
+    for word, now in (("dataset", record.dataset_fingerprint(plan)), ("model", record.model_fingerprint(
+            plan.config.pretrained_model_name_or_path))):
+        before = kept.get(word) or {}
+        if before.get("fingerprint") and before["fingerprint"] != now.get("fingerprint"):
+            said.append(f"    differs: the {word} has changed since the first start")
+    before, versions = kept.get("versions") or {}, record.versions()
+    for name in sorted({*before, *versions}):
+        if before.get(name) != versions.get(name):
+            said.append(f"    differs: {name} {before.get(name, 'absent')} -> {versions.get(name, 'absent')}")
+    processes = (kept.get("accelerate") or {}).get("num_processes")
+    if processes and processes != plan.launch.num_processes:
+        said.append(f"    differs: {processes} -> {plan.launch.num_processes} processes; equivalent, not bit for bit")
+    return said or ["    nothing differs from the first start"]
+
+
+def keep_older(plan: Plan) -> Plan:
+    """Moves results that stand in the way to a numbered name; `network_weights` follows. Returns the plan to start."""
+    resolved = plan.checked.resolved
+    folder, name = paths.output_dir(resolved), paths.run_name(resolved)
+    there = paths.existing_results(resolved)
+    run = paths.run_folder(resolved)
+    if run.is_dir() and run not in there:
+        there.append(run)
+    if not there:
+        return plan
+    number = 1
+    while any(folder.glob(f"{name}-v{number}[.-]*")):
+        number += 1
+    weights = Path(str(resolved.config.network_weights)).resolve() if resolved.config.network_weights else None
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for path in there:
+            target = folder / f"{name}-v{number}{path.name.removeprefix(name)}"
+            if weights == path.resolve():
+                resolved = resolved.change("network_weights", str(target), "computed")
+            path.rename(target)
+            moved.append((path, target))
+    except OSError as fault:
+        for path, target in reversed(moved):
+            target.rename(path)
+        raise error("not-writable", f"cannot be renamed: {fault.strerror}", file=str(folder), fix="check its owner") from None
+    return replace(plan, checked=replace(plan.checked, resolved=resolved))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    import json
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def start(plan: Plan, way: Continuation, *, write: Callable[[bytes], Any], say: Callable[[str], Any],
+          terminal: bool = False) -> Ended:
+    """Trains on: the same run folder for an exact resume, or a new one after the older results have been moved aside."""
+    from launcher import run
+
+    run.probe_writing(plan)
+    if way.mode == "resume":
+        run.write_config(plan)
+        return run.start(plan, mode="resume", write=write, say=say, terminal=terminal)
+    plan = keep_older(run.with_seed(plan))
+    run.prepare(plan)
+    return run.start(plan, mode="continue", write=write, say=say, terminal=terminal)

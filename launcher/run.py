@@ -1,0 +1,176 @@
+"""Starting a run: the run folder, the snapshot, the trainer's process, its end. The only part that writes."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from launcher import paths, record
+from launcher.child import INTERRUPTED, Finished, run_child
+from launcher.command import environment
+from launcher.data import carried_files
+from launcher.failures import Failure, diagnose, last_error
+from launcher.files import secrets_of, without_secrets, write_bytes, write_text
+from launcher.plan import Plan
+from schemas.config import write as config_text
+from schemas.problems import ConfigError, Problem, errors
+
+FAILED = 3
+SECRET_VARIABLES = {"wandb_api_key": "WANDB_API_KEY", "huggingface_token": "HF_TOKEN"}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: exit code of the command, what was saved, and why it failed."""
+
+    code: int
+    saved: list[Path]
+    last_step: int | None = None
+    failure: Failure | None = None
+    refused: bool = False
+
+
+def launch(plan: Plan, *, write: Callable[[bytes], Any], say: Callable[[str], Any], terminal: bool = False) -> Ended:
+    """Writes the run folder and trains. ConfigError, with nothing written, when the plan has errors."""
+    wrong = errors(plan.problems)
+    if wrong:
+        raise ConfigError(wrong)
+    plan = with_seed(plan)
+    probe_writing(plan)
+    prepare(plan)
+    return start(plan, mode="launch", write=write, say=say, terminal=terminal)
+
+
+def with_seed(plan: Plan) -> Plan:
+    """A missing seed is drawn here, so that the kept config names it."""
+    if plan.config.seed is not None:
+        return plan
+    resolved = plan.checked.resolved.change("seed", random.SystemRandom().randrange(2**32), "computed")
+    return replace(plan, checked=replace(plan.checked, resolved=resolved))
+
+
+def probe_writing(plan: Plan) -> None:
+    """ConfigError where the output folder cannot really be written; access rights alone do not tell (root, full mounts)."""
+    folder = paths.output_dir(plan.checked.resolved)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".kohyakit"):
+            pass
+    except OSError as fault:
+        problem = Problem(code="not-writable", key="output_dir", got=str(folder), must=f"cannot be written: {fault.strerror}",
+                          fix="--set output_dir=PATH")
+        raise ConfigError([plan.checked.resolved.placed(problem)]) from None
+
+
+def prepare(plan: Plan) -> None:
+    """Everything that a run leaves before its first step: config, source, carried files, record, snapshot."""
+    resolved = plan.checked.resolved
+    folder = paths.run_folder(resolved)
+    if resolved.config.overwrite:
+        clear(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(plan)
+    for name, text in carried_files(resolved).items():
+        write_text(folder / name, text)
+    keep_source(plan)
+    from launcher.snapshot import write_snapshot
+
+    write_snapshot(plan)
+
+
+def write_config(plan: Plan) -> None:
+    """The trainer's input."""
+    resolved = plan.checked.resolved
+    write_text(paths.run_folder(resolved) / "config.toml", config_text(resolved.config))
+
+
+def clear(folder: Path) -> None:
+    """Removes what an earlier run under this name left in its run folder, and nothing else."""
+    for path in folder.glob("state-*"):
+        shutil.rmtree(path)
+    for name in ("log.jsonl", "run.json", "config.toml"):
+        (folder / name).unlink(missing_ok=True)
+    for path in folder.glob("source.*"):
+        path.unlink()
+
+
+def keep_source(plan: Plan) -> None:
+    """The user's file byte for byte, secrets blanked; of a LoRA file only its header's text."""
+    resolved = plan.checked.resolved
+    if resolved.draft.file is None or not Path(resolved.draft.file).is_file():
+        return
+    source, folder = Path(resolved.draft.file), paths.run_folder(resolved)
+    if source.suffix == ".safetensors":
+        from launcher.files import write_json
+        from schemas.weights import read_header
+
+        write_json(folder / "source.json", read_header(source).metadata)
+        return
+    data = source.read_bytes()
+    secrets = secrets_of(resolved.config).values()
+    text = data.decode("utf-8", "surrogateescape")
+    blanked = without_secrets(text, secrets).encode("utf-8", "surrogateescape")
+    write_bytes(folder / f"source{source.suffix or '.txt'}", blanked)
+
+
+def start(plan: Plan, *, mode: str, write: Callable[[bytes], Any], say: Callable[[str], Any], terminal: bool = False) -> Ended:
+    """Runs the trainer in the run folder as it stands, and records begin and end."""
+    folder = paths.run_folder(plan.checked.resolved)
+    record.begin(folder, plan, mode=mode)
+    variables = environment(plan.launch, os.environ)
+    for name, secret in secrets_of(plan.config).items():
+        variables.setdefault(SECRET_VARIABLES.get(name, name.upper()), secret)
+    variables["KOHYAKIT_LAUNCHED"] = "1"
+    since = time.time() if mode == "launch" else 0.0
+    finished = run_child(plan.command, variables, write, terminal=terminal)
+    return report(plan, finished, say, since=since)
+
+
+def report(plan: Plan, finished: Finished, say: Callable[[str], Any], *, since: float = 0.0) -> Ended:
+    """Says how the run ended, closes its record, and turns the trainer's exit code into the command's."""
+    folder = paths.run_folder(plan.checked.resolved)
+    code = finished.code
+    outcome = code if code in (0, 1, INTERRUPTED) else FAILED
+    if outcome == 1 and (last_error(finished.lines) or record.last_step(folder) is not None):
+        outcome = FAILED  # Python itself ends with 1 too
+    record.end(folder, outcome)
+    saved, step = record.saved_files(plan, since), record.last_step(folder)
+    total = plan.steps.total if plan.steps else None
+    if outcome == 0:
+        say(f"done: {saved[0] if saved else folder}")
+        return Ended(0, saved, step)
+    if outcome == INTERRUPTED:
+        say(f"interrupted at step {step or 0} of {total}")
+        failure = None
+    elif outcome == 1:
+        say("the trainer refused the input; nothing was trained")
+        return Ended(1, saved, step, refused=True)
+    else:
+        failure = diagnose(finished.lines, code)
+        say(f"the run failed at step {step or 0} of {total}: {failure.cause}")
+        if failure.advice:
+            say(f"    try: {failure.advice}")
+    say("saved so far: " + (", ".join(str(path) for path in saved) or "nothing"))
+    if record.newest_state(folder):
+        say(f"go on with: kohyakit resume {folder}")
+    return Ended(outcome, saved, step, failure)
+
+
+def to_stdout(data: bytes) -> None:
+    """The trainer's output, unchanged."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def to_stderr(data: bytes) -> None:
+    """The trainer's output where stdout belongs to one JSON document."""
+    sys.stderr.buffer.write(data)
+    sys.stderr.buffer.flush()

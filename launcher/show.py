@@ -1,0 +1,190 @@
+"""Plans, verdicts and differences as lines for people. Pure: takes facts, gives text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launcher import paths
+from launcher.command import quoted
+from launcher.preflight import FAMILIES, Checked
+
+if TYPE_CHECKING:
+    from launcher.plan import Plan
+
+SHOWN = 6  # entries of a long list that are named
+
+
+def row(name: str, text: str) -> str:
+    """One line of a table; further lines of `text` are indented under it."""
+    first, *rest = text.split("\n")
+    return "\n".join([f"  {click.style(f'{name:<10}', bold=True)} {first}", *(f"  {'':<10} {line}" for line in rest)])
+
+
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """The dry run, most important first."""
+    resolved = plan.checked.resolved
+    family = FAMILIES.get(plan.family or "", plan.family or "family unknown")
+    yield click.style(f"{resolved.draft.file}: a {resolved.draft.kind} for {family}", bold=True)
+    config = plan.config
+    yield row("model", config.pretrained_model_name_or_path or "not given")
+    yield row("network", _network(plan))
+    yield row("optimizer", _optimizer(plan))
+    yield from _data(plan)
+    yield from _steps(plan)
+    yield row("results", str(paths.output_dir(resolved) / f"{paths.run_name(resolved)}.{config.save_model_as}"))
+    if plan.memory is not None:
+        where = "GPU" if not plan.launch.cpu else "for the models"
+        disk = f", {_bytes(plan.disk_bytes)} on disk" if plan.disk_bytes is not None else ""
+        yield row("memory", f"about {_bytes(plan.memory.device_bytes)} {where}, {_bytes(plan.memory.host_bytes)} main memory{disk}")
+    for change in plan.checked.adapted:
+        yield row("adapted", f"{change.argument}: {change.before!r} -> {change.after!r}, {change.why}")
+    yield from fit_lines(plan)
+    yield row("command", quoted(plan.command))
+
+
+def _network(plan: Plan) -> str:
+    config = plan.config
+    parts = "U-Net only" if config.network_train_unet_only else "text encoder only" \
+        if config.network_train_text_encoder_only else "U-Net and text encoder"
+    args = f", {' '.join(config.network_args)}" if config.network_args else ""
+    start = f"\nstarts from {config.network_weights}" if config.network_weights else ""
+    dim = config.network_dim or 4
+    return f"{config.network_module}, rank {dim}, alpha {config.network_alpha or dim:g}{args}; {parts}{start}"
+
+
+def _optimizer(plan: Plan) -> str:
+    config = plan.config
+    unet = config.learning_rate if config.unet_lr is None else config.unet_lr
+    text = " ".join(f"{rate:g}" for rate in config.text_encoder_lr) or f"{config.learning_rate:g}"
+    rates = [] if config.network_train_text_encoder_only else [f"U-Net {unet:g}"]
+    rates += [] if config.network_train_unet_only else [f"text encoder {text}"]
+    warmup = f", {plan.steps.warmup} steps of warm-up" if plan.steps and plan.steps.warmup else ""
+    precision = f"mixed precision {config.mixed_precision}"
+    schedule = config.lr_scheduler_type or config.lr_scheduler
+    return f"{config.optimizer_type or 'AdamW'}, {', '.join(rates)}, {schedule}{warmup}, {precision}"
+
+
+def _data(plan: Plan) -> Iterator[str]:
+    found = plan.dataset_json()
+    if found is None:
+        yield row("data", plan.config.dataset_config or plan.config.train_data_dir or "not given")
+        return
+    lines = [f"{_count(found['images'], 'picture')}, {found['repeats_total']} with repeats"]
+    if found["without_caption"]:
+        lines[0] += f", {found['without_caption']} without caption"
+    for subset in found["subsets"]:
+        reg = " (regularisation)" if subset["is_reg"] else ""
+        lines.append(f"{subset['folder']}: {subset['images']} x {subset['repeats']}{reg}")
+    yield row("data", "\n".join(lines))
+    sizes = [f"{width}x{height}: {entry['images']}" for entry in found["buckets"]
+             for width, height in [entry["resolution"]]]
+    if sizes:
+        yield row("buckets", _some(sizes, 12))
+
+
+def _steps(plan: Plan) -> Iterator[str]:
+    steps = plan.steps
+    if steps is None:
+        return
+    yield row("steps", derivation(plan))
+    names = [save.file for save in plan.saves]
+    yield row("saves", f"{len(names)}: {_some(names)}")
+    if plan.config.sample_prompts and plan.previews:
+        yield row("previews", "after steps " + _some([str(step) for step in plan.previews], 10))
+
+
+def derivation(plan: Plan) -> str:
+    """How the number of steps comes about, as a sum that can be followed."""
+    steps, config = plan.steps, plan.config
+    if steps is None:
+        return ""
+    found = plan.dataset_json() or {}
+    total = found.get("repeats_total", 0) + found.get("reg_repeats_total", 0)
+    words = [f"{total} pictures in batches of {config.train_batch_size}, bucket by bucket"]
+    words.append(f"= {steps.batches_per_epoch} batches an epoch" + (
+        f" for each of {steps.processes} processes" if steps.processes > 1 else ""))
+    if config.gradient_accumulation_steps > 1:
+        words.append(f"/ {config.gradient_accumulation_steps} accumulated = {steps.updates_per_epoch} steps an epoch")
+    setting = plan.checked.resolved.settings.get("max_train_steps")
+    by = "max_train_epochs" if config.max_train_epochs else "max_train_steps"
+    how = " (computed as the GUI does)" if setting and setting.origin == "computed" and by == "max_train_steps" else ""
+    words.append(f"x {steps.epochs} epochs = {steps.total} steps, set by {by}{how}")
+    return "\n".join([words[0] + " " + words[1], " ".join(words[2:])])
+
+
+def process_lines(plan: Plan, single: Plan) -> Iterator[str]:
+    """One process against several, side by side."""
+    if plan.steps is None or single.steps is None:
+        return
+    yield row("processes", f"{'':>28}{1:>10}{plan.steps.processes:>10}")
+    rate = plan.config.train_batch_size * plan.config.gradient_accumulation_steps
+    for name, one, many in (
+        ("pictures in one step", rate, rate * plan.steps.processes),
+        ("batches per epoch and process", single.steps.batches_per_epoch, plan.steps.batches_per_epoch),
+        ("steps per epoch", single.steps.updates_per_epoch, plan.steps.updates_per_epoch),
+        ("epochs", single.steps.epochs, plan.steps.epochs),
+        ("steps", single.steps.total, plan.steps.total),
+    ):
+        yield row("", f"{name:<28}{one:>10}{many:>10}")
+
+
+def fit_lines(plan: Plan) -> Iterator[str]:
+    """What --vram changes."""
+    if plan.fits is None:
+        return
+    if not plan.fits:
+        yield row("fits", "as it is")
+    for change in plan.fits:
+        result = "changes the result" if change["changes_result"] else "same result"
+        yield row("to fit", f"{change['argument']}: {change['from']!r} -> {change['to']!r} saves "
+                            f"{_bytes(change['saves_bytes'])}; {change['cost']}; {result}")
+
+
+def verdict_lines(checked: Checked, *, keys: bool) -> Iterator[str]:
+    """`validate` of one file: the verdict, and the keys that do not simply count."""
+    draft = checked.resolved.draft
+    counts = Counter(problem.severity for problem in checked.problems)
+    said = ", ".join(_count(counts[name], name) for name in ("error", "warning", "note") if counts[name])
+    mark = click.style("ok", fg="green") if checked.ok else click.style("not ok", fg="red")
+    yield f"{draft.file}: {draft.format}, {checked.family or 'family unknown'}, {draft.kind}: {mark}" + (f" ({said})" if said else "")
+    for name, fate in draft.keys.items():
+        if keys or fate.status not in ("used", "default"):
+            target = f" -> {fate.argument}" if fate.argument and fate.argument != name else ""
+            value = f" = {fate.value!r}" if keys and fate.value is not None else ""
+            why = f" ({fate.why})" if fate.why else ""
+            if keys or fate.status in ("no-effect", "renamed", "other-family"):
+                yield f"    {fate.status:<12} {name}{target}{value}{why}"
+
+
+def difference_lines(found: Iterable[dict[str, Any]], a: str, b: str) -> Iterator[str]:
+    """`diff`: one line an argument."""
+    rows = [(entry["argument"], entry["a"], entry["b"]) for entry in found]
+    if not rows:
+        yield f"{a} and {b} train the same"
+        return
+    width = max(len(name) for name, _, _ in rows)
+    left = min(40, max(len(str(value)) for _, value, _ in rows))
+    yield f"{'':<{width}}  {Path(a).name:<{left}}  {Path(b).name}"
+    for name, one, other in rows:
+        yield f"{name:<{width}}  {one!s:<{left}}  {other!s}"
+
+
+def _some(items: list[str], shown: int = SHOWN) -> str:
+    if len(items) <= shown:
+        return ", ".join(items)
+    return ", ".join([*items[: shown - 1], "...", items[-1]])
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _bytes(number: int | None) -> str:
+    if number is None:
+        return "?"
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"

@@ -1,0 +1,154 @@
+"""Rules on the learning-rate schedule and on the length of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from schemas.config import TrainConfig
+from schemas.problems import Problem, nearest
+from schemas.rules.arguments import parse_literal_args
+from schemas.rules.optimizers import OPTIMIZERS, resolve
+from schemas.rules.registry import rule, trusted
+
+SCHEDULERS = (
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt",
+    "cosine_with_min_lr", "warmup_stable_decay", "piecewise_constant", "adafactor",
+)  # fmt: skip
+TORCH_SCHEDULERS = (
+    "LambdaLR", "MultiplicativeLR", "StepLR", "MultiStepLR", "ConstantLR", "LinearLR", "ExponentialLR", "PolynomialLR",
+    "CosineAnnealingLR", "CyclicLR", "OneCycleLR", "CosineAnnealingWarmRestarts",
+)  # fmt: skip
+
+
+@rule
+def known_scheduler(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """lr_scheduler is a known name; lr_scheduler_type, which goes before it, a class of torch or a trusted one."""
+    custom = config.lr_scheduler_type
+    if custom:
+        package = custom.rpartition(".")[0]
+        if not package and custom not in TORCH_SCHEDULERS:
+            yield Problem(
+                code="unknown-scheduler",
+                key="lr_scheduler_type",
+                got=custom,
+                must=f"must be one of {', '.join(TORCH_SCHEDULERS)}, or a dotted class name",
+                fix=f"--set lr_scheduler_type={nearest(custom, TORCH_SCHEDULERS) or 'CosineAnnealingLR'}",
+            )
+        if package not in ("", "torch.optim.lr_scheduler") and not trusted(config, custom):
+            yield Problem(
+                code="untrusted-module",
+                key="lr_scheduler_type",
+                got=custom,
+                must="is not a class of torch.optim.lr_scheduler and would run its code",
+                fix=f"if you trust it: --trust {custom}",
+            )
+    elif config.lr_scheduler.partition(":")[0] not in SCHEDULERS:
+        yield Problem(
+            code="unknown-scheduler",
+            key="lr_scheduler",
+            got=config.lr_scheduler,
+            must=f"must be one of {', '.join(SCHEDULERS)}",
+            fix=f"--set lr_scheduler={nearest(config.lr_scheduler, SCHEDULERS) or 'constant'}",
+        )
+
+
+@rule
+def scheduler_arguments(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """lr_scheduler_args are name=value with Python literals; some schedules cannot do without their argument."""
+    given, problems = parse_literal_args(config.lr_scheduler_args, "lr_scheduler_args")
+    yield from problems
+    if config.lr_scheduler_type:
+        return
+    if config.lr_scheduler == "cosine_with_min_lr" and config.lr_scheduler_min_lr_ratio is None:
+        yield Problem(
+            code="scheduler-needs-argument",
+            key="lr_scheduler_min_lr_ratio",
+            must="must be given for cosine_with_min_lr",
+            fix="--set lr_scheduler_min_lr_ratio=0.1",
+        )
+    if config.lr_scheduler == "piecewise_constant" and "step_rules" not in given:
+        yield Problem(
+            code="scheduler-needs-argument",
+            key="lr_scheduler_args",
+            must="must contain step_rules for piecewise_constant",
+            fix="--set lr_scheduler_args=\"step_rules='1:10,0.1:20,0.01'\"",
+        )
+
+
+@rule
+def warmup_fits_the_scheduler(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """constant, adafactor and custom schedules take no warmup (traps T19)."""
+    if not config.lr_warmup_steps:
+        return
+    shape = config.lr_scheduler_type or config.lr_scheduler
+    if config.lr_scheduler_type or shape.partition(":")[0] in ("constant", "adafactor"):
+        instead = " or --set lr_scheduler=constant_with_warmup" if shape == "constant" else ""
+        yield Problem(
+            code="warmup-without-use",
+            key="lr_warmup_steps",
+            got=config.lr_warmup_steps,
+            must=f"must be 0 with the schedule {shape}",
+            fix=f"--set lr_warmup_steps=0{instead}",
+        )
+    elif config.max_train_epochs is None and config.lr_warmup_steps >= config.max_train_steps:
+        yield Problem(
+            code="warmup-too-long",
+            severity="warning",
+            key="lr_warmup_steps",
+            got=config.lr_warmup_steps,
+            must=f"the run ends at step {config.max_train_steps}, before the full rate is reached",
+            fix=f"--set lr_warmup_steps={config.max_train_steps // 10}",
+        )
+
+
+@rule
+def adafactor_schedule(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """The adafactor schedule belongs to Adafactor with relative_step; without it, hints."""
+    shape = "" if config.lr_scheduler_type else config.lr_scheduler
+    adafactor = resolve(config.optimizer_type) == OPTIMIZERS["AdaFactor"]
+    if shape == "adafactor" or (shape.startswith("adafactor:") and not adafactor):
+        yield Problem(
+            code="adafactor-schedule",
+            key="lr_scheduler",
+            got=shape,
+            must="works only with the optimizer AdaFactor and relative_step",
+            fix="--set lr_scheduler=constant_with_warmup",
+        )
+    elif adafactor and not shape.startswith("adafactor:") and "." not in config.optimizer_type and config.max_grad_norm:
+        yield Problem(
+            code="adafactor-clipping",
+            severity="note",
+            key="max_grad_norm",
+            got=config.max_grad_norm,
+            must="Adafactor with a fixed rate is usually run with 0, it limits its updates itself",
+        )
+
+
+@rule
+def length_of_the_run(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """initial_step and initial_epoch lie inside the run; max_train_epochs goes before max_train_steps."""
+    epochs = config.max_train_epochs
+    if epochs is None and (config.initial_step or 0) >= config.max_train_steps:
+        yield Problem(
+            code="starts-after-end",
+            key="initial_step",
+            got=config.initial_step,
+            must=f"must be below max_train_steps ({config.max_train_steps})",
+            fix="lower initial_step, or raise max_train_steps",
+        )
+    if epochs is not None and (config.initial_epoch or 0) > epochs:
+        yield Problem(
+            code="starts-after-end",
+            key="initial_epoch",
+            got=config.initial_epoch,
+            must=f"must not be above max_train_epochs ({epochs})",
+            fix="lower initial_epoch, or raise max_train_epochs",
+        )
+    if epochs is not None and config.max_train_steps != 1600:
+        yield Problem(
+            code="no-effect",
+            severity="note",
+            key="max_train_steps",
+            got=config.max_train_steps,
+            must="has no effect: max_train_epochs decides the length",
+        )

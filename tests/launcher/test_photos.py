@@ -1,0 +1,354 @@
+"""From a folder or zip of photos to a training folder, and what `dataset check` says of one."""
+
+from __future__ import annotations
+
+import json
+import stat
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from launcher.photos import dataset
+from launcher.pictures.prepare import auto_repeats
+from launcher.toy import draw
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(dataset, [str(word) for word in words])
+
+
+def document(*words: object) -> dict[str, Any]:
+    return json.loads(run(*words, "--json").stdout)
+
+
+def photo(path: Path, seed: int = 0, size: int = 300, **save: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw(seed, size).save(path, **save)
+    return path
+
+
+@pytest.fixture
+def shoot(tmp_path: Path) -> Path:
+    """Three photos, two captions, one stray file."""
+    folder = tmp_path / "shoot"
+    for number in (1, 2, 10):
+        photo(folder / f"IMG_{number}.jpg", number)
+    (folder / "IMG_1.txt").write_text("N0m3, first", encoding="utf-8")
+    (folder / "IMG_2.txt").write_text("\ufeffN0m3, zweite ä", encoding="utf-8")
+    (folder / "notes.pdf").write_bytes(b"%PDF")
+    return folder
+
+
+def trained(folder: Path) -> Path:
+    """A checked folder of three different pictures: parent/10_N0m3."""
+    for number in range(3):
+        photo(folder / "10_N0m3" / f"N0m3_{number}.png", number)
+        (folder / "10_N0m3" / f"N0m3_{number}.txt").write_text(f"N0m3, tag{number}", encoding="utf-8")
+    return folder
+
+
+def codes(folder: Path, *words: object) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for problem in document("check", folder, *words)["problems"]:
+        found[problem["code"]] = found.get(problem["code"], 0) + 1
+    return found
+
+
+# prepare
+
+
+def test_prepare_makes_the_three_folders(shoot: Path, tmp_path: Path) -> None:
+    made = document("prepare", shoot, "--name", "N0m3")
+    target = tmp_path / "shoot_N0m3"
+    assert made["directory"] == str(target)
+    assert sorted(path.name for path in target.iterdir()) == ["result_current", "training_images", "txt2img-images"]
+    assert sorted(path.name for path in (target / "training_images" / "133_N0m3").iterdir()) == [
+        "N0m3_001.png",
+        "N0m3_001.txt",
+        "N0m3_002.png",
+        "N0m3_002.txt",
+        "N0m3_003.png",
+    ]
+
+
+def test_captions_follow_their_pictures_without_bom(shoot: Path, tmp_path: Path) -> None:
+    run("prepare", shoot, "--name", "N0m3", "--to", tmp_path / "out", "--repeats", 5)
+    folder = tmp_path / "out" / "training_images" / "5_N0m3"
+    assert (folder / "N0m3_002.txt").read_bytes() == "N0m3, zweite ä".encode()
+
+
+def test_nothing_is_left_out_silently(shoot: Path, tmp_path: Path) -> None:
+    (shoot / "IMG_9.heic").write_bytes(b"x")
+    (shoot / "lonely.txt").write_text("caption", encoding="utf-8")
+    made = document("prepare", shoot, "--name", "N0m3")
+    assert {one["file"] for one in made["left_out"]} == {"notes.pdf", "IMG_9.heic", "lonely.txt"}
+    assert [one["from"] for one in made["written"]] == ["IMG_1.jpg", "IMG_2.jpg", "IMG_10.jpg"]
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "shoot").mkdir()
+    draw(0, 300).resize((300, 200)).save(tmp_path / "shoot" / "a.jpg", exif=exif)
+    made = document("prepare", tmp_path / "shoot", "--name", "x")
+    with Image.open(Path(made["folder"]) / "x_001.png") as image:
+        assert image.size == (200, 300)
+        assert 0x0112 not in image.getexif()
+
+
+def test_keep_format_keeps_the_bytes(shoot: Path, tmp_path: Path) -> None:
+    made = document("prepare", shoot, "--name", "N0m3", "--keep-format")
+    assert (Path(made["folder"]) / "N0m3_001.jpg").read_bytes() == (shoot / "IMG_1.jpg").read_bytes()
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+    (tmp_path / "shoot").mkdir()
+    Image.new("I;16", (300, 300), 32768).save(tmp_path / "shoot" / "a.png")
+    made = document("prepare", tmp_path / "shoot", "--name", "x")
+    with Image.open(Path(made["folder"]) / "x_001.png") as image:
+        assert image.getpixel((0, 0)) in [(127, 127, 127), (128, 128, 128)]
+
+
+def test_source_stays_as_it_is(shoot: Path) -> None:
+    before = {path: path.read_bytes() for path in shoot.iterdir()}
+    run("prepare", shoot, "--name", "N0m3")
+    assert {path: path.read_bytes() for path in shoot.iterdir()} == before
+
+
+def test_existing_target_is_refused_and_kept(shoot: Path, tmp_path: Path) -> None:
+    run("prepare", shoot, "--name", "N0m3")
+    again = run("prepare", shoot, "--name", "N0m3", "--repeats", 7)
+    assert again.exit_code == 1
+    assert "is not overwritten" in again.stderr
+    assert [path.name for path in (tmp_path / "shoot_N0m3" / "training_images").iterdir()] == ["133_N0m3"]
+
+
+def test_second_concept_joins_the_first(shoot: Path, tmp_path: Path) -> None:
+    run("prepare", shoot, "--name", "one", "--to", tmp_path / "out", "--repeats", 1)
+    assert run("prepare", shoot, "--name", "two", "--to", tmp_path / "out", "--repeats", 1).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "out" / "training_images").iterdir()) == ["1_one", "1_two"]
+
+
+def test_broken_pictures_are_all_named_and_nothing_is_written(shoot: Path, tmp_path: Path) -> None:
+    for name in ("IMG_1.jpg", "IMG_2.jpg"):
+        (shoot / name).write_bytes((shoot / name).read_bytes()[:600])
+    refused = run("prepare", shoot, "--name", "N0m3")
+    assert refused.exit_code == 1
+    assert "IMG_1.jpg" in refused.stderr
+    assert "IMG_2.jpg" in refused.stderr
+    assert not (tmp_path / "shoot_N0m3").exists()
+
+
+def test_skip_unreadable_says_what_it_skipped(shoot: Path) -> None:
+    (shoot / "IMG_1.jpg").write_bytes(b"not a picture")
+    made = document("prepare", shoot, "--name", "N0m3", "--skip-unreadable")
+    assert made["images"] == 2
+    assert "IMG_1.jpg" in {one["file"] for one in made["left_out"]}
+
+
+@pytest.mark.parametrize("token", ["", "a/b", "..", "a:b", " x", "x."])
+def test_token_that_cannot_be_a_file_name_is_refused(shoot: Path, token: str) -> None:
+    assert document("prepare", shoot, "--name", token)["problems"][0]["code"] == "bad-name"
+
+
+def test_target_inside_the_source_is_refused(shoot: Path) -> None:
+    assert document("prepare", shoot, "--name", "x", "--to", shoot / "out")["problems"][0]["code"] == "target-in-source"
+
+
+def test_empty_folder_says_what_it_found(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.pdf").write_bytes(b"x")
+    assert "1 files, none a picture" in run("prepare", tmp_path / "a", "--name", "x").stderr
+
+
+def test_json_refusal_is_one_document(tmp_path: Path) -> None:
+    refused = run("prepare", tmp_path / "missing", "--name", "x", "--json")
+    assert refused.exit_code == 1
+    assert json.loads(refused.stdout)["problems"][0]["code"] == "no-source"
+
+
+@pytest.mark.parametrize("words", [["--repeats", "0"], ["--repeats", "some"], []])
+def test_wrong_words_exit_2(shoot: Path, words: list[str]) -> None:
+    name = ["--name", "x"] if words else []
+    assert run("prepare", shoot, *name, *words).exit_code == 2
+
+
+@pytest.mark.parametrize(("images", "repeats"), [(1, 400), (7, 57), (20, 20), (36, 11), (800, 1), (2000, 1)])
+def test_auto_repeats(images: int, repeats: int) -> None:
+    assert auto_repeats(images) == repeats
+
+
+# zip
+
+
+def packed(path: Path, members: dict[str, bytes], **modes: int) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = modes.get(name, stat.S_IFREG | 0o644) << 16
+            archive.writestr(info, content)
+    return path
+
+
+def test_zip_is_read_with_its_captions(shoot: Path, tmp_path: Path) -> None:
+    content = (shoot / "IMG_1.jpg").read_bytes()
+    members = {"photos/a.jpg": content, "photos/a.txt": b"hello", "__MACOSX/photos/._a.jpg": b"junk"}
+    made = document("prepare", packed(tmp_path / "album.zip", members), "--name", "x")
+    assert made["directory"] == str(tmp_path / "album_x")
+    assert [(one["from"], one["caption"]) for one in made["written"]] == [("photos/a.jpg", "hello")]
+
+
+@pytest.mark.parametrize("name", ["../evil.png", "/etc/evil.png", "a/../../evil.png", "C:/evil.png", "..\\evil.png"])
+def test_zip_with_path_tricks_is_refused_whole(tmp_path: Path, name: str) -> None:
+    archive = packed(tmp_path / "a.zip", {name: b"x", "good.png": b"x"})
+    assert [(one["code"], one["key"]) for one in document("prepare", archive, "--name", "x")["problems"]] == [
+        ("unsafe-archive", name)
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip"]
+
+
+def test_zip_with_a_link_is_refused(tmp_path: Path) -> None:
+    archive = packed(tmp_path / "a.zip", {"link": b"/etc/passwd"}, link=stat.S_IFLNK | 0o777)
+    assert "is a link" in run("prepare", archive, "--name", "x").stderr
+
+
+def test_zip_bomb_is_refused(tmp_path: Path) -> None:
+    archive = packed(tmp_path / "a.zip", {"bomb.png": bytes(20 << 20)})
+    assert "suspicious multiple" in run("prepare", archive, "--name", "x").stderr
+
+
+def test_broken_zip_member_is_named(shoot: Path, tmp_path: Path) -> None:
+    archive = packed(tmp_path / "a.zip", {"a.jpg": (shoot / "IMG_1.jpg").read_bytes()})
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    archive.write_bytes(content)
+    assert document("prepare", archive, "--name", "x")["problems"][0]["key"] == "a.jpg"
+
+
+# check
+
+
+def test_clean_folder_has_a_bucket_table_and_tags(tmp_path: Path) -> None:
+    found = document("check", trained(tmp_path / "t"))
+    assert found["ok"]
+    assert sum(bucket["images"] for bucket in found["buckets"]) == 3
+    assert found["tags"]["N0m3"] == 3
+    assert [problem["code"] for problem in found["problems"]] == ["image-count"]
+
+
+def test_what_prepare_makes_passes_check(shoot: Path) -> None:
+    made = document("prepare", shoot, "--name", "N0m3")
+    assert run("check", made["directory"]).exit_code == 0
+    assert run("check", made["train_data_dir"]).exit_code == 0
+
+
+def test_truncated_picture_is_an_error(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t")
+    file = folder / "10_N0m3" / "N0m3_1.png"
+    file.write_bytes(file.read_bytes()[:800])
+    result = run("check", folder)
+    assert result.exit_code == 1
+    assert "10_N0m3/N0m3_1.png: cannot be read whole" in result.stdout
+
+
+def test_exact_duplicate(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t")
+    photo(folder / "10_N0m3" / "again.png", 1)
+    pairs = document("check", folder)["duplicates"]
+    assert [(pair["kind"], sorted(pair["files"])) for pair in pairs] == [
+        ("exact", ["10_N0m3/N0m3_1.png", "10_N0m3/again.png"])
+    ]
+
+
+def test_near_duplicate_survives_scaling_and_jpeg(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t")
+    draw(1, 300).resize((280, 280)).save(folder / "10_N0m3" / "again.jpg", quality=70)
+    assert [pair["kind"] for pair in document("check", folder)["duplicates"]] == ["near"]
+
+
+def test_mirrored_duplicate(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t")
+    draw(1, 300).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "10_N0m3" / "again.png")
+    assert codes(folder)["mirrored-duplicate"] == 1
+
+
+def test_captions_missing_empty_and_not_utf8(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t")
+    (folder / "10_N0m3" / "N0m3_0.txt").unlink()
+    (folder / "10_N0m3" / "N0m3_1.txt").write_text(" \n", encoding="utf-8")
+    (folder / "10_N0m3" / "N0m3_2.txt").write_bytes(b"caf\xe9")
+    found = codes(folder)
+    assert (found["caption-missing"], found["caption-empty"], found["caption-encoding"]) == (1, 1, 1)
+
+
+def test_captions_of_another_extension_are_pointed_out(tmp_path: Path) -> None:
+    assert codes(trained(tmp_path / "t"), "--caption-extension", ".caption")["caption-extension"] == 1
+
+
+def test_numbered_folder_itself_names_its_parent(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t")
+    problem = next(p for p in document("check", folder / "10_N0m3")["problems"] if p["code"] == "numbered-folder")
+    assert str(folder) in problem["fix"]
+
+
+def test_plain_folder_of_pictures_is_the_wrong_level(shoot: Path) -> None:
+    assert run("check", shoot).exit_code == 1
+    assert "no-numbered-folder" in codes(shoot)
+
+
+def test_numbered_folders_too_deep(tmp_path: Path) -> None:
+    trained(tmp_path / "top" / "inner")
+    assert "wrong-level" in codes(tmp_path / "top")
+
+
+def test_small_turned_and_transparent_pictures(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t") / "10_N0m3"
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    draw(5, 300).save(folder / "turned.jpg", exif=exif)
+    photo(folder / "small.png", 6, size=100)
+    image = draw(7, 300).convert("RGBA")
+    image.putalpha(100)
+    image.save(folder / "clear.png")
+    found = codes(folder.parent)
+    assert (found["small-image"], found["exif-rotation"], found["transparency"]) == (1, 1, 1)
+
+
+def test_same_stem_twice(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t")
+    photo(folder / "10_N0m3" / "N0m3_0.webp", 9)
+    assert codes(folder)["same-stem"] == 1
+
+
+def test_many_alike_are_summed_up(tmp_path: Path) -> None:
+    for number in range(9):
+        photo(tmp_path / "t" / "1_x" / f"{number}.png", number, size=64)
+    assert "3 more of the kind small-image" in run("check", tmp_path / "t").stdout
+
+
+def test_sheet_is_one_page_with_every_picture(tmp_path: Path) -> None:
+    run("check", trained(tmp_path / "t"), "--sheet", tmp_path / "sheet.html")
+    page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg;base64,") == 3
+    assert "http" not in page
+
+
+# pack
+
+
+def test_pack_holds_pictures_and_captions(tmp_path: Path) -> None:
+    assert run("pack", trained(tmp_path / "t"), "-o", tmp_path / "out.zip").exit_code == 0
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        assert archive.namelist()[:2] == ["N0m3_0.png", "N0m3_0.txt"]
+        assert len(archive.namelist()) == 6
+
+
+def test_pack_does_not_overwrite(tmp_path: Path) -> None:
+    (tmp_path / "out.zip").write_bytes(b"mine")
+    assert run("pack", trained(tmp_path / "t"), "-o", tmp_path / "out.zip").exit_code == 1
+    assert (tmp_path / "out.zip").read_bytes() == b"mine"

@@ -1,0 +1,295 @@
+"""The house rules as tests: who imports whom, how long things are, what is generated, what must not be in the tree."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from schemas.config import GROUPS, table
+from schemas.docs import PAGE, reference_page
+
+ROOT = Path(__file__).parent.parent
+OURS = ("schemas", "launcher", "trainer", "presets", "benchmarks")
+SOURCES = sorted(path for top in OURS for path in (ROOT / top).rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+HEAVY = {"torch", "accelerate", "diffusers", "transformers", "peft", "bitsandbytes", "lycoris", "safetensors", "numpy"}
+LIGHT = ("schemas", "launcher", "trainer.dataset", "trainer.plan")
+
+# Budgets: (file, lines). A longer one needs its reason here.
+LONGEST_FILE = 500
+LONGER_FILES = {
+    "schemas/options.py": 700,  # the option table
+    "launcher/formats/kohya_gui.py": 700,  # a dialect's table
+    "launcher/formats/sd_scripts.py": 700,  # likewise
+    "launcher/formats/civitai.py": 700,  # likewise
+}
+LONGEST_FUNCTION = 60
+LONGER_FUNCTIONS = {("trainer/loop.py", "train"): 120}  # the loop, read aloud from top to bottom
+MOST_ARGUMENTS = 8
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def within(name: str, *tops: str) -> bool:
+    return any(name == top or name.startswith(f"{top}.") for top in tops)
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import, also of those inside functions; relative ones resolved."""
+    package = module(path) if path.name == "__init__.py" else module(path).rpartition(".")[0]
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            yield node.lineno, ".".join([*base, node.module or ""]).strip(".")
+
+
+def typing_only(path: Path) -> set[int]:
+    """Lines under `if TYPE_CHECKING:`."""
+    lines: set[int] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            lines.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return lines
+
+
+def offences(inside: tuple[str, ...], forbidden: set[str] | tuple[str, ...], but: tuple[str, ...] = ()) -> list[str]:
+    found = []
+    for path in SOURCES:
+        if within(module(path), *inside) and not (but and within(module(path), *but)):
+            skip = typing_only(path)
+            found += [
+                f"{path.relative_to(ROOT)}:{line} imports {name}"
+                for line, name in imports(path)
+                if within(name, *forbidden) and line not in skip
+            ]
+    return found
+
+
+# Who imports whom
+
+
+def test_schemas_imports_the_standard_library_only() -> None:
+    allowed = {*sys.stdlib_module_names, "schemas", "toml", "jsonschema"}
+    found = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in SOURCES
+        if within(module(path), "schemas")
+        for line, name in imports(path)
+        if name.partition(".")[0] not in allowed
+    ]
+    assert found == []
+
+
+def test_toml_and_jsonschema_are_imported_late_in_schemas() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in SOURCES
+        if within(module(path), "schemas")
+        for node in tree(path).body
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and re.search(r"\b(toml|jsonschema)\b", ast.unparse(node))
+    ]
+    assert found == []
+
+
+def test_light_parts_never_import_tensor_libraries() -> None:
+    assert offences(LIGHT, HEAVY) == []
+
+
+def test_trainer_never_imports_launcher() -> None:
+    assert offences(("trainer", "schemas"), ("launcher",)) == []
+
+
+def test_launcher_knows_of_the_trainer_only_data_and_plan() -> None:
+    allowed = ("trainer.dataset", "trainer.plan")
+    found = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in SOURCES
+        if within(module(path), "launcher")
+        for line, name in imports(path)
+        if within(name, "trainer") and not within(name, *allowed)
+    ]
+    assert found == []
+
+
+def test_dataset_and_plan_know_no_other_part_of_the_trainer() -> None:
+    allowed = ("trainer.dataset", "trainer.plan")
+    found = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in SOURCES
+        if within(module(path), *allowed)
+        for line, name in imports(path)
+        if within(name, "trainer") and not within(name, *allowed)
+    ]
+    assert found == []
+
+
+def test_only_the_loop_knows_all_parts() -> None:
+    """Other parts may know the dataset, the plan, and the dataclasses of trainer.families."""
+    parts = ("batches", "cache", "adapters", "objective", "optim", "checkpoint", "sampling", "report")
+    allowed = {"batches": {"cache"}}
+    found = []
+    for path in SOURCES:
+        name = module(path)
+        part = name.removeprefix("trainer.").partition(".")[0]
+        if not name.startswith("trainer.") or part not in (*parts, "families"):
+            continue
+        forbidden = {f"trainer.{other}" for other in parts if other != part and other not in allowed.get(part, set())}
+        found += [f"{name} imports {other}" for _, other in imports(path) if within(other, *forbidden, "trainer.loop")]
+    assert found == []
+
+
+def test_nothing_ours_imports_tests_or_benchmarks() -> None:
+    assert offences(("schemas", "launcher", "trainer", "presets"), ("tests", "benchmarks")) == []
+
+
+@pytest.mark.parametrize("words", ["launcher.cli", "schemas", "trainer.dataset.files", "trainer.plan.steps"])
+def test_light_modules_load_no_tensor_library(words: str) -> None:
+    code = f"import sys, json, {words}; print(json.dumps(sorted({{n.partition('.')[0] for n in sys.modules}})))"
+    loaded = json.loads(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True))
+    assert HEAVY & set(loaded) == set()
+
+
+# How long things are
+
+
+def test_files_stay_short() -> None:
+    lines = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").count("\n") for path in SOURCES}
+    assert {name: n for name, n in lines.items() if n > LONGER_FILES.get(name, LONGEST_FILE)} == {}
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def test_functions_stay_short() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {length} lines"
+        for path in SOURCES
+        for node in functions(path)
+        if (length := (node.end_lineno or 0) - node.lineno + 1)
+        > LONGER_FUNCTIONS.get((str(path.relative_to(ROOT)), node.name), LONGEST_FUNCTION)
+    ]
+    assert found == []
+
+
+def test_functions_take_few_arguments() -> None:
+    """Commands excepted: there an argument is a flag."""
+    found = []
+    for path in SOURCES:
+        for node in functions(path):
+            count = len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs])
+            is_command = any(
+                "command" in ast.unparse(one) or "click." in ast.unparse(one) for one in node.decorator_list
+            )
+            is_option = node.name == "opt"  # the vocabulary of the option table
+            if count > MOST_ARGUMENTS and not is_command and not is_option:
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name} takes {count}")
+    assert found == []
+
+
+def test_names_say_something() -> None:
+    vague = {"util", "utils", "common", "helper", "helpers", "core", "manager", "misc"}
+    assert [str(path) for path in SOURCES if vague & set(re.split(r"[/._]", str(path.relative_to(ROOT))))] == []
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    assert [str(path.relative_to(ROOT)) for path in SOURCES if not ast.get_docstring(tree(path))] == []
+
+
+# Options and generated files
+
+
+def test_every_option_has_one_sentence() -> None:
+    sentence = re.compile(r"\w(?:(?![.] [A-Z]).){8,}[.]")  # ends with a full stop, and has none before
+    assert [name for name, option in table().items() if not sentence.fullmatch(option.doc)] == []
+
+
+def test_no_option_stands_in_two_groups() -> None:
+    names = [name for group in GROUPS for name in group.__annotations__]
+    assert len(names) == len(set(names)) == len(table())
+
+
+def test_options_page_is_fresh() -> None:
+    assert PAGE.read_text(encoding="utf-8") == reference_page(), "run: python -m schemas.docs"
+
+
+def test_tree_in_readme_is_fresh() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    fresh = runpy.run_path(str(ROOT / "docs" / "write_tree.py"))["fresh"](readme)
+    assert readme == fresh, "run: python docs/write_tree.py"
+
+
+def test_readme_names_every_package_and_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    packages = {path.parent.relative_to(ROOT).as_posix() for path in SOURCES if path.name == "__init__.py"}
+    names = {f"{package.rpartition('/')[2]}/" for package in packages}
+    names |= {path.name for top in OURS for path in (ROOT / top).glob("*.py") if path.name != "__init__.py"}
+    names |= {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert sorted(name for name in names if name not in readme) == []
+
+
+def test_links_in_the_documents_lead_somewhere() -> None:
+    broken = []
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            if not link.startswith("http") and not (page.parent / link).exists():
+                broken.append(f"{page.name}: {link}")
+    assert broken == []
+
+
+# What must not be in the tree
+
+
+def shipped() -> Iterator[Path]:
+    """The files that git would keep: tracked, or new and not ignored."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    yield from (ROOT / name for name in listed if (ROOT / name).is_file())
+
+
+def test_no_paths_of_one_machine_and_no_registry_hosts() -> None:
+    words = ["/" + "work/", "/" + "tmp/bash", "pypi" + ".org", "python" + "hosted", "/" + "opt/wheels", "/" + "root/"]
+    found = []
+    for path in shipped():
+        content = path.read_bytes()
+        if b"\0" not in content[:1000]:
+            text = content.decode("utf-8", "replace")
+            found += [f"{path.relative_to(ROOT)}: {word}" for word in words if word in text]
+    assert found == []
+
+
+def test_no_unfinished_work() -> None:
+    marks = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b")
+    assert [str(path) for path in SOURCES if marks.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_no_test_is_skipped() -> None:
+    words = re.compile(r"pytest\.(?:skip|xfail|importorskip)|mark\.(?:skip|skipif|xfail)\b")
+    this = Path(__file__)
+    assert [str(path) for path in TESTS if path != this and words.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_no_large_files() -> None:
+    assert [str(path) for path in shipped() if path.stat().st_size > 2_000_000] == []

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from schemas import TrainConfig
+from trainer.plan.memory import (
+    GIB,
+    activation_bytes,
+    adapter_parameters,
+    apply,
+    disk_bytes,
+    estimate,
+    fit,
+    optimizer_bytes,
+)
+from trainer.plan.steps import count
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+SQUARE = (1024, 1024)
+SDXL = TrainConfig(network_dim=16, learning_rate=1e-4, mixed_precision="bf16", train_batch_size=4)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize(("args", "name"), [((), "lora_dim16"), (("conv_dim=8", "conv_alpha=1"), "locon_dim16_conv8")])
+def test_adapter_parameters_are_those_of_the_references_files(family: str, args: tuple[str, ...], name: str) -> None:
+    shapes = json.loads((GOLDEN / f"keys_{family}_{name}.json").read_text())
+    wanted = sum(math.prod(shape) for key, shape in shapes.items() if key.endswith(".weight"))
+    assert adapter_parameters(TrainConfig(network_dim=16, network_args=args), family) == wanted
+
+
+def test_parts_that_are_not_trained_have_no_adapter() -> None:
+    both = adapter_parameters(TrainConfig(), "sdxl")
+    unet = adapter_parameters(TrainConfig(text_encoder_lr=(0.0,)), "sdxl")
+    text = adapter_parameters(TrainConfig(network_train_text_encoder_only=True), "sdxl")
+    assert unet == adapter_parameters(TrainConfig(network_train_unet_only=True), "sdxl")
+    assert unet + text == both
+
+
+def test_parts_add_up() -> None:
+    memory = estimate(SDXL, "sdxl", SQUARE)
+    assert sum(memory.parts.values()) == memory.device_bytes
+    assert set(memory.parts) == {
+        "unet",
+        "text_encoders",
+        "vae",
+        "adapter",
+        "gradients",
+        "optimizer",
+        "activations",
+        "overhead",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "part", "share"),
+    [
+        ({"fp8_base": True}, "unet", 0.5),
+        ({"mixed_precision": "no"}, "unet", 2),
+        ({"cache_latents": True}, "vae", 0),
+        ({"cache_text_encoder_outputs": True}, "text_encoders", 0),
+        ({"network_dim": 32}, "gradients", 2),
+        ({"optimizer_type": "lion"}, "optimizer", 0.5),
+        ({"optimizer_type": "PagedAdamW"}, "optimizer", 0),
+    ],
+)
+def test_options_change_their_part(change: dict[str, object], part: str, share: float) -> None:
+    before = estimate(SDXL, "sdxl", SQUARE).parts
+    after = estimate(replace(SDXL, **change), "sdxl", SQUARE).parts  # type: ignore[arg-type]
+    assert after[part] == before[part] * share
+
+
+def test_activations_grow_with_batch_and_pixels() -> None:
+    unet_only = replace(SDXL, network_train_unet_only=True)
+    one = activation_bytes(replace(unet_only, train_batch_size=1), "sdxl", (512, 512))
+    assert activation_bytes(unet_only, "sdxl", SQUARE) == 16 * one
+
+
+def test_paged_states_lie_in_main_memory() -> None:
+    paged = estimate(replace(SDXL, optimizer_type="PagedAdamW"), "sdxl", SQUARE, processes=2)
+    plain = estimate(SDXL, "sdxl", SQUARE, processes=2)
+    assert paged.host_bytes - plain.host_bytes == 2 * plain.parts["optimizer"]
+
+
+@pytest.mark.parametrize(("name", "size"), [("", 8), ("adamw8bit", 2.1), ("Prodigy", 16), ("AdamWScheduleFree", 8)])
+def test_optimizer_states(name: str, size: float) -> None:
+    assert optimizer_bytes(TrainConfig(optimizer_type=name)) == size
+
+
+def test_nothing_to_change_where_it_fits() -> None:
+    assert fit(SDXL, "sdxl", SQUARE, vram_gb=80) == []
+
+
+def test_sdxl_fits_a_card_of_8_gb_without_8_bit_weights_at_batch_1() -> None:
+    config = replace(SDXL, train_batch_size=1)
+    changes = fit(config, "sdxl", SQUARE, vram_gb=8)
+    assert estimate(apply(config, changes), "sdxl", SQUARE).device_bytes <= 8 * GIB
+    assert [change.argument for change in changes] == [
+        "gradient_checkpointing",
+        "cache_latents",
+        "optimizer_type",
+        "cache_text_encoder_outputs",
+        "network_train_unet_only",
+    ]
+
+
+def test_changes_tell_what_they_save_and_whether_the_result_changes() -> None:
+    changes = fit(SDXL, "sdxl", SQUARE, vram_gb=6)
+    saved = estimate(SDXL, "sdxl", SQUARE).device_bytes - estimate(apply(SDXL, changes), "sdxl", SQUARE).device_bytes
+    assert sum(change.saves_bytes for change in changes) == saved
+    assert [change.argument for change in changes if not change.changes_result] == [
+        "gradient_checkpointing",
+        "cache_latents",
+        "train_batch_size",
+        "gradient_accumulation_steps",
+    ]
+
+
+def test_smaller_batches_keep_the_pictures_of_a_step() -> None:
+    changes = fit(SDXL, "sdxl", SQUARE, vram_gb=1)
+    after = apply(SDXL, changes)
+    assert (after.train_batch_size, after.gradient_accumulation_steps) == (1, 4)
+    assert len({change.argument for change in changes}) == len(changes)
+
+
+def test_captions_that_vary_are_not_cached() -> None:
+    changes = fit(replace(SDXL, shuffle_caption=True), "sdxl", SQUARE, vram_gb=1)
+    assert "cache_text_encoder_outputs" not in {change.argument for change in changes}
+
+
+def test_disk_holds_what_rotation_leaves_the_one_being_written_and_a_state() -> None:
+    config = TrainConfig(max_train_steps=40, save_every_n_epochs=1, save_last_n_epochs=2, save_precision="fp16")
+    used = disk_bytes(config, "sd15", count(config, 4))
+    assert used == (3 * 2 + 4 + 8) * adapter_parameters(config, "sd15")
+
+
+def test_disk_holds_caches() -> None:
+    config = TrainConfig(flip_aug=True)
+    steps = count(config, 4)
+    cached = disk_bytes(config, "sdxl", steps, cached_pixels=1024 * 1024) - disk_bytes(config, "sdxl", steps)
+    assert cached == 2 * 4 * 4 * 128 * 128

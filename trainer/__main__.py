@@ -1,0 +1,128 @@
+"""`accelerate launch -m trainer <sd-scripts arguments>`: read and check everything, then train.
+
+Nothing heavy is imported before the input is known to be good. Exit codes: 0 done, 1 the input is wrong (nothing was
+written), 3 the run failed, 130 interrupted with the state saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from schemas import ConfigError, Problem, TrainConfig, config, errors, rules, weights
+from schemas.derive import add_flags
+from trainer.dataset.files import Scan, scan
+
+FAILED, INTERRUPTED = 3, 130
+
+
+def read_arguments(argv: Sequence[str]) -> tuple[TrainConfig, list[Problem]]:
+    """The config of a command line: --config_file first, the command line over it, as the reference reads them."""
+    parser = argparse.ArgumentParser(prog="trainer", description="Trains a LoRA for SD1.5 or SDXL.")
+    add_flags(parser)
+    typed = vars(parser.parse_args(argv))
+    values: dict[str, Any] = {}
+    file = typed.get("config_file")
+    if file:
+        file = file if file.endswith(".toml") else f"{file}.toml"
+        values, lines = config.read_values(file)
+    else:
+        lines = {}
+    values.update(typed)
+    read, notes = config.from_flat(values, file=file, lines=lines)
+    read, _ = rules.effective(read)
+    return read, notes
+
+
+def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:
+    """The family of the base model and what is trained on; raises ConfigError with everything that is wrong."""
+    problems = rules.check(read)
+    if errors(problems):
+        raise ConfigError(problems)
+    family = family_of(read)
+    problems = rules.check(read, family)
+    found = scan(read)
+    problems += found.problems
+    if errors(problems):
+        raise ConfigError(problems)
+    return family, found, problems
+
+
+def family_of(read: TrainConfig) -> str:
+    """sd15, sd2 or sdxl, from the checkpoint itself; anything else is refused by name."""
+    model = str(read.pretrained_model_name_or_path)
+    family = weights.checkpoint_family(model)
+    if family == "unknown" and not model.endswith(".safetensors"):
+        family = "sd2" if read.v2 else "sd15"  # a pickle's tensors are only seen on loading, which checks again
+    place: dict[str, Any] = {"key": "pretrained_model_name_or_path", "got": model}
+    if family not in ("sd15", "sd2", "sdxl"):
+        raise ConfigError([Problem(
+            code="unsupported-family", must=f"is a {family} model; this trainer knows sd15, sd2 and sdxl",
+            fix="give a Stable Diffusion 1.5, 2.x or SDXL checkpoint", **place,
+        )])
+    if read.v2 != (family == "sd2"):
+        raise ConfigError([Problem(
+            code="family-mismatch", must=f"is a {family} model, but v2 is {str(read.v2).lower()}",
+            fix=f"--v2 {'off' if read.v2 else 'on'}, or another checkpoint", **place,
+        )])
+    return family
+
+
+def write_config(read: TrainConfig) -> int:
+    """--output_config: the options as TOML at --config_file."""
+    if not read.config_file:
+        raise ConfigError([Problem(code="no-file", key="output_config", must="needs config_file, the file to write")])
+    target = Path(read.config_file if read.config_file.endswith(".toml") else f"{read.config_file}.toml")
+    if target.exists():
+        raise ConfigError([Problem(code="file-exists", key="config_file", got=str(target), must="must not exist yet")])
+    target.write_text(config.write(read), encoding="utf-8")
+    return 0
+
+
+def quiet() -> None:
+    """Libraries' remarks on what is on purpose here stay out of the run's output."""
+    for name in ("bitsandbytes", "diffusers", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a training; returns the exit code."""
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        words = sys.argv[1:] if argv is None else list(argv)
+        read, notes = read_arguments(words)
+        if read.output_config:
+            return write_config(read)
+        family, found, problems = prepare(read)
+        if first and not os.environ.get("KOHYAKIT_LAUNCHED"):
+            for problem in [*notes, *problems]:
+                print(f"{problem.severity}: {problem}", file=sys.stderr)
+        quiet()
+        from trainer.loop import train
+
+        return INTERRUPTED if train(read, family, found).interrupted else 0
+    except ConfigError as wrong:
+        if first:
+            for problem in wrong.problems:
+                print(f"{problem.severity}: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return FAILED
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)

@@ -1,0 +1,63 @@
+"""`base_weights`: finished LoRA files added to the base model before training (reference section 7.2)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from schemas.problems import error
+from trainer.adapters.adapter import Loaded, find_modules
+from trainer.adapters.lora import loading_notes, module_names, plain
+
+if TYPE_CHECKING:
+    from trainer.families import Models, Target
+
+log = logging.getLogger("trainer")
+
+
+@torch.no_grad()
+def merge_weights(
+    models: Models, targets: Sequence[Target], weights: Mapping[str, Tensor], multiplier: float = 1.0
+) -> int:
+    """W += multiplier ΔW for every target in `weights` (kohya keys), summed in float32, kept in W's own dtype.
+
+    Returns the number of modules changed; what matches nothing is told in the log. ConfigError `wrong-family` when
+    nothing matched. Call it before `attach`.
+    """
+    given = module_names(weights)
+    chosen = [target for target in targets if target.key in given]
+    for key, base in find_modules(models, chosen).items():
+        weight: Any = base.weight
+        delta = difference(key, base, weights, multiplier).to(weight.device)
+        weight.data = (weight.data.float() + delta.view_as(weight)).to(weight.dtype)
+    matched = {target.key for target in chosen}
+    unused = tuple(key for key in given if key not in matched)
+    for note in loading_notes(Loaded(len(matched), (), unused), key="base_weights"):
+        log.warning("%s", note)
+    return len(matched)
+
+
+def difference(key: str, base: Any, weights: Mapping[str, Tensor], multiplier: float) -> Tensor:
+    """multiplier ΔW of one module in float32, for a plain LoRA or any LyCORIS kind."""
+    down, up = weights.get(f"{key}.lora_down.weight"), weights.get(f"{key}.lora_up.weight")
+    if down is None or up is None or not plain(key, weights):
+        return _lycoris_difference(key, base, weights, multiplier)
+    rank = down.shape[0]
+    alpha = float(weights.get(f"{key}.alpha", torch.tensor(float(rank))))
+    if up.shape[0] * down.flatten(1).shape[1] != base.weight.numel():
+        raise error("wrong-family", f"{key} has another width than the base model's module", key="base_weights",
+                    got=list(down.shape), fix="use a LoRA of the base model's own family")  # fmt: skip
+    return (up.flatten(1).float() @ down.flatten(1).float()) * (multiplier * alpha / rank)
+
+
+def _lycoris_difference(key: str, base: Any, weights: Mapping[str, Tensor], multiplier: float) -> Tensor:
+    from trainer.adapters.lycoris import module_from_weights
+
+    module = module_from_weights(key, base, weights)
+    device = base.weight.device
+    merged, _ = module.to(device).float().get_merged_weight(multiplier, base.weight.shape, device)
+    return merged.float() - base.weight.float()

@@ -1,0 +1,143 @@
+"""`network_args`: name=value words, read per network module (reference section 7.4, trap T22)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from schemas.options import NetworkOptions
+from schemas.problems import ConfigError, Problem, error, nearest
+from schemas.rules.network import LORA_PLUS, MODULES
+from trainer.adapters.blocks import block_values, lr_weights
+
+Number = TypeVar("Number", int, float)
+
+@dataclass(frozen=True)
+class LoraPlus:
+    """Ratios of the up matrices' rate to the down matrices' (Hayou et al. 2024); None leaves them equal."""
+
+    both: float | None = None
+    unet: float | None = None
+    text: float | None = None
+
+    def ratio(self, part: str) -> float | None:
+        """The ratio of a part ("unet", "te", "te1", "te2")."""
+        return (self.unet if part == "unet" else self.text) or self.both
+
+
+@dataclass(frozen=True)
+class LoraArgs:
+    """What `network_args` of networks.lora say; block lists run over the U-Net's block index."""
+
+    conv_dim: int | None = None
+    conv_alpha: float = 1.0
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+    block_dims: tuple[int, ...] | None = None
+    block_alphas: tuple[float, ...] | None = None
+    conv_block_dims: tuple[int, ...] | None = None
+    conv_block_alphas: tuple[float, ...] | None = None
+    lr_weight: tuple[float, ...] | None = None
+    loraplus: LoraPlus = LoraPlus()
+    notes: tuple[Problem, ...] = ()
+
+    @property
+    def by_block(self) -> bool:
+        """Whether each block has a rank of its own."""
+        return self.block_dims is not None or self.lr_weight is not None
+
+    @property
+    def conv(self) -> bool:
+        """Whether resnets and samplers are adapted too."""
+        return self.conv_dim is not None or (self.by_block and self.conv_block_dims is not None)
+
+
+def parse(module: str, words: tuple[str, ...]) -> dict[str, str]:
+    """{name: value text}, split at the first "="; ConfigError for words without "=" and for unknown names, all at once.
+
+    LyCORIS is a package whose versions know different names: there the rules only warn of an unknown one.
+    """
+    found, problems = {}, []
+    for word in words:
+        name, equals, value = (piece.strip() for piece in word.partition("="))
+        if not equals:
+            must, fix = "must be name=value", f"write {name}=VALUE"
+            problems.append(Problem(code="bad-network-arg", key="network_args", got=word, must=must, fix=fix))
+        elif name not in MODULES[module] and module != "lycoris.kohya":
+            guess = nearest(name, MODULES[module])
+            fix = f"did you mean {guess}?" if guess else "remove it"
+            must = f"{name} is not an argument of {module}"
+            problems.append(Problem(code="unknown-network-arg", key="network_args", got=word, must=must, fix=fix))
+        else:
+            found[name] = value
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def number(given: Mapping[str, str], name: str, kind: Callable[[str], Number], lowest: float = 0.0) -> Number | None:
+    """The number under `name`, None where it is not given or empty; ConfigError unless it is at least `lowest`."""
+    text = given.get(name, "")
+    if text in ("", "None"):
+        return None
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not lowest <= value < float("inf"):
+        words = "a whole number" if kind is int else "a number"
+        raise error("bad-network-arg", f"{name} must be {words}, at least {lowest:g}", key="network_args",
+                    got=f"{name}={text}", fix=f"correct {name}")  # fmt: skip
+    return value
+
+
+def chance(given: Mapping[str, str], name: str) -> float:
+    """A probability below 1 under `name`; 0 where it is not given."""
+    value = number(given, name, float)
+    if value is not None and value >= 1:
+        raise error("bad-network-arg", f"{name} must be a chance below 1", key="network_args", got=f"{name}={value}",
+                    fix=f"lower {name}")  # fmt: skip
+    return value or 0.0
+
+
+def lora_plus(given: Mapping[str, str]) -> LoraPlus:
+    """The three LoRA+ ratios."""
+    return LoraPlus(*(number(given, name, float) for name in LORA_PLUS))
+
+
+def lora_args(options: NetworkOptions, family: str) -> LoraArgs:
+    """`network_args` of networks.lora for a model of `family` ("sdxl" has 23 blocks, the others 25)."""
+    given = parse("networks.lora", options.network_args)
+    notes = []
+    if "dropout" in given:
+        notes.append(_no_effect("dropout", "networks.lora takes network_dropout", "set network_dropout"))
+    per_block = {
+        "block_dims": block_values(given, "block_dims", int, family),
+        "block_alphas": block_values(given, "block_alphas", float, family),
+        "conv_block_dims": block_values(given, "conv_block_dims", int, family),
+        "conv_block_alphas": block_values(given, "conv_block_alphas", float, family),
+    }
+    weights = lr_weights(given, family, notes)
+    if weights is None and per_block["block_dims"] is None:
+        for name in ("block_alphas", "conv_block_dims", "conv_block_alphas"):
+            if per_block[name] is not None:
+                notes.append(_no_effect(name, "it counts only beside block_dims or an lr weight", "give block_dims"))
+    if weights is None and "block_lr_zero_threshold" in given:
+        notes.append(_no_effect("block_lr_zero_threshold", "it counts only beside an lr weight", "remove it"))
+    conv_alpha = number(given, "conv_alpha", float)
+    return LoraArgs(
+        conv_dim=number(given, "conv_dim", int) or None,
+        conv_alpha=1.0 if conv_alpha is None else conv_alpha,
+        rank_dropout=chance(given, "rank_dropout"),
+        module_dropout=chance(given, "module_dropout"),
+        lr_weight=weights,
+        loraplus=lora_plus(given),
+        notes=tuple(notes),
+        **per_block,  # type: ignore[arg-type]
+    )
+
+
+def _no_effect(name: str, why: str, fix: str) -> Problem:
+    must = f"does nothing: {why}"
+    return Problem(code="no-effect", severity="warning", key="network_args", got=name, must=must, fix=fix)

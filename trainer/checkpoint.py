@@ -1,0 +1,20 @@
+"""What a run writes and reads back: LoRA files, their metadata, training states."""
+
+from __future__ import annotations
+
+from trainer.lora_file import load_weights, model_hashes, save_weights
+from trainer.metadata import BaseFile, DatasetFacts, RunFacts, build_metadata
+from trainer.states import load_state, newest_state, save_state
+
+__all__ = [
+    "BaseFile",
+    "DatasetFacts",
+    "RunFacts",
+    "build_metadata",
+    "load_state",
+    "load_weights",
+    "model_hashes",
+    "newest_state",
+    "save_state",
+    "save_weights",
+]

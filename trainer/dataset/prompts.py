@@ -1,0 +1,208 @@
+"""Prompt files of the preview pictures, read and checked at the start (reference section 13, traps T20)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from schemas.config import table
+from schemas.problems import ConfigError, Problem, error, nearest
+
+STEPS = range(1, 1001)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One preview. Sizes in pixels; what is None follows the family or the config."""
+
+    prompt: str
+    negative_prompt: str | None = None
+    width: int | None = None
+    height: int | None = None
+    seed: int | None = None
+    sample_steps: int = 30
+    scale: float = 7.5
+    sample_sampler: str | None = None
+
+
+# Code after " --" -> (key, form of its value).
+CODES = {
+    "w": ("width", r"\d+"),
+    "h": ("height", r"\d+"),
+    "d": ("seed", r"\d+"),
+    "s": ("sample_steps", r"\d+"),
+    "l": ("scale", r"[\d.]+"),
+    "g": ("guidance_scale", r"[\d.]+"),
+    "n": ("negative_prompt", r".+"),
+    "ss": ("sample_sampler", r".+"),
+    "cn": ("controlnet_image", r".+"),
+    "ctr": ("cfg_trunc_ratio", r"[\d.]+"),
+    "rcfg": ("renorm_cfg", r"[\d.]+"),
+    "fs": ("flow_shift", r".+"),
+}
+OPTION = re.compile(r"([a-z]+)\s(.+)", re.IGNORECASE)
+WHOLE = ("width", "height", "seed", "sample_steps")
+DECIMAL = ("scale", "guidance_scale", "cfg_trunc_ratio", "renorm_cfg")
+# Of other families, or of ControlNet: known, but nothing follows from them here.
+IDLE = ("guidance_scale", "controlnet_image", "cfg_trunc_ratio", "renorm_cfg", "flow_shift")
+
+
+def parse_line(text: str) -> dict[str, Any]:
+    """The settings in a line of a .txt file: the prompt, then options such as --w 512.
+
+    As the reference, except that a prompt which itself begins like an option is only a prompt.
+    """
+    return _parse(text)[0]
+
+
+def _parse(text: str) -> tuple[dict[str, Any], list[str]]:
+    """(settings, options that could not be read)."""
+    prompt, *options = text.split(" --")
+    found: dict[str, Any] = {"prompt": prompt}
+    unread = []
+    for option in options:
+        read = _option(option)
+        if read is None:
+            unread.append(option.strip())
+        else:
+            found[read[0]] = read[1]
+    return found, unread
+
+
+def _option(text: str) -> tuple[str, Any] | None:
+    match = OPTION.match(text.rstrip())
+    if not match or match[1].lower() not in CODES:
+        return None
+    key, form = CODES[match[1].lower()]
+    value = re.match(form, match[2])
+    if value is None:
+        return None
+    try:
+        number = int(value[0]) if key in WHOLE else float(value[0]) if key in DECIMAL else value[0]
+    except ValueError:
+        return None
+    if key == "sample_steps":
+        number = min(max(int(number), STEPS[0]), STEPS[-1])
+    return key, number
+
+
+def read_prompts(path: str | os.PathLike[str], problems: list[Problem] | None = None) -> list[Prompt]:
+    """The prompts of a .txt, .toml or .json file. Warnings are appended to `problems`; ConfigError has all errors."""
+    file = os.fspath(path)
+    readers = {".txt": _read_text, ".toml": _read_toml, ".json": _read_json}
+    extension = os.path.splitext(file)[1].lower()
+    if extension not in readers:
+        raise error("prompt-file-type", "must end in .txt, .toml or .json", key="sample_prompts", got=file,
+                    fix="rename the file after its format")
+    found: list[Problem] = []
+    try:
+        text = Path(file).read_text(encoding="utf-8-sig")
+        entries = readers[extension](text, found, file)
+    except OSError as fault:
+        raise error("no-file", f"cannot be read: {fault.strerror}", key="sample_prompts", got=file, fix="check the path") from None
+    except UnicodeDecodeError:
+        raise error("prompt-encoding", "must be UTF-8 text", key="sample_prompts", got=file, fix="save it as UTF-8") from None
+    except ValueError as fault:
+        raise error("bad-prompts", f"cannot be read: {fault}", key="sample_prompts", file=file, fix="mend that line") from None
+    prompts = [prompt for line, entry in entries for prompt in _checked(entry, line, file, found)]
+    if not prompts and not found:
+        found.append(Problem(code="no-prompts", severity="warning", key="sample_prompts", file=file, must="holds no prompt",
+                             fix="write one prompt a line"))
+    if any(problem.severity == "error" for problem in found):
+        raise ConfigError(found)
+    if problems is not None:
+        problems += found
+    return prompts
+
+
+Entries = Iterable[tuple[int | None, Mapping[str, Any]]]  # (line, settings)
+
+
+def _read_text(text: str, problems: list[Problem], file: str) -> Entries:
+    lines = ((number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip() and line[0] != "#")
+    entries = []
+    for number, line in lines:
+        settings, unread = _parse(line.strip())
+        problems += _unread(unread, number, file)
+        entries.append((number, settings))
+    return entries
+
+
+def _unread(options: Iterable[str], line: int | None, file: str) -> Iterator[Problem]:
+    for option in options:
+        if option.replace(" ", "") != "d-1":  # what GUIs write for a random seed
+            yield Problem(code="prompt-option", severity="warning", file=file, line=line, key="sample_prompts", got=f"--{option}",
+                          must="is not an option of prompt lines, or lacks its value", fix="use --n --w --h --d --s --l --ss")
+
+
+def _read_toml(text: str, problems: list[Problem], file: str) -> Entries:
+    shared = tomllib.loads(text).get("prompt")
+    subsets = shared.get("subset") if isinstance(shared, dict) else None
+    if not isinstance(shared, dict) or not isinstance(subsets, list):
+        raise ValueError("it must hold a table [prompt] with [[prompt.subset]]")
+    common = {key: value for key, value in shared.items() if key != "subset"}
+    for number, subset in enumerate(subsets):
+        for key in common.keys() & subset.keys():
+            problems.append(Problem(code="prompt-key-twice", file=file, key=f"prompt/subset/{number}/{key}", got=subset[key],
+                                    must="is also given for all prompts", fix="remove one of the two"))
+    return [(None, {**common, **subset}) for subset in subsets]
+
+
+def _read_json(text: str, problems: list[Problem], file: str) -> Entries:
+    document = json.loads(text)
+    if not isinstance(document, list) or not all(isinstance(entry, (str, dict)) for entry in document):
+        raise ValueError("it must be a list of prompt lines or tables")
+    entries: list[tuple[int | None, Mapping[str, Any]]] = []
+    for entry in document:
+        if isinstance(entry, str):
+            settings, unread = _parse(entry)
+            problems += _unread(unread, None, file)
+            entries.append((None, settings))
+        else:
+            entries.append((None, {key: value for key, value in entry.items() if key != "subset"}))
+    return entries
+
+
+def _checked(entry: Mapping[str, Any], line: int | None, file: str, problems: list[Problem]) -> Iterator[Prompt]:
+    place: dict[str, Any] = {"file": file, "line": line}
+    known = {field.name for field in fields(Prompt)}
+    given = {key: value for key, value in entry.items() if value is not None}
+    for key in given.keys() - known:
+        guess = nearest(key, known)
+        problems.append(Problem(
+            code="no-effect" if key in IDLE else "unknown-option", severity="warning", key=key, got=given[key],
+            must="has no effect on previews of this model family" if key in IDLE else "is not a setting of prompts",
+            fix=f"did you mean {guess}?" if guess and key not in IDLE else "remove it", **place,
+        ))
+    values = {key: value for key, value in given.items() if key in known}
+    wrong = list(_wrong(values, place))
+    problems += wrong
+    if not wrong:
+        yield Prompt(**values)
+
+
+def _wrong(values: dict[str, Any], place: dict[str, Any]) -> Iterator[Problem]:
+    if not isinstance(values.get("prompt"), str):
+        yield Problem(code="no-prompt", key="prompt", got=values.get("prompt"), must="must be text", fix="add prompt", **place)
+    for key, value in values.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if key in WHOLE and not (number and value == int(value) and value >= 0):
+            yield Problem(code="bad-value", key=key, got=value, must="must be a whole number", fix=f"correct {key}", **place)
+        elif key == "scale" and not number:
+            yield Problem(code="bad-value", key=key, got=value, must="must be a number", fix=f"correct {key}", **place)
+        elif key == "negative_prompt" and not isinstance(value, str):
+            yield Problem(code="bad-value", key=key, got=value, must="must be text", fix=f"correct {key}", **place)
+    sampler, samplers = values.get("sample_sampler"), table()["sample_sampler"].choices
+    if sampler is not None and sampler not in samplers:
+        guess = nearest(str(sampler), samplers)
+        yield Problem(code="unknown-sampler", key="sample_sampler", got=sampler, must="must be one of " + ", ".join(samplers),
+                      fix=f"did you mean {guess}?" if guess else "take one of those", **place)
+    for key in WHOLE:
+        if isinstance(values.get(key), float) and values[key] == int(values[key]):
+            values[key] = int(values[key])

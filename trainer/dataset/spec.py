@@ -1,0 +1,237 @@
+"""What each dataset and each of its subsets is told: dataset_config files, in_json and folder mode, resolved to values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from schemas.config import TrainConfig
+from schemas.problems import ConfigError, Problem, error
+from trainer.dataset.document import ARGUMENTS, Kind, dataset_kind, document_problems, read_document
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetSpec:
+    """One folder (or metadata file) of pictures and how its pictures and captions are treated."""
+
+    image_dir: str | None = None
+    num_repeats: int = 1
+    shuffle_caption: bool = False
+    caption_separator: str = ","
+    keep_tokens: int = 0
+    keep_tokens_separator: str = ""
+    secondary_separator: str | None = None
+    enable_wildcard: bool = False
+    color_aug: bool = False
+    flip_aug: bool = False
+    face_crop_aug_range: tuple[float, float] | None = None
+    random_crop: bool = False
+    caption_prefix: str | None = None
+    caption_suffix: str | None = None
+    caption_dropout_rate: float = 0.0
+    caption_dropout_every_n_epochs: int = 0
+    caption_tag_dropout_rate: float = 0.0
+    token_warmup_min: int = 1
+    token_warmup_step: float = 0.0
+    custom_attributes: Mapping[str, Any] | None = None
+    resize_interpolation: str | None = None
+    is_reg: bool = False
+    class_tokens: str | None = None
+    caption_extension: str = ".caption"
+    cache_info: bool = False
+    alpha_mask: bool = False
+    metadata_file: str | None = None
+    conditioning_data_dir: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """Subsets that share size and batches. `resolution` is (width, height) in pixels."""
+
+    kind: Kind = "dreambooth"
+    resolution: Size | None = None
+    batch_size: int = 1
+    enable_bucket: bool = False
+    min_bucket_reso: int = 256
+    max_bucket_reso: int = 1024
+    bucket_reso_steps: int = 64
+    bucket_no_upscale: bool = False
+    resize_interpolation: str | None = None
+    network_multiplier: float = 1.0
+    debug_dataset: bool = False
+    validation_seed: int | None = None
+    validation_split: float = 0.0
+    prior_loss_weight: float = 1.0
+    subsets: tuple[SubsetSpec, ...] = ()
+
+
+# Said by the subset itself (class_tokens also further up); the command line has no word for them.
+SAID_NOT_SEARCHED = ("image_dir", "is_reg", "class_tokens", "metadata_file", "conditioning_data_dir")
+
+
+
+def resolve_datasets(config: TrainConfig, problems: list[Problem]) -> list[DatasetSpec]:
+    """The datasets that `config` describes; what is wrong is appended to `problems`.
+
+    A dataset_config file wins over in_json, which wins over folders (reference section 2.1).
+    """
+    try:
+        if config.dataset_config:
+            document = read_document(config.dataset_config, problems)
+            return resolve_document(document, config, problems, file=config.dataset_config)
+        document = metadata_document(config) if config.in_json else folder_document(config, problems)
+    except ConfigError as fault:
+        problems.extend(fault.problems)
+        return []
+    return resolve_document(document, config, problems) if document["datasets"] else []
+
+
+def resolve_document(
+    document: Mapping[str, Any], config: TrainConfig, problems: list[Problem], *, file: str | None = None
+) -> list[DatasetSpec]:
+    """The datasets of a dataset_config document: every value from subset, dataset, general, command line or default."""
+    found = list(document_problems(document, config))
+    problems.extend(Problem(file=file, **facts) for facts in found)
+    if found:
+        return []
+    general = document.get("general") or {}
+    try:
+        return [_dataset(dataset, general, config) for dataset in document["datasets"]]
+    except ConfigError as fault:
+        problems.extend(fault.problems)
+        return []
+
+
+def metadata_document(config: TrainConfig) -> dict[str, Any]:
+    """The document that in_json stands for: one subset with that metadata file."""
+    subset = {"metadata_file": config.in_json, "image_dir": config.train_data_dir}
+    return {"datasets": [{"subsets": [subset]}]}
+
+
+def folder_document(config: TrainConfig, problems: list[Problem]) -> dict[str, Any]:
+    """The document that train_data_dir and reg_data_dir stand for: one subset a folder named REPEATS_NAME, sorted."""
+    subsets: list[dict[str, Any]] = []
+    if not config.train_data_dir:
+        raise error("no-data", "must be given: nothing says where the pictures are", key="train_data_dir",
+                    fix="set train_data_dir, or dataset_config")
+    for name, is_reg in (("train_data_dir", False), ("reg_data_dir", True)):
+        folder = getattr(config, name)
+        if not folder:
+            continue
+        if not os.path.isdir(folder):
+            raise error("missing-folder", "must be a folder", key=name, got=folder, fix="check the path")
+        subsets += _numbered(folder, name, is_reg, problems)
+    if not any(not subset["is_reg"] for subset in subsets):
+        problems.append(_nothing_found(config.train_data_dir))
+        return {"datasets": []}
+    return {"datasets": [{"subsets": subsets}]}
+
+
+def _numbered(folder: str, key: str, is_reg: bool, problems: list[Problem]) -> Iterator[dict[str, Any]]:
+    for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
+        repeats = folder_repeats(name)
+        if repeats is not None:
+            yield {"image_dir": os.path.join(folder, name), "num_repeats": repeats, "is_reg": is_reg,
+                   "class_tokens": name.partition("_")[2]}
+        elif not name.startswith("."):
+            problems.append(Problem(
+                code="ignored-folder", severity="warning", key=key, got=os.path.join(folder, name),
+                must="is left out: its name does not begin with a number of repeats",
+                fix=f"rename it, for example 10_{name}",
+            ))
+
+
+def folder_repeats(name: str) -> int | None:
+    """The repeats that a folder named REPEATS_NAME asks for; None for any other name."""
+    try:
+        repeats = int(name.partition("_")[0])
+    except ValueError:
+        return None
+    return repeats if repeats >= 1 else None
+
+
+def _nothing_found(folder: str) -> Problem:
+    from trainer.dataset.pictures import pictures_in
+
+    name = os.path.basename(os.path.normpath(os.path.abspath(folder)))
+    pictures = len(pictures_in(folder))
+    if pictures and folder_repeats(name) is not None:
+        parent = os.path.dirname(os.path.normpath(folder)) or "."
+        return Problem(code="numbered-folder", key="train_data_dir", got=folder,
+                       must=f"must be the parent of numbered folders, not the numbered folder itself ({pictures} pictures in it)",
+                       fix=f"set train_data_dir to {parent}")
+    folders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    seen = f"{pictures} pictures directly in it, folders: {', '.join(folders[:5]) or 'none'}"
+    return Problem(code="no-images", key="train_data_dir", got=folder,
+                   must=f"must hold folders named REPEATS_NAME with pictures; found {seen}",
+                   fix="move the pictures into a folder such as 10_name inside it")
+
+
+def _dataset(dataset: Mapping[str, Any], general: Mapping[str, Any], config: TrainConfig) -> DatasetSpec:
+    kind = dataset_kind(dataset["subsets"], config) or "dreambooth"
+    values = _searched(DatasetSpec, (dataset, general), config, skip=("kind", "subsets"))
+    subsets = tuple(_subset(subset, dataset, general, config) for subset in dataset["subsets"])
+    values["resolution"] = parse_resolution(values.get("resolution"))
+    return DatasetSpec(kind=kind, subsets=subsets, **values)
+
+
+def _subset(
+    subset: Mapping[str, Any], dataset: Mapping[str, Any], general: Mapping[str, Any], config: TrainConfig
+) -> SubsetSpec:
+    values = _searched(SubsetSpec, (subset, dataset, general), config, skip=SAID_NOT_SEARCHED)
+    for name in SAID_NOT_SEARCHED:
+        places = (subset, dataset, general) if name == "class_tokens" else (subset,)
+        values |= {name: place[name] for place in reversed(places) if place.get(name) is not None}
+    values["face_crop_aug_range"] = parse_range(values.get("face_crop_aug_range"))
+    return SubsetSpec(**values)
+
+
+def _searched(
+    spec: type, tables: tuple[Mapping[str, Any], ...], config: TrainConfig, *, skip: tuple[str, ...]
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for field in fields(spec):
+        if field.name in skip:
+            continue
+        found = next((place[field.name] for place in tables if place.get(field.name) is not None), None)
+        values[field.name] = _argument(field.name, config, field.default) if found is None else found
+    return values
+
+
+def _argument(name: str, config: TrainConfig, default: Any) -> Any:
+    if name == "caption_extension" and config.caption_extention:
+        return config.caption_extention
+    return getattr(config, ARGUMENTS.get(name, name), default)
+
+
+def parse_resolution(value: Any) -> Size | None:
+    """(width, height) from 512, "512", "512,768" or [512, 768]; None when there is none."""
+    if value is None or value == "":
+        return None
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+    try:
+        sides = [int(part) for part in parts]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise error("bad-resolution", "must be one number of pixels, or width,height", key="resolution", got=value,
+                    fix="write for example 512 or 512,768")
+    return sides[0], sides[-1]
+
+
+def parse_range(value: Any) -> tuple[float, float] | None:
+    """(least, most) from "2.0,4.0" or [2.0, 4.0]; None when there is none."""
+    if value is None or value == "":
+        return None
+    try:
+        ends = [float(part) for part in (value.split(",") if isinstance(value, str) else value)]
+    except ValueError:
+        ends = []
+    if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
+        raise error("bad-range", "must be two numbers above 0, the smaller first", key="face_crop_aug_range", got=value,
+                    fix="write for example 2.0,4.0")
+    return ends[0], ends[1]

@@ -1,0 +1,182 @@
+"""The pictures of one subset with their captions: from a folder with caption files, or from a metadata file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from schemas.config import TrainConfig
+from schemas.problems import Problem
+from trainer.dataset.captions import OTHER_EXTENSIONS, caption_path, caption_stems, joint, read_caption
+from trainer.dataset.pictures import extensions, pictures_in, unsupported_in
+from trainer.dataset.spec import SubsetSpec
+
+SHOWN = 5  # names given as examples
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file and its text as stored."""
+
+    path: Path
+    caption: str
+    has_caption: bool
+    mask: Path | None = None
+
+
+def pictures_of(spec: SubsetSpec, config: TrainConfig, problems: list[Problem]) -> list[Picture]:
+    """The pictures of a subset in order of their names; faults of folders and captions are appended to `problems`."""
+    if spec.metadata_file:
+        return list(_from_metadata(spec, problems))
+    folder = spec.image_dir or ""
+    for place, key in ((folder, "image_dir"), (spec.conditioning_data_dir, "conditioning_data_dir")):
+        if place is not None and not os.path.isdir(place):
+            problems.append(Problem(code="missing-folder", key=key, got=place, must="must be a folder", fix="check the path"))
+            return []
+    paths = pictures_in(folder)
+    problems += _left_out(folder, paths)
+    masks = _masks(spec, paths, problems) if spec.conditioning_data_dir else {}
+    return list(_captioned(spec, paths, masks, problems))
+
+
+def _left_out(folder: str, paths: Sequence[Path]) -> Iterator[Problem]:
+    others = unsupported_in(folder)
+    if others:
+        yield Problem(code="unsupported-pictures", severity="warning", key="image_dir", got=others[:SHOWN], file=folder,
+                      must=f"{len(others)} pictures are of a kind that is not trained on and are left out",
+                      fix="save them as PNG")
+    if not paths:
+        yield Problem(code="empty-folder", severity="warning", key="image_dir", got=folder, must="holds no pictures",
+                      fix="remove it, or put pictures into it")
+
+
+def _captioned(
+    spec: SubsetSpec, paths: Sequence[Path], masks: Mapping[str, Path], problems: list[Problem]
+) -> Iterator[Picture]:
+    names = frozenset(os.listdir(spec.image_dir or "."))
+    without: list[Path] = []
+    for path in paths:
+        caption, found = spec.class_tokens or "", caption_path(path, spec.caption_extension, names)
+        if found is None:
+            without.append(path)
+        else:
+            try:
+                caption = read_caption(found, spec.enable_wildcard)
+            except (OSError, ValueError) as fault:
+                problems.append(_caption_fault(found, fault))
+            if not caption:
+                problems.append(Problem(code="blank-first-line", severity="warning", file=str(found), key="caption",
+                                        must="begins with a blank line, so the caption is empty", fix="delete that line"))
+        yield Picture(path, caption, found is not None, masks.get(path.stem))
+    problems += _uncaptioned(spec, without, names)
+
+
+def _caption_fault(path: Path, fault: Exception) -> Problem:
+    said = str(fault)
+    code = {"is empty": "empty-caption"}.get(said, "caption-encoding" if "UTF-8" in said else "unreadable-caption")
+    fix = "write a caption into it, or delete it" if code == "empty-caption" else "save it as UTF-8"
+    return Problem(code=code, file=str(path), key="caption", must=f"cannot be used as a caption: {said}", fix=fix)
+
+
+def _uncaptioned(spec: SubsetSpec, without: Sequence[Path], names: frozenset[str]) -> Iterator[Problem]:
+    """Warnings on pictures without a caption file; loud when their captions have another extension (traps T11)."""
+    others = [extension for extension in OTHER_EXTENSIONS for path in without
+              if any(f"{stem}{extension}" in names for stem in caption_stems(path.stem))]
+    used = f"the class words {spec.class_tokens!r} are" if spec.class_tokens else "an empty text is"
+    if others:
+        extension = max(set(others), key=others.count)
+        yield Problem(
+            code="captions-elsewhere", severity="warning", key="caption_extension", got=spec.caption_extension,
+            file=spec.image_dir, must=f"{others.count(extension)} captions end in {extension} and are not read; "
+            f"{used} trained on instead", fix=f"set caption_extension to {extension}",
+        )
+    if without and len(others) < len(without):
+        examples = ", ".join(path.name for path in without[:SHOWN])
+        yield Problem(
+            code="no-caption", severity="note" if spec.is_reg else "warning", key="caption_extension", file=spec.image_dir,
+            got=f"{len(without)} pictures: {examples}", must=f"have no {spec.caption_extension} file; {used} trained on",
+            fix="write captions, or leave it so for a plain class",
+        )
+
+
+def _masks(spec: SubsetSpec, paths: Sequence[Path], problems: list[Problem]) -> dict[str, Path]:
+    """Mask pictures by stem; one missing or left over is an error, as in the reference."""
+    folder = spec.conditioning_data_dir or ""
+    masks = {path.stem: path for path in pictures_in(folder)}
+    stems = {path.stem for path in paths}
+    lost = [path.name for path in paths if path.stem not in masks]
+    extra = [path.name for stem, path in masks.items() if stem not in stems]
+    for code, found, must in (("missing-mask", lost, "have no mask of the same name in it"),
+                              ("extra-mask", extra, "belong to no picture")):
+        if found:
+            problems.append(Problem(code=code, key="conditioning_data_dir", got=found[:SHOWN], file=folder,
+                                    must=f"{len(found)} files {must}", fix="add or remove files until both folders match"))
+    return masks
+
+
+def _from_metadata(spec: SubsetSpec, problems: list[Problem]) -> Iterator[Picture]:
+    """Pictures that a metadata file lists; they are known by their full path (traps T18)."""
+    file = spec.metadata_file or ""
+    try:
+        entries = _read_metadata(file)
+    except OSError as fault:
+        problems.append(Problem(code="no-file", key="metadata_file", got=file, must=f"cannot be read: {fault.strerror}",
+                                fix="check the path"))
+        return
+    except (ValueError, TypeError, KeyError) as fault:
+        problems.append(Problem(code="bad-metadata", key="metadata_file", got=file, file=file,
+                                must=f"is not a metadata file: {fault}", fix="give a JSON of pictures with captions or tags"))
+        return
+    lost: list[str] = []
+    for key, entry in entries.items():
+        path = _picture_path(key, spec.image_dir)
+        if path is None:
+            lost.append(key)
+            continue
+        text = metadata_text(entry, spec)
+        yield Picture(path, text, bool(text))
+    if lost:
+        problems.append(Problem(code="missing-image", key="metadata_file", got=lost[:SHOWN], file=file,
+                                must=f"names {len(lost)} pictures that are not there", fix="correct image_dir or the names"))
+
+
+def _read_metadata(file: str) -> dict[str, Mapping[str, Any]]:
+    text = Path(file).read_text(encoding="utf-8-sig")
+    if file.lower().endswith(".jsonl"):
+        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        entries = {row["image_path"]: row for row in rows}
+    else:
+        entries = json.loads(text)
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise ValueError("it must be a table of tables")
+    return entries
+
+
+def _picture_path(key: str, folder: str | None) -> Path | None:
+    """The file of a metadata key, which may lack its extension."""
+    path = Path(key) if os.path.isabs(key) or not folder else Path(folder, key)
+    if path.suffix.lower() in extensions():
+        return path if path.is_file() else None
+    named = (path.with_name(path.name + ending) for extension in sorted(extensions())
+             for ending in (extension, extension.upper()))
+    return next((candidate for candidate in named if candidate.is_file()), None)
+
+
+def metadata_text(entry: Mapping[str, Any], spec: SubsetSpec) -> str:
+    """Caption and tags of a metadata entry as one text; with wildcards the tags follow every line (section 2.5)."""
+    caption, tags = str(entry.get("caption") or ""), str(entry.get("tags") or "")
+    if spec.enable_wildcard:
+        tags = tags.replace("\n", spec.caption_separator)
+        lines = [line.strip() for line in caption.split("\n") if line.strip()] or [""]
+        return "\n".join(_with_tags(line, tags, spec) for line in lines)
+    return _with_tags(caption, tags, spec)
+
+
+def _with_tags(caption: str, tags: str, spec: SubsetSpec) -> str:
+    if not tags:
+        return caption
+    return f"{caption}{joint(spec)}{tags}" if caption else tags

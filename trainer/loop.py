@@ -1,0 +1,270 @@
+"""The training run, top to bottom. Parts do the work; only this module knows them all."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from schemas import ConfigError, Problem, TrainConfig
+from trainer import objective
+from trainer.adapters import Adapter, attach
+from trainer.batches import Batch, BatchLoader
+from trainer.checkpoint import load_weights
+from trainer.dataset.files import Scan
+from trainer.dataset.order import assign, batches_per_epoch
+from trainer.families import Conditioning, Family, Models, get
+from trainer.optim import BuiltOptimizer, build_optimizer, build_scheduler
+from trainer.plan import marks
+from trainer.plan.steps import Steps, count
+from trainer.prepare import Caches, drawn_seed, fill_caches, load_models, make_accelerator, precision, ready_models
+from trainer.report import Progress, Record, StepLog, memory_in_use
+from trainer.results import Results
+from trainer.run_folder import RunFolder
+from trainer.stopping import StopRequest, TrainingStopped, not_finite
+from trainer.texts import TextStates
+
+
+@dataclass
+class Position:
+    """Where a run stands: `step` optimizer steps done; `batch` batches of this process used up in `epoch` (from 1)."""
+
+    step: int = 0
+    epoch: int = 1
+    batch: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, and the weights it left, newest last."""
+
+    step: int
+    interrupted: bool
+    files: list[Path]
+
+
+@dataclass
+class Run:
+    """Everything a step needs, assembled once."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    family: Family
+    models: Models
+    adapter: Adapter
+    optimizer: BuiltOptimizer
+    scheduler: Any
+    scaler: torch.amp.GradScaler
+    schedule: objective.Schedule
+    texts: TextStates
+    caches: Caches
+    steps: Steps
+    at: Position
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def batch_loss(self, batch: Batch) -> torch.Tensor:
+        """The loss of one batch, with gradients; random numbers depend on the seed, the process and the position only."""
+        self.seed_batch()
+        latents = self.latents(batch)
+        noise = objective.draw_noise(latents, self.config)
+        timesteps = objective.draw_timesteps(len(latents), self.config, latents.device)
+        noisy = objective.add_noise(latents, noise, timesteps, self.schedule, self.config)
+        wanted = objective.target(latents, noise, timesteps, self.schedule)
+        with self.accelerator.autocast():
+            conditioning = self.conditioning(batch)
+            sizes = batch.sizes.to(latents.device)
+            dtype = conditioning.hidden.dtype if self.config.mixed_precision == "no" else self.unet_dtype
+            predicted = self.family.predict(self.models.unet, noisy.to(dtype), timesteps, conditioning, sizes)
+        weights, masks = batch.weights.to(latents.device), batch.masks
+        masks = None if masks is None else masks.to(latents.device)
+        return objective.loss(predicted, wanted, timesteps, weights, masks, self.config, self.schedule)
+
+    @property
+    def unet_dtype(self) -> torch.dtype:
+        return precision(self.config)
+
+    def seed_batch(self) -> None:
+        rank = self.accelerator.process_index
+        mixed = random.Random(f"{self.config.seed}/{rank}/{self.at.epoch}/{self.at.batch}").getrandbits(63)
+        torch.manual_seed(mixed)
+        random.seed(mixed)
+
+    def latents(self, batch: Batch) -> torch.Tensor:
+        device = self.accelerator.device
+        if batch.latents is None:
+            assert batch.pixels is not None
+            return self.caches.encode(batch.pixels).to(device) * self.family.latent_scale
+        return batch.latents.to(device, non_blocking=True) * self.family.latent_scale
+
+    def conditioning(self, batch: Batch) -> Conditioning:
+        device = self.accelerator.device
+        if self.caches.texts is not None:
+            return self.caches.texts.get(batch.samples).to(device, self.unet_dtype)
+        return self.texts(batch.captions).to(device, self.unet_dtype)
+
+    def update(self, losses: list[torch.Tensor], *, stop: bool) -> tuple[float, bool]:
+        """One optimizer step from the gradients at hand; (mean loss over processes, whether any was asked to stop)."""
+        mine = torch.stack([torch.stack(losses).mean(), torch.tensor(float(stop), device=losses[0].device)])
+        loss, stopping = self.accelerator.reduce(mine, "mean").tolist()
+        if not math.isfinite(loss):
+            raise not_finite("loss", loss, self.config)
+        parameters = self.adapter.parameters()
+        self.share_gradients(parameters)
+        self.scaler.unscale_(self.optimizer.optimizer)
+        if self.config.max_grad_norm:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+            if not self.scaler.is_enabled() and not math.isfinite(float(norm)):
+                raise not_finite("gradient norm", float(norm), self.config)
+        self.scaler.step(self.optimizer.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        self.optimizer.optimizer.zero_grad(set_to_none=True)
+        if self.config.scale_weight_norms:
+            self.adapter.apply_max_norm(self.config.scale_weight_norms)
+        self.at.step += 1
+        return loss, stopping > 0
+
+    def share_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Every process gets the mean of all gradients, in one transfer; a module skipped here counts as zero."""
+        if self.accelerator.num_processes == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = self.accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+        for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(piece.view_as(gradient))
+
+    def rates(self) -> dict[str, float]:
+        """Learning rate by group name."""
+        groups = self.optimizer.optimizer.param_groups
+        return {str(group.get("name", index)): float(group["lr"]) for index, group in enumerate(groups)}
+
+
+def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
+    """Trains on the pictures `found` and leaves the LoRA, its copies, previews, states and log in output_dir.
+
+    ConfigError where something only the models can show is wrong; TrainingStopped when the run cannot go on, with the
+    last good weights saved.
+    """
+    # Who takes part, and where the results go.
+    accelerator = make_accelerator(config)
+    config = drawn_seed(config, accelerator)
+    folder = RunFolder.of(config)
+
+    # How long it is.
+    assignment = assign(found, config)
+    steps = count(config, batches_per_epoch(assignment), accelerator.num_processes)
+    results = Results(folder, config, steps, accelerator)
+    results.prepare()
+    progress = Progress(steps.total, shown=accelerator.is_main_process)
+
+    # What is trained: frozen models, cached data, the adapter on top.
+    family = get(family_name)
+    models = load_models(family, config, accelerator, progress.say)
+    caches = fill_caches(found, assignment, config, family, models, accelerator, progress.say)
+    targets = family.targets(models)
+    weights = load_weights(Path(config.network_weights), targets) if config.network_weights else None
+    adapter = attach(models, targets, config, weights=weights, trust=config.trust)
+    ready_models(models, adapter, config, accelerator, caches)
+    for note in adapter.notes:
+        progress.say(f"{note.severity}: {note}")
+
+    # How it learns.
+    groups = adapter.groups(config)
+    if not groups:
+        raise ConfigError([Problem(code="nothing-to-train", key="learning_rate", must="every rate is 0",
+                                   fix="set unet_lr or text_encoder_lr above 0")])  # fmt: skip
+    optimizer = build_optimizer(groups, config)
+    scheduler = build_scheduler(optimizer.optimizer, config, steps)
+    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.mixed_precision == "fp16")
+    trains_text = any(not str(group["name"]).startswith("unet") for group in groups)
+    texts = TextStates(models, family, config, trained=trains_text)
+    schedule = objective.noise_schedule(config.zero_terminal_snr, config.v_parameterization).to(accelerator.device)
+    run = Run(config, accelerator, family, models, adapter, optimizer, scheduler, scaler, schedule, texts, caches,
+              steps, Position())  # fmt: skip
+    results.describe(run, found, assignment)
+    if config.resume:
+        run.at = Position(**results.load_state(run, Path(config.resume)))
+        progress.say(f"resumed at step {run.at.step} of {steps.total} (epoch {run.at.epoch}) from {config.resume}")
+
+    loader = BatchLoader(found, assignment, config, seed=int(config.seed or 0), processes=steps.processes,
+                         rank=accelerator.process_index, cache=caches.latents, max_train_steps=steps.total)  # fmt: skip
+    step_log = StepLog(folder.log, keep_until=run.at.step) if accelerator.is_main_process else None
+    try:
+        with StopRequest() as stop:
+            interrupted = run_epochs(run, loader, results, progress, step_log, stop)
+    finally:
+        progress.close()
+        if step_log:
+            step_log.close()
+    if not interrupted:
+        results.finish(run)
+    accelerator.end_training()
+    return Outcome(run.at.step, interrupted, results.files)
+
+
+def run_epochs(
+    run: Run, loader: BatchLoader, results: Results, progress: Progress, step_log: StepLog | None, stop: StopRequest
+) -> bool:
+    """Steps until the end, with previews and saves at the marks; True when it was asked to stop and has saved."""
+    at, steps, config = run.at, run.steps, run.config
+    progress.begin(at.step)
+    if marks.previews_at_start(config) and at.step == 0 and at.batch == 0:
+        results.preview(run, "e000000")
+    run.adapter.train()
+    run.optimizer.train_mode()
+    while at.step < steps.total:
+        losses: list[torch.Tensor] = []
+        stopping, began = False, time.perf_counter()
+        for batch in loader.epoch(at.epoch, start=at.batch, step=at.step):
+            # ---------------------------------------------------------------------------------------- one step
+            loss = run.batch_loss(batch)
+            run.scaler.scale(loss / config.gradient_accumulation_steps).backward()
+            losses.append(loss.detach())
+            at.batch += 1
+            if at.batch % config.gradient_accumulation_steps and at.batch < steps.batches_per_epoch:
+                continue
+            rates = run.rates()
+            try:
+                mean, stopping = run.update(losses, stop=stop.asked)
+            except TrainingStopped as fault:
+                raise results.rescued(run, fault) from None
+            # -------------------------------------------------------------------------------------------------
+            record = Record(at.step, at.epoch, mean, rates, time.perf_counter() - began, memory_in_use())
+            progress.step(record)
+            if step_log:
+                step_log.write(record)
+                results.draw_curves(run, record, progress.average)
+            if marks.previews_at_step(config, at.step):
+                results.preview(run, f"{at.step:06d}")
+            if marks.saves_at_step(config, at.step):
+                results.save(run, marks.step_save(config, at.step, at.epoch))
+            if stopping or at.step == steps.total:
+                break
+            results.keep_state_when_due(run)
+            losses, began = [], time.perf_counter()
+        if at.batch == steps.batches_per_epoch or at.step == steps.total:
+            end_epoch(run, results)
+        if stopping and at.step < steps.total:
+            results.save_interrupted(run)
+            return True
+    return False
+
+
+def end_epoch(run: Run, results: Results) -> None:
+    """Saves and previews of the epoch that ends here; then the next one begins."""
+    at, steps, config = run.at, run.steps, run.config
+    if marks.saves_at_epoch(config, at.epoch, steps.epochs):
+        results.save(run, marks.epoch_save(config, at.epoch, steps))
+    if marks.previews_at_epoch(config, at.epoch):
+        results.preview(run, f"e{at.epoch:06d}")
+    at.epoch, at.batch = at.epoch + 1, 0

@@ -1,0 +1,183 @@
+"""The LoRA file: written whole or not at all, with the hashes that web UIs index by; read in any usual style."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from schemas.problems import error
+from schemas.weights import lora_family, read_header
+from trainer.lora_keys import peft_settings, to_kohya
+
+if TYPE_CHECKING:
+    from trainer.families import Target
+
+PEFT_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
+HASHED_AT, HASHED_BYTES = 1 << 20, 1 << 16  # the old 8-digit hash reads 64 KiB at 1 MiB
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Run `write` on a temporary file beside `path`, flush it to the disk, rename: readers see all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with scratch.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` last; file systems that cannot are left alone."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def save_weights(
+    path: Path,
+    state_dict: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    save_as: str = "safetensors",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a LoRA file atomically; floats go to `dtype` if given, alpha is always a float.
+
+    `save_as` "ckpt" and "pt" are torch.save of the dict, without metadata. A safetensors header gets `metadata` and the
+    sshs hashes (reference section 12.4).
+    """
+    tensors = {name: _ready(name, tensor, dtype) for name, tensor in state_dict.items()}
+    if save_as != "safetensors":
+        write_atomically(path, lambda stream: torch.save(tensors, stream))
+        return
+    hashed = {name: text for name, text in metadata.items() if name.startswith("ss_")}
+    image = safetensors.torch.save(tensors, hashed)
+    header, data = split_image(image)
+    header["__metadata__"] = {**metadata, **sshs_hashes(image)}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(stream: IO[bytes]) -> None:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.write(data)
+
+    write_atomically(path, write)
+
+
+def _ready(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    tensor = tensor.detach()
+    if name.endswith(".alpha") and not tensor.is_floating_point():
+        tensor = tensor.float()
+    if dtype is not None and tensor.is_floating_point():
+        tensor = tensor.to(dtype)
+    return tensor.cpu().contiguous()
+
+
+def split_image(image: bytes) -> tuple[dict[str, Any], memoryview]:
+    """(header without metadata, tensor data) of a safetensors image."""
+    length = int.from_bytes(image[:8], "little")
+    header = json.loads(image[8 : 8 + length])
+    header.pop("__metadata__", None)
+    return header, memoryview(image)[8 + length :]
+
+
+def sshs_hashes(image: bytes) -> dict[str, str]:
+    """Hashes of an in-memory safetensors image: of its tensor data, and the old one of 64 KiB of the whole."""
+    _, data = split_image(image)
+    piece = image[HASHED_AT : HASHED_AT + HASHED_BYTES]
+    whole, part = hashlib.sha256(data).hexdigest(), hashlib.sha256(piece).hexdigest()
+    return {"sshs_model_hash": whole, "sshs_legacy_hash": part[:8]}
+
+
+def model_hashes(path: Path) -> tuple[str, str]:
+    """(old 8-digit hash, SHA-256) of a model file, remembered while the file stays the same.
+
+    A folder gives "IsADirectory", a missing file "NOFILE". Reading 7 GB takes seconds: run it in a thread (hashing lets
+    other threads work).
+    """
+    if path.is_dir():
+        return "IsADirectory", "IsADirectory"
+    if not path.is_file():
+        return "NOFILE", "NOFILE"
+    facts = path.stat()
+    return _hashes(path.resolve(), facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=16)
+def _hashes(path: Path, size: int, changed: int) -> tuple[str, str]:
+    with path.open("rb") as stream:
+        stream.seek(HASHED_AT)
+        old = hashlib.sha256(stream.read(HASHED_BYTES)).hexdigest()[:8]
+        stream.seek(0)
+        return old, hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def load_weights(path: Path, targets: Sequence[Target], family: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a LoRA file under kohya's keys, as stored; kohya, LyCORIS, peft and diffusers names are known.
+
+    `path` is a file (.safetensors, .ckpt, .pt, .bin) or a peft folder. `family` is the base model's; by default as far
+    as the targets show it. ConfigError `wrong-family` with both names when the file is for another one or matches
+    nothing.
+    """
+    file = _file_in(path)
+    tensors, metadata = _read(file)
+    beside = file.with_name("adapter_config.json")
+    config = beside.read_text(encoding="utf-8") if beside.is_file() else None
+    weights = to_kohya(tensors, targets, peft_settings(metadata, config))
+    theirs = lora_family({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata)
+    ours = family or ("sdxl" if any(target.part == "te2" for target in targets) else "sd15 or sd2")
+    known = {target.key for target in targets}
+    matched = {name.partition(".")[0] for name in weights} & known
+    if not matched or (theirs != "unknown" and theirs not in ours):
+        said = "no family known here" if theirs == "unknown" else theirs
+        raise error(
+            "wrong-family", f"is a LoRA for {said}, the base model is {ours}; {len(matched)} modules match",
+            key="network_weights", got=str(path), fix=f"use a LoRA for {ours}, or the base model of the LoRA",
+        )  # fmt: skip
+    return weights
+
+
+def _file_in(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in PEFT_FILES:
+        if (path / name).is_file():
+            return path / name
+    must = f"is a folder without {', '.join(PEFT_FILES)}"
+    raise error("no-file", must, file=str(path), fix="name the LoRA file itself")
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors on the CPU, header texts); ConfigError when it cannot be read or holds more than tensors."""
+    if path.suffix.lower() == ".safetensors":
+        metadata = read_header(path).metadata
+        return safetensors.torch.load_file(path), metadata
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as fault:
+        raise error("no-file", f"cannot be read: {fault.strerror}", file=str(path), fix="check the path") from None
+    except Exception as fault:
+        raise error("not-lora", f"cannot be read as tensors alone: {str(fault).splitlines()[0]}", file=str(path),
+                    fix="save it as .safetensors") from fault  # fmt: skip
+    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    return tensors, {}

@@ -1,0 +1,167 @@
+"""What a run sets up before its first step: processes, seed, frozen models, caches."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import SystemRandom
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list, set_seed
+
+from schemas import TrainConfig, table, to_flat
+from trainer.adapters import Adapter, merge_weights
+from trainer.cache import LatentCache, TextCache
+from trainer.checkpoint import load_weights
+from trainer.dataset.files import Scan
+from trainer.dataset.order import Assignment
+from trainer.families import Family, Models
+
+Say = Callable[[str], None]
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def precision(config: TrainConfig) -> torch.dtype:
+    """The number format of the frozen models."""
+    return DTYPES[config.mixed_precision]
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """The processes of this run; gradients are accumulated and shared by the loop itself."""
+    minutes = config.ddp_timeout or 30
+    handlers: list[Any] = [InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=minutes))]
+    if config.ddp_gradient_as_bucket_view or config.ddp_static_graph:
+        handlers.append(DistributedDataParallelKwargs(
+            gradient_as_bucket_view=config.ddp_gradient_as_bucket_view, static_graph=config.ddp_static_graph
+        ))
+    trackers, project = None, None
+    if config.log_with or config.logging_dir:
+        trackers = ["tensorboard", "wandb"] if config.log_with == "all" else [config.log_with or "tensorboard"]
+        stamp = time.strftime("%Y%m%d%H%M%S")
+        project = Path(config.logging_dir or str(config.output_dir)) / f"{config.log_prefix or ''}{stamp}"
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision, kwargs_handlers=handlers, log_with=trackers, project_dir=project
+    )
+    if trackers:
+        name = config.wandb_run_name or config.output_name
+        logged = loggable(config) if config.log_config else None
+        accelerator.init_trackers(config.log_tracker_name or "network_train", logged, {"wandb": {"name": name}})
+    return accelerator
+
+
+def loggable(config: TrainConfig) -> dict[str, Any]:
+    """The options as trackers take them, without secrets and personal paths."""
+    flat = to_flat(config, defaults=True)
+    return {name: str(value) for name, value in flat.items() if not table()[name].path}
+
+
+def drawn_seed(config: TrainConfig, accelerator: Accelerator) -> TrainConfig:
+    """The config with a seed that all processes share: the user's, or one drawn now."""
+    seed = [config.seed if config.seed is not None else SystemRandom().randrange(2**32 - 1)]
+    broadcast_object_list(seed)
+    set_seed(seed[0])
+    return replace(config, seed=seed[0])
+
+
+def load_models(family: Family, config: TrainConfig, accelerator: Accelerator, say: Say) -> Models:
+    """The base model in the run's number format, base_weights merged in."""
+    say(f"loading {config.pretrained_model_name_or_path}")
+    with accelerator.local_main_process_first():
+        models = family.load(config, dtype=precision(config))
+    targets = family.targets(models) if config.base_weights else []
+    strengths = [*config.base_weights_multiplier, *[1.0] * len(config.base_weights)]
+    for file, strength in zip(config.base_weights, strengths, strict=False):
+        merged = merge_weights(models, targets, load_weights(Path(file), targets), strength)
+        say(f"merged {file} x {strength:g} into the base model ({merged} modules)")
+    return models
+
+
+def ready_models(models: Models, adapter: Adapter, config: TrainConfig, accelerator: Accelerator,
+                 caches: Caches) -> None:  # fmt: skip
+    """Everything that trains or is needed every step goes to the device; the rest stays in main memory."""
+    if config.full_fp16 or config.full_bf16:
+        adapter.to_dtype(precision(config))
+    models.unet.to(accelerator.device)
+    models.vae.to("cpu" if caches.latents else accelerator.device)
+    for encoder in models.text_encoders:
+        encoder.to("cpu" if caches.texts else accelerator.device)
+    if config.xformers and importlib.util.find_spec("xformers"):
+        models.unet.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
+    if config.gradient_checkpointing:
+        models.unet.train()
+        models.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+        for encoder in models.text_encoders:
+            if any(parameter.requires_grad for parameter in encoder.parameters()):
+                encoder.train()
+                encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+
+
+@dataclass
+class Caches:
+    """What was computed once: latents of all pictures, SDXL's text outputs; `encode` is for pictures not cached."""
+
+    latents: LatentCache | None
+    texts: TextCache | None
+    encode: Callable[[torch.Tensor], torch.Tensor]
+
+
+@torch.no_grad()
+def encode_latents(vae: Any, pixels: torch.Tensor, device: torch.device, draws: Any) -> torch.Tensor:
+    """Unscaled float32 latents [B,4,H/8,W/8], sampled from the posterior of pictures [B,3,H,W] in -1..1.
+
+    `draws` is one CPU generator a picture, or None for the global one.
+    """
+    dtype = next(vae.parameters()).dtype
+    posterior = vae.encode(pixels.to(device, dtype)).latent_dist
+    return posterior.sample(draws).float()
+
+
+def fill_caches(
+    found: Scan, assignment: Assignment, config: TrainConfig, family: Family, models: Models, accelerator: Accelerator,
+    say: Say,
+) -> Caches:  # fmt: skip
+    """Encode what the config wants cached, and give back how to encode the rest."""
+    vae, device = models.vae, accelerator.device
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        return encode_latents(vae, pixels, device, None)
+
+    def encode_once(pixels: torch.Tensor) -> torch.Tensor:
+        """The draw depends on the picture and the seed alone, so that a cache made in pieces equals one made at once."""
+        seeds = [zlib.crc32(picture.numpy().tobytes(), int(config.seed or 0) & 0xFFFFFFFF) for picture in pixels.cpu()]
+        return encode_latents(vae, pixels, device, [torch.Generator().manual_seed(seed) for seed in seeds])
+
+    def encode_in_32_bit(pixels: torch.Tensor) -> torch.Tensor:
+        dtype = next(vae.parameters()).dtype
+        vae.float()
+        try:
+            return encode_once(pixels)
+        finally:
+            vae.to(dtype)
+
+    latents = texts = None
+    if config.cache_latents:
+        latents = LatentCache(found, assignment, config, family.cache_suffix)
+        missing = len(latents.missing())
+        say(f"encoding {missing} pictures once" if missing else "all latents were cached already")
+        vae.to(device)
+        latents.fill(encode_once, retry=encode_in_32_bit)
+        vae.to("cpu")
+    if config.cache_text_encoder_outputs:
+        texts = TextCache(found, config)
+        for encoder in models.text_encoders:
+            encoder.to(device)
+        with torch.no_grad():
+            texts.fill(lambda captions: family.encode(models, captions, config))
+        for encoder in models.text_encoders:
+            encoder.to("cpu")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return Caches(latents, texts, encode)

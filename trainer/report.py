@@ -1,0 +1,135 @@
+"""What a run says while it runs: progress on the terminal, log.jsonl, and curves for TensorBoard or wandb."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PLAIN_SECONDS = 10.0  # without a terminal, one line at most this often
+
+
+@dataclass(frozen=True)
+class Record:
+    """One optimizer step: loss is the mean over its micro-batches and over all processes; memory in bytes."""
+
+    step: int
+    epoch: int
+    loss: float
+    lr: dict[str, float]
+    seconds: float
+    memory: int
+
+
+def memory_in_use() -> int:
+    """Peak bytes: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class StepLog:
+    """log.jsonl of a run folder. On resume, records at or past the resumed step are dropped, so steps never repeat."""
+
+    def __init__(self, path: Path, *, keep_until: int) -> None:
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= keep_until]
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text("".join(kept), encoding="utf-8")
+        os.replace(scratch, path)
+        self._stream = path.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        self._stream.write(json.dumps(asdict(record)) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole records only: a last line cut off by a kill is left out."""
+    if not path.is_file():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+
+
+class Progress:
+    """A bar with loss and time left on a terminal, else a plain line now and then."""
+
+    def __init__(self, total: int, *, shown: bool) -> None:
+        self.total, self.shown = total, shown
+        self.losses: deque[float] = deque(maxlen=100)
+        self._began = self._last = 0.0
+        self._first = 0
+        self._bar: Any = None
+
+    @property
+    def average(self) -> float:
+        """Mean loss of the last hundred steps."""
+        return sum(self.losses) / len(self.losses) if self.losses else math.nan
+
+    def begin(self, done: int) -> None:
+        """The first step after `done` starts now."""
+        self._began, self._first = time.monotonic(), done
+        self._bar = _bar(self.total, done) if self.shown and sys.stdout.isatty() else None
+
+    def step(self, record: Record) -> None:
+        self.losses.append(record.loss)
+        if not self.shown:
+            return
+        mean, rate = self.average, next(iter(record.lr.values()), 0.0)
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=record.step, loss=mean, lr=rate, epoch=record.epoch)
+        elif record.step == self.total or time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._last = time.monotonic()
+            left = (self._last - self._began) / (record.step - self._first) * (self.total - record.step)
+            print(
+                f"step {record.step}/{self.total}  epoch {record.epoch}  loss {mean:.4f}  lr {rate:.3g}"
+                f"  {record.seconds:.2f} s/step  left {clock(left)}",
+                flush=True,
+            )
+
+    def say(self, text: str) -> None:
+        """A line that does not tear the bar."""
+        if self._bar:
+            self._bar.console.print(text, highlight=False, markup=False)
+        elif self.shown:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+
+
+def _bar(total: int, done: int) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    bar = RichProgress(
+        TextColumn("epoch {task.fields[epoch]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}  lr {task.fields[lr]:.3g}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    bar.add_task("steps", total=total, completed=done, loss=float("nan"), lr=0.0, epoch=1)
+    bar.start()
+    return bar
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
