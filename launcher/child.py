@@ -76,16 +76,20 @@ class LineFilter:
                 self._held = []
 
 
-def run_child(words: list[str], environment: Mapping[str, str], write: Callable[[bytes], Any], *,
-              terminal: bool = False) -> Finished:
+def run_child(
+    words: list[str], environment: Mapping[str, str], write: Callable[[bytes], Any], *, terminal: bool = False
+) -> Finished:
     """Runs `words` until it and whatever still writes into its output have ended.
 
     The first SIGINT or SIGTERM is passed to the trainer, which finishes its step and saves; the second kills.
     """
     reader, writer = _output(terminal)
-    options: dict[str, Any] = {"start_new_session": True} if POSIX else {
-        "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
-    child = subprocess.Popen(words, env=dict(environment), stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, **options)
+    options: dict[str, Any] = (
+        {"start_new_session": True} if POSIX else {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+    )
+    child = subprocess.Popen(
+        words, env=dict(environment), stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, **options
+    )
     os.close(writer)
     lines = LineFilter(write)
     with _signals(child) as heard:
@@ -178,7 +182,11 @@ def exit_code(code: int, lines: Any, signals: int = 0) -> int:
     if signals:
         return INTERRUPTED if signals == 1 or code < 0 else code
     text = "\n".join(list(lines)[-60:])
-    for pattern in (r"returned non-zero exit status (\d+)", r"died with <Signals\.\w+: (\d+)>", r"exitcode\s*:\s*(-?\d+)"):
+    for pattern in (
+        r"returned non-zero exit status (\d+)",
+        r"died with <Signals\.\w+: (\d+)>",
+        r"exitcode\s*:\s*(-?\d+)",
+    ):
         found = re.findall(pattern, text)
         if found:
             real = int(found[0])

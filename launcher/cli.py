@@ -68,8 +68,15 @@ class Commands(click.Group):
         except click.UsageError as fault:
             if "--json" in words:
                 must = fault.format_message()
-                problem = {"severity": "error", "code": "usage", "key": None, "line": None, "got": None, "must": must,
-                           "fix": None}
+                problem = {
+                    "severity": "error",
+                    "code": "usage",
+                    "key": None,
+                    "line": None,
+                    "got": None,
+                    "must": must,
+                    "fix": None,
+                }
                 click.echo(json.dumps({"ok": False, "problems": [problem]}))
             fault.show()
             code = 2

@@ -67,7 +67,7 @@ def _demo(directory: Path) -> None:
     _heading(f"Photos and a model. Everything goes into {directory}")
     write_photos(photos, PHOTOS, SIDE)
     click.echo(f"drew {PHOTOS} captioned pictures of a frog called {TOKEN}: {photos}")
-    _python("trainer.families.random_checkpoint", "--family", "sd15", "--tiny", str(model))
+    _write_model(model)
     click.echo(f"wrote a small model of random numbers, in the form of a Stable Diffusion 1.5 checkpoint: {model}")
 
     _heading("1. From photos to a training folder")
@@ -88,6 +88,15 @@ def _demo(directory: Path) -> None:
     _farewell(results)
 
 
+def _write_model(file: Path) -> None:
+    """By a process of its own, because it needs torch; what its libraries say is shown only when it fails."""
+    words = [sys.executable, "-P", "-m", "trainer.families.random_checkpoint", "--family", "sd15", "--tiny", str(file)]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    if done.returncode:
+        click.echo(done.stdout + done.stderr, err=True)
+        raise Failed(done.returncode)
+
+
 def _heading(text: str) -> None:
     click.echo("\n" + click.style(text, bold=True))
 
@@ -95,17 +104,21 @@ def _heading(text: str) -> None:
 def _kohyakit(*words: str) -> None:
     """Print and run one command of ours, by this very installation."""
     click.echo(click.style("$ " + shlex.join(["kohyakit", *words]), fg="cyan"))
-    _python("launcher", *words)
+    code = run_module("launcher", *words)
+    if code:
+        raise Failed(code)
 
 
-def _python(module: str, *words: str) -> None:
-    # -P and PYTHONPATH: a folder named launcher or trainer in the working directory must not get in between.
-    inherited = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([str(PACKAGES), *([inherited] if inherited else [])])
+def run_module(module: str, *words: str) -> int:
+    """`python -m MODULE WORDS` with this installation's packages; the exit code."""
     sys.stdout.flush()
-    done = subprocess.run([sys.executable, "-P", "-m", module, *words], env={**os.environ, "PYTHONPATH": path})
-    if done.returncode:
-        raise Failed(done.returncode)
+    return subprocess.run([sys.executable, "-P", "-m", module, *words], env=environment()).returncode
+
+
+def environment() -> dict[str, str]:
+    """With `python -P`: our packages first, so that a folder named launcher or trainer that lies around is no trap."""
+    inherited = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGES), *([inherited] if inherited else [])])}
 
 
 def _farewell(results: Path) -> None:

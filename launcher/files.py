@@ -43,8 +43,9 @@ def write_json(path: Path, document: Any) -> None:
 
 def secrets_of(config: TrainConfig) -> dict[str, str]:
     """The options of a config that must never be written, by name."""
-    return {name: str(getattr(config, name)) for name, option in table().items()
-            if option.secret and getattr(config, name)}
+    return {
+        name: str(getattr(config, name)) for name, option in table().items() if option.secret and getattr(config, name)
+    }
 
 
 def without_secrets(text: str, secrets: Iterable[str] = ()) -> str:

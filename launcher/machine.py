@@ -97,7 +97,7 @@ def _gpus() -> Iterator[Gpu]:
 
 
 def _torch_build() -> str:
-    """"cuda", "rocm" or "cpu", read from torch's version file instead of importing it."""
+    """ "cuda", "rocm" or "cpu", read from torch's version file instead of importing it."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return "cpu"

@@ -108,7 +108,9 @@ def _unwritable(name: str, path: str, fix: str) -> Problem | None:
     while not parent.exists():
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        return Problem(code="not-writable", key=name, got=path, must=f"cannot be created or written in {parent}", fix=fix)
+        return Problem(
+            code="not-writable", key=name, got=path, must=f"cannot be created or written in {parent}", fix=fix
+        )
     return None
 
 

@@ -221,6 +221,27 @@ def summary(problems: Iterable[Problem]) -> Iterator[str]:
 
 @dataset.command()
 @click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--model", required=True, metavar="blip|blip-large|wd14|PATH", help="A known model, or a local folder.")
+@click.option("--prefix", default="", help='Put before each caption, such as "N0m3, ".')
+@click.option("--beams", default=9, show_default=True, type=click.IntRange(1), help="Beams of the search; BLIP only.")
+@click.option("--min-length", default=15, show_default=True, type=click.IntRange(1), help="Tokens; BLIP only.")
+@click.option("--batch-size", default=4, show_default=True, type=click.IntRange(1), help="Pictures at once.")
+@click.option("--threshold", default=0.35, show_default=True, type=click.FloatRange(0, 1), help="Of tags; WD14 only.")
+@click.option("--append", "mode", flag_value="append", help="Put the new text behind captions that are there.")
+@click.option("--overwrite", "mode", flag_value="overwrite", help="Replace captions that are there.")
+def caption(*, directory: Path, mode: str | None, **settings: Any) -> None:
+    """Write a caption beside every picture of DIRECTORY that has none. Goes on where it stopped."""
+    from launcher.demo import run_module
+
+    if not directory.is_dir():
+        click.echo(f"{directory}: there is no such folder", err=True)
+        sys.exit(1)
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    sys.exit(run_module("trainer.captioning", str(directory), f"--mode={mode or 'keep'}", *words))
+
+
+@dataset.command()
+@click.argument("directory", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "target", required=True, type=click.Path(path_type=Path), help="The zip to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @refusing

@@ -112,17 +112,19 @@ def _subsets(checked: Checked) -> list[dict[str, Any]]:
     for number, spec in enumerate(scan.specs if scan else ()):
         for index, subset in enumerate(spec.subsets):
             mine = [s for s in (scan.samples if scan else ()) if (s.dataset, s.subset) == (number, index)]
-            found.append({
-                "dataset": number,
-                "folder": subset.image_dir or subset.metadata_file,
-                "repeats": subset.num_repeats,
-                "class_tokens": subset.class_tokens,
-                "is_reg": subset.is_reg,
-                "images": len(mine),
-                "without_caption": sum(not sample.has_caption for sample in mine),
-                "resolution": list(spec.resolution) if spec.resolution else None,
-                "batch_size": spec.batch_size,
-            })
+            found.append(
+                {
+                    "dataset": number,
+                    "folder": subset.image_dir or subset.metadata_file,
+                    "repeats": subset.num_repeats,
+                    "class_tokens": subset.class_tokens,
+                    "is_reg": subset.is_reg,
+                    "images": len(mine),
+                    "without_caption": sum(not sample.has_caption for sample in mine),
+                    "resolution": list(spec.resolution) if spec.resolution else None,
+                    "batch_size": spec.batch_size,
+                }
+            )
     return found
 
 
@@ -160,11 +162,25 @@ def _process_problems(launch: Accelerate, machine: Machine) -> list[Problem]:
     cards = len(launch.gpu_ids.split(",")) if launch.gpu_ids and launch.gpu_ids != "all" else len(machine.gpus)
     found = []
     if machine.gpus and local > cards:
-        found.append(Problem(code="too-few-gpus", key="num_processes", got=local, must=f"is more than the {cards} GPUs",
-                             fix=f"--processes {cards}"))
+        found.append(
+            Problem(
+                code="too-few-gpus",
+                key="num_processes",
+                got=local,
+                must=f"is more than the {cards} GPUs",
+                fix=f"--processes {cards}",
+            )
+        )
     if launch.num_machines > 1 and not (launch.main_process_ip and launch.main_process_port):
-        found.append(Problem(code="no-main-address", key="num_machines", got=launch.num_machines,
-                             must="needs the first machine's address", fix="--main-ip IP --main-port PORT"))
+        found.append(
+            Problem(
+                code="no-main-address",
+                key="num_machines",
+                got=launch.num_machines,
+                must="needs the first machine's address",
+                fix="--main-ip IP --main-port PORT",
+            )
+        )
     return found
 
 
@@ -185,7 +201,9 @@ def _with_numbers(plan: Plan, machine: Machine) -> Plan:
         found["rates"] = rates.curve(config, steps, 101)
         if checked.family:
             found["disk_bytes"] = memory.disk_bytes(config, checked.family, steps)
-            found["memory"] = memory.estimate(config, checked.family, largest_bucket(checked), plan.launch.num_processes)
+            found["memory"] = memory.estimate(
+                config, checked.family, largest_bucket(checked), plan.launch.num_processes
+            )
     except ConfigError as fault:
         problems += [resolved.placed(problem) for problem in fault.problems]
     problems += [*_disk(resolved, found.get("disk_bytes")), *_memory(found.get("memory"), machine)]
@@ -224,12 +242,20 @@ def _memory(memory: Memory | None, machine: Machine) -> list[Problem]:
         found.append(Problem(code="gpu-memory", must=must, severity="warning", fix=fix))
     if machine.memory and memory.host_bytes > machine.memory:
         must = f"about {memory.host_bytes / 2**30:.1f} GiB of main memory are needed, {machine.memory / 2**30:.1f} GiB are free"
-        found.append(Problem(code="main-memory", must=must, severity="warning",
-                             fix="close other programs, or --set max_data_loader_n_workers=0"))
+        found.append(
+            Problem(
+                code="main-memory",
+                must=must,
+                severity="warning",
+                fix="close other programs, or --set max_data_loader_n_workers=0",
+            )
+        )
     return found
 
 
-def fit(checked: Checked, gigabytes: float, machine: Machine, *, resuming: bool) -> tuple[Checked, list[dict[str, Any]]]:
+def fit(
+    checked: Checked, gigabytes: float, machine: Machine, *, resuming: bool
+) -> tuple[Checked, list[dict[str, Any]]]:
     """The config with the changes that bring it under `gigabytes` of GPU memory, and the list of these changes."""
     from trainer.plan import memory
 
@@ -238,8 +264,16 @@ def fit(checked: Checked, gigabytes: float, machine: Machine, *, resuming: bool)
     found = []
     for change in changes:
         resolved = resolved.change(change.argument, change.after, "adapted")
-        found.append({"argument": change.argument, "from": change.before, "to": change.after, "cost": change.cost,
-                      "saves_bytes": change.saves_bytes, "changes_result": change.changes_result})
+        found.append(
+            {
+                "argument": change.argument,
+                "from": change.before,
+                "to": change.after,
+                "cost": change.cost,
+                "saves_bytes": change.saves_bytes,
+                "changes_result": change.changes_result,
+            }
+        )
     if not found:
         return checked, found
     again = check_run(resolved, machine, resuming=resuming)

@@ -44,7 +44,9 @@ class Checked:
 
 def check_file(resolved: Resolved) -> Checked:
     """`validate`: what the file says of itself. Paths may belong to another machine, so they are only warned about."""
-    resolved, problems = effective(resolved)
+    from launcher import data
+
+    resolved, problems = effective(data.unpack(resolved))
     family = resolved.draft.family
     for problem in rules_say(resolved, family):
         if problem.code == "missing-package" or (problem.code == "missing-option" and problem.key in LEFT_OPEN):
@@ -60,8 +62,6 @@ def rules_say(resolved: Resolved, family: str | None) -> list[Problem]:
     from schemas import rules
 
     found = rules.check(resolved.config, family)
-    if resolved.draft.datasets is not None:
-        found = [problem for problem in found if (problem.code, problem.key) != ("missing-option", "train_data_dir")]
     if resolved.draft.kind != "lora":
         must = f"is a {resolved.draft.kind} config; LoRA training is what is done here"
         found.append(Problem(code="unsupported-kind", must=must, file=resolved.draft.file, fix="use a LoRA config"))
@@ -75,7 +75,7 @@ def check_run(resolved: Resolved, machine: Machine | None = None, *, resuming: b
     resolved, problems = effective(data.unpack(resolved))
     adapted: list[Adapted] = []
     if machine is not None:
-        config, adapted = adapt(resolved.config, machine)
+        _, adapted = adapt(resolved.config, machine)
         for change in adapted:
             resolved = resolved.change(change.argument, change.after, "adapted")
         resolved, more = effective(resolved)
@@ -155,8 +155,11 @@ def _fits(resolved: Resolved, family: str, problem: Any, fix: str) -> tuple[str 
         found = problem("unknown-family", must, "use a .safetensors checkpoint of SD1.5 or SDXL")
         return said, [replace(one, severity="warning") for one in found]
     if family == "lora":
-        return None, problem("not-a-checkpoint", "is a LoRA, not a base model", f"{fix} (to start from this LoRA: "
-                             f"--set network_weights={resolved.config.pretrained_model_name_or_path})")
+        return None, problem(
+            "not-a-checkpoint",
+            "is a LoRA, not a base model",
+            f"{fix} (to start from this LoRA: --set network_weights={resolved.config.pretrained_model_name_or_path})",
+        )
     if family not in FAMILIES:
         return None, problem("unsupported-family", f"is a {family} model; SD1.5, SD2 and SDXL can be trained")
     if said in FAMILIES and said != family:
@@ -194,26 +197,46 @@ def network_weights(resolved: Resolved, family: str | None) -> list[Problem]:
 def _lora_fits(resolved: Resolved, facts: LoraFacts, family: str | None) -> Iterable[Problem]:
     config, path = resolved.config, resolved.config.network_weights
     if facts.modules == 0:
-        yield Problem(code="not-a-lora", key="network_weights", got=path, must="holds no LoRA weights",
-                      fix="--set network_weights= to start from zero")
+        yield Problem(
+            code="not-a-lora",
+            key="network_weights",
+            got=path,
+            must="holds no LoRA weights",
+            fix="--set network_weights= to start from zero",
+        )
         return
     if family and facts.family in FAMILIES and facts.family != family:
         must = f"is an {FAMILIES[facts.family]} LoRA, but the base model is {FAMILIES[family]}"
-        yield Problem(code="lora-family", key="network_weights", got=path, must=must,
-                      fix="--set network_weights= to start from zero, or another base model")
+        yield Problem(
+            code="lora-family",
+            key="network_weights",
+            got=path,
+            must=must,
+            fix="--set network_weights= to start from zero, or another base model",
+        )
     if config.dim_from_weights:
         return
     alpha = config.network_alpha or config.network_dim or 4
-    for name, mine, theirs in (("network_dim", config.network_dim or 4, facts.dim), ("network_alpha", alpha, facts.alpha)):
+    for name, mine, theirs in (
+        ("network_dim", config.network_dim or 4, facts.dim),
+        ("network_alpha", alpha, facts.alpha),
+    ):
         if theirs is not None and float(mine) != float(theirs):
-            yield Problem(code="rank-mismatch", key=name, got=mine, must=f"is {theirs:g} in {path}",
-                          fix=f"--set {name}={theirs:g}, or --set dim_from_weights=true")
+            yield Problem(
+                code="rank-mismatch",
+                key=name,
+                got=mine,
+                must=f"is {theirs:g} in {path}",
+                fix=f"--set {name}={theirs:g}, or --set dim_from_weights=true",
+            )
 
 
 def pictures(resolved: Resolved, known: list[Problem]) -> tuple[Scan | None, Assignment | None, list[Problem]]:
     """The scan of the training pictures and their buckets, unless their folder has been complained about already."""
-    keys = {resolved.settings[name].key or name if name in resolved.settings else name
-            for name in ("train_data_dir", "dataset_config", "in_json")}
+    keys = {
+        resolved.settings[name].key or name if name in resolved.settings else name
+        for name in ("train_data_dir", "dataset_config", "in_json")
+    }
     told = [problem.key for problem in errors(known)]
     if any(key in keys or (key or "").removeprefix("--set ") in keys for key in told):
         return None, None, []
@@ -238,8 +261,9 @@ def gui_steps(resolved: Resolved, scan: Scan) -> tuple[Resolved, list[Problem]]:
     wanted, config = resolved.draft.gui_steps, resolved.config
     if wanted is None or config.max_train_epochs:
         return resolved, []
-    total = sum(sample.repeats for sample in scan.samples
-                if not sample.is_reg and sample.path.suffix.lower() in GUI_PICTURES)
+    total = sum(
+        sample.repeats for sample in scan.samples if not sample.is_reg and sample.path.suffix.lower() in GUI_PICTURES
+    )
     reg = 2 if config.reg_data_dir else 1
     steps = math.ceil(total / config.train_batch_size / config.gradient_accumulation_steps * wanted.epoch * reg)
     if steps < 1:

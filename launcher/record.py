@@ -109,10 +109,18 @@ def now() -> str:
 def begin(folder: Path, plan: Plan, *, mode: str) -> None:
     """Adds a start; the entry has no end while the run goes on."""
     record = read_record(folder) or describe(plan)
-    record.setdefault("starts", []).append({
-        "begin": now(), "end": None, "exit": None, "last_step": None, "mode": mode, "command": plan.command,
-        "processes": plan.launch.num_processes, "versions": versions(),
-    })
+    record.setdefault("starts", []).append(
+        {
+            "begin": now(),
+            "end": None,
+            "exit": None,
+            "last_step": None,
+            "mode": mode,
+            "command": plan.command,
+            "processes": plan.launch.num_processes,
+            "versions": versions(),
+        }
+    )
     write_json(folder / "run.json", record)
 
 
@@ -147,13 +155,15 @@ def last_step(folder: Path) -> int | None:
 def newest_state(folder: Path) -> Path | None:
     """The finished state with the highest step: it has its progress.json, which is written last."""
     states = [path for path in folder.glob("state-*") if (path / "progress.json").is_file()]
-    return max(states, key=lambda path: int(path.name.rpartition("-")[2] or 0) if path.name[6:].isdigit() else -1,
-               default=None)
+    return max(
+        states, key=lambda path: int(path.name.rpartition("-")[2] or 0) if path.name[6:].isdigit() else -1, default=None
+    )
 
 
 def saved_files(plan: Plan, since: float = 0.0) -> list[Path]:
     """What a run has left since that time, weights first, then its newest state."""
     results = paths.existing_results(plan.checked.resolved)
     there = [path for path in results if path.suffix != ".run" and path.stat().st_mtime >= since - 1]
+    there.sort(key=lambda path: path.stem != paths.run_name(plan.checked.resolved))
     state = newest_state(paths.run_folder(plan.checked.resolved))
     return [*there, *([state] if state else [])]

@@ -79,6 +79,16 @@ def presets() -> list[Path]:
     return sorted(path for path in PRESETS.glob("*") if path.suffix in kinds) if PRESETS.is_dir() else []
 
 
+def table_of_presets() -> list[dict[str, Any]]:
+    """Name, family and one line of each shipped preset."""
+    rows = []
+    for path in presets():
+        resolved = resolve(str(path))
+        about = resolved.config.training_comment or ""
+        rows.append({"name": path.stem, "family": resolved.draft.family, "about": about, "file": str(path)})
+    return rows
+
+
 def split_sets(words: Iterable[str]) -> dict[str, str]:
     """`K=V` words as a mapping; later ones win. `K=` unsets."""
     found: dict[str, str] = {}
@@ -118,7 +128,9 @@ def _find(file: str) -> tuple[str, Origin]:
             return str(preset), "preset"
         if not Path(file).exists():
             guess = nearest(file, [path.stem for path in presets()])
-            fix = f"did you mean the preset {guess}?" if guess else "check the path, or choose one of `kohyakit presets`"
+            fix = (
+                f"did you mean the preset {guess}?" if guess else "check the path, or choose one of `kohyakit presets`"
+            )
             raise ConfigError([Problem(code="no-file", must="is neither a file nor a preset", file=file, fix=fix)])
     return file, "file"
 
@@ -179,8 +191,11 @@ def settle(draft: Draft, sets: Mapping[str, str] | None = None) -> Resolved:
 
 def _length(draft: Draft, settings: dict[str, Setting]) -> list[Problem]:
     """A length given by --set beats every other statement of length in the file."""
-    given = {name for name in ("max_train_steps", "max_train_epochs") if name in settings
-             and settings[name].origin == "--set"}
+    given = {
+        name
+        for name in ("max_train_steps", "max_train_epochs")
+        if name in settings and settings[name].origin == "--set"
+    }
     if given:
         draft.gui_steps = None
     if given != {"max_train_steps"} or settings.get("max_train_epochs", Setting(None)).value in (None, "", 0):

@@ -59,7 +59,9 @@ def find(path: str) -> Found:
     """The run, snapshot or weights that `path` names; ConfigError `nothing-to-resume` when there is none."""
     place = Path(path)
     if not place.exists():
-        raise error("no-file", "does not exist", file=path, fix="name a run folder, a snapshot, an output folder or a LoRA")
+        raise error(
+            "no-file", "does not exist", file=path, fix="name a run folder, a snapshot, an output folder or a LoRA"
+        )
     if place.is_dir():
         return _in_folder(place)
     if place.suffix == ".safetensors":
@@ -95,8 +97,11 @@ def _newest_weights(folder: Path, name: str) -> Path | None:
     final = folder / f"{name}.safetensors"
     if final.is_file():
         return final
-    copies = [path for path in folder.glob(f"{name}-*.safetensors") if (match := COPY.fullmatch(path.name))
-              and match["name"] == name]
+    copies = [
+        path
+        for path in folder.glob(f"{name}-*.safetensors")
+        if (match := COPY.fullmatch(path.name)) and match["name"] == name
+    ]
     return max(copies, key=lambda path: path.stat().st_mtime, default=None)
 
 
@@ -111,16 +116,24 @@ def go_on(
         return _exact(found, sets)
     if epochs is None and steps is None:
         what = "was stopped before its first state" if found.cut_off else "is complete"
-        raise error("nothing-to-resume", f"{what}, so say how much further", file=path,
-                    fix="--epochs N or --steps N starts a new run from its weights")
+        raise error(
+            "nothing-to-resume",
+            f"{what}, so say how much further",
+            file=path,
+            fix="--epochs N or --steps N starts a new run from its weights",
+        )
     return _further(found, sets, epochs, steps)
 
 
 def _exact(found: Found, sets: Mapping[str, str]) -> Continuation:
     state = found.state
     if found.run is None or state is None:
-        raise error("no-state", "has no state to resume from exactly", file=str(found.run or found.output),
-                    fix="--epochs N or --steps N starts a new run from the weights")
+        raise error(
+            "no-state",
+            "has no state to resume from exactly",
+            file=str(found.run or found.output),
+            fix="--epochs N or --steps N starts a new run from the weights",
+        )
     draft = _kept_draft(found, carried=False)
     _refuse_changes(draft, sets)
     resolved = settle(draft, sets).change("resume", str(state), "computed")
@@ -145,8 +158,15 @@ def _refuse_changes(draft: Draft, sets: Mapping[str, str]) -> None:
         except BadValue:
             continue  # told by `settle`
         if not option.resumable and not same:
-            problems.append(Problem(code="not-on-resume", key=f"--set {name}", got=text, must=f"is {before!r} in this run "
-                                    "and cannot change on an exact resume", fix="--epochs N starts a new run from its weights"))
+            problems.append(
+                Problem(
+                    code="not-on-resume",
+                    key=f"--set {name}",
+                    got=text,
+                    must=f"is {before!r} in this run and cannot change on an exact resume",
+                    fix="--epochs N starts a new run from its weights",
+                )
+            )
     if problems:
         raise ConfigError(problems)
 
@@ -191,15 +211,30 @@ def _further(found: Found, sets: Mapping[str, str], epochs: int | None, steps: i
     from schemas.weights import lora_facts
 
     if found.weights is None:
-        raise error("no-weights", "has no LoRA to start from", file=str(found.run or found.output),
-                    fix="name the LoRA file itself")
+        raise error(
+            "no-weights",
+            "has no LoRA to start from",
+            file=str(found.run or found.output),
+            fix="name the LoRA file itself",
+        )
     draft = _kept_draft(found, carried=True)
     facts = lora_facts(found.weights)
-    for name in ("resume", "initial_epoch", "initial_step", "skip_until_initial_step", "max_train_epochs", "max_train_steps"):
+    for name in (
+        "resume",
+        "initial_epoch",
+        "initial_step",
+        "skip_until_initial_step",
+        "max_train_epochs",
+        "max_train_steps",
+    ):
         draft.arguments.pop(name, None)
     draft.gui_steps = None
-    given: dict[str, Any] = {"max_train_epochs": epochs, "max_train_steps": steps,
-                             "network_dim": facts.dim, "network_alpha": facts.alpha}
+    given: dict[str, Any] = {
+        "max_train_epochs": epochs,
+        "max_train_steps": steps,
+        "network_dim": facts.dim,
+        "network_alpha": facts.alpha,
+    }
     for name, value in given.items():
         if value is not None:
             draft.arguments[name] = Setting(value, "--set" if name.startswith("max") else "computed")
@@ -208,7 +243,9 @@ def _further(found: Found, sets: Mapping[str, str], epochs: int | None, steps: i
         _place(draft, found)
     resolved = settle(draft, sets)
     length = f"{epochs} epochs" if epochs is not None else f"{steps} steps"
-    rank = ", ".join(f"{word} {value:g}" for word, value in (("rank", facts.dim), ("alpha", facts.alpha)) if value is not None)
+    rank = ", ".join(
+        f"{word} {value:g}" for word, value in (("rank", facts.dim), ("alpha", facts.alpha)) if value is not None
+    )
     said = [f"continue: a new run of {length} from the weights {found.weights} ({rank}), through network_weights"]
     return Continuation("continue", resolved, found, said)
 
@@ -229,8 +266,10 @@ def differences(plan: Plan, found: Found) -> list[str]:
     if not kept:
         return []
     said = []
-    for word, now in (("dataset", record.dataset_fingerprint(plan)), ("model", record.model_fingerprint(
-            plan.config.pretrained_model_name_or_path))):
+    for word, now in (
+        ("dataset", record.dataset_fingerprint(plan)),
+        ("model", record.model_fingerprint(plan.config.pretrained_model_name_or_path)),
+    ):
         before = kept.get(word) or {}
         if before.get("fingerprint") and before["fingerprint"] != now.get("fingerprint"):
             said.append(f"    differs: the {word} has changed since the first start")
@@ -269,7 +308,9 @@ def keep_older(plan: Plan) -> Plan:
     except OSError as fault:
         for path, target in reversed(moved):
             target.rename(path)
-        raise error("not-writable", f"cannot be renamed: {fault.strerror}", file=str(folder), fix="check its owner") from None
+        raise error(
+            "not-writable", f"cannot be renamed: {fault.strerror}", file=str(folder), fix="check its owner"
+        ) from None
     return replace(plan, checked=replace(plan.checked, resolved=resolved))
 
 
@@ -283,8 +324,9 @@ def _json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def start(plan: Plan, way: Continuation, *, write: Callable[[bytes], Any], say: Callable[[str], Any],
-          terminal: bool = False) -> Ended:
+def start(
+    plan: Plan, way: Continuation, *, write: Callable[[bytes], Any], say: Callable[[str], Any], terminal: bool = False
+) -> Ended:
     """Trains on: the same run folder for an exact resume, or a new one after the older results have been moved aside."""
     from launcher import run
 

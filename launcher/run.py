@@ -65,8 +65,13 @@ def probe_writing(plan: Plan) -> None:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".kohyakit"):
             pass
     except OSError as fault:
-        problem = Problem(code="not-writable", key="output_dir", got=str(folder), must=f"cannot be written: {fault.strerror}",
-                          fix="--set output_dir=PATH")
+        problem = Problem(
+            code="not-writable",
+            key="output_dir",
+            got=str(folder),
+            must=f"cannot be written: {fault.strerror}",
+            fix="--set output_dir=PATH",
+        )
         raise ConfigError([plan.checked.resolved.placed(problem)]) from None
 
 
@@ -121,7 +126,9 @@ def keep_source(plan: Plan) -> None:
     write_bytes(folder / f"source{source.suffix or '.txt'}", blanked)
 
 
-def start(plan: Plan, *, mode: str, write: Callable[[bytes], Any], say: Callable[[str], Any], terminal: bool = False) -> Ended:
+def start(
+    plan: Plan, *, mode: str, write: Callable[[bytes], Any], say: Callable[[str], Any], terminal: bool = False
+) -> Ended:
     """Runs the trainer in the run folder as it stands, and records begin and end."""
     folder = paths.run_folder(plan.checked.resolved)
     record.begin(folder, plan, mode=mode)

@@ -38,9 +38,9 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield from _steps(plan)
     yield row("results", str(paths.output_dir(resolved) / f"{paths.run_name(resolved)}.{config.save_model_as}"))
     if plan.memory is not None:
-        where = "GPU" if not plan.launch.cpu else "for the models"
+        device = "" if plan.launch.cpu else f"{_bytes(plan.memory.device_bytes)} GPU, "
         disk = f", {_bytes(plan.disk_bytes)} on disk" if plan.disk_bytes is not None else ""
-        yield row("memory", f"about {_bytes(plan.memory.device_bytes)} {where}, {_bytes(plan.memory.host_bytes)} main memory{disk}")
+        yield row("memory", f"about {device}{_bytes(plan.memory.host_bytes)} main memory{disk}")
     for change in plan.checked.adapted:
         yield row("adapted", f"{change.argument}: {change.before!r} -> {change.after!r}, {change.why}")
     yield from fit_lines(plan)
@@ -49,8 +49,13 @@ def plan_lines(plan: Plan) -> Iterator[str]:
 
 def _network(plan: Plan) -> str:
     config = plan.config
-    parts = "U-Net only" if config.network_train_unet_only else "text encoder only" \
-        if config.network_train_text_encoder_only else "U-Net and text encoder"
+    parts = (
+        "U-Net only"
+        if config.network_train_unet_only
+        else "text encoder only"
+        if config.network_train_text_encoder_only
+        else "U-Net and text encoder"
+    )
     args = f", {' '.join(config.network_args)}" if config.network_args else ""
     start = f"\nstarts from {config.network_weights}" if config.network_weights else ""
     dim = config.network_dim or 4
@@ -81,8 +86,9 @@ def _data(plan: Plan) -> Iterator[str]:
         reg = " (regularisation)" if subset["is_reg"] else ""
         lines.append(f"{subset['folder']}: {subset['images']} x {subset['repeats']}{reg}")
     yield row("data", "\n".join(lines))
-    sizes = [f"{width}x{height}: {entry['images']}" for entry in found["buckets"]
-             for width, height in [entry["resolution"]]]
+    sizes = [
+        f"{width}x{height}: {entry['images']}" for entry in found["buckets"] for width, height in [entry["resolution"]]
+    ]
     if sizes:
         yield row("buckets", _some(sizes, 12))
 
@@ -106,8 +112,10 @@ def derivation(plan: Plan) -> str:
     found = plan.dataset_json() or {}
     total = found.get("repeats_total", 0) + found.get("reg_repeats_total", 0)
     words = [f"{total} pictures in batches of {config.train_batch_size}, bucket by bucket"]
-    words.append(f"= {steps.batches_per_epoch} batches an epoch" + (
-        f" for each of {steps.processes} processes" if steps.processes > 1 else ""))
+    words.append(
+        f"= {steps.batches_per_epoch} batches an epoch"
+        + (f" for each of {steps.processes} processes" if steps.processes > 1 else "")
+    )
     if config.gradient_accumulation_steps > 1:
         words.append(f"/ {config.gradient_accumulation_steps} accumulated = {steps.updates_per_epoch} steps an epoch")
     setting = plan.checked.resolved.settings.get("max_train_steps")
@@ -141,8 +149,11 @@ def fit_lines(plan: Plan) -> Iterator[str]:
         yield row("fits", "as it is")
     for change in plan.fits:
         result = "changes the result" if change["changes_result"] else "same result"
-        yield row("to fit", f"{change['argument']}: {change['from']!r} -> {change['to']!r} saves "
-                            f"{_bytes(change['saves_bytes'])}; {change['cost']}; {result}")
+        yield row(
+            "to fit",
+            f"{change['argument']}: {change['from']!r} -> {change['to']!r} saves "
+            f"{_bytes(change['saves_bytes'])}; {change['cost']}; {result}",
+        )
 
 
 def verdict_lines(checked: Checked, *, keys: bool) -> Iterator[str]:
@@ -151,7 +162,9 @@ def verdict_lines(checked: Checked, *, keys: bool) -> Iterator[str]:
     counts = Counter(problem.severity for problem in checked.problems)
     said = ", ".join(_count(counts[name], name) for name in ("error", "warning", "note") if counts[name])
     mark = click.style("ok", fg="green") if checked.ok else click.style("not ok", fg="red")
-    yield f"{draft.file}: {draft.format}, {checked.family or 'family unknown'}, {draft.kind}: {mark}" + (f" ({said})" if said else "")
+    yield f"{draft.file}: {draft.format}, {checked.family or 'family unknown'}, {draft.kind}: {mark}" + (
+        f" ({said})" if said else ""
+    )
     for name, fate in draft.keys.items():
         if keys or fate.status not in ("used", "default"):
             target = f" -> {fate.argument}" if fate.argument and fate.argument != name else ""

@@ -312,9 +312,7 @@ def _in_text_encoder(module: str) -> bool:
     return bare.startswith(("lora_te", "text_encoder", "text_model", "te_", "te1_", "te2_"))
 
 
-def _style(
-    modules: set[str], shapes: Mapping[str, tuple[int, ...]], algo: str, metadata: Mapping[str, str]
-) -> Style:
+def _style(modules: set[str], shapes: Mapping[str, tuple[int, ...]], algo: str, metadata: Mapping[str, str]) -> Style:
     if all(module.startswith(("lora_", "oft_unet", "lycoris_")) for module in modules):
         beyond = algo != "lora" or any(name.endswith((".lora_mid.weight", ".dora_scale")) for name in shapes)
         lycoris = beyond or metadata.get("ss_network_module", "").startswith("lycoris")

@@ -38,7 +38,7 @@ def read_arguments(argv: Sequence[str]) -> tuple[TrainConfig, list[Problem]]:
     values.update(typed)
     read, notes = config.from_flat(values, file=file, lines=lines)
     read, _ = rules.effective(read)
-    return read, notes
+    return read, [note for note in notes if note.key not in typed]  # on a command line everything is text
 
 
 def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:

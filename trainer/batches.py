@@ -6,7 +6,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -104,8 +104,9 @@ class _Maker(Dataset[Batch | _Fault]):
         sample, choice = self.scan.samples[index], self.assignment.choices[index]
         subset = self.scan.subset(sample)
         rng = sample_rng(self.seed, order.epoch, order.batch.position, slot)
-        caption = process(sample.caption, subset, rng=rng, epoch=order.epoch, step=order.step,
-                          max_train_steps=self.max_train_steps)
+        caption = process(
+            sample.caption, subset, rng=rng, epoch=order.epoch, step=order.step, max_train_steps=self.max_train_steps
+        )
         flipped = subset.flip_aug and rng.random() < 0.5
         if self.cache:
             image, mask = self.cache.get(index, flipped), self._cached_mask(self.cache, index, flipped)
@@ -131,7 +132,9 @@ class _Maker(Dataset[Batch | _Fault]):
         if subset.color_aug:
             colours = pictures.recolour(colours, rng)
         image = pictures.to_tensor(colours)
-        cover = None if mask is None else pictures.to_mask(pictures.fit(mask, choice, place, subset.resize_interpolation))
+        cover = (
+            None if mask is None else pictures.to_mask(pictures.fit(mask, choice, place, subset.resize_interpolation))
+        )
         return (image.flip(-1), None if cover is None else cover.flip(-1)) if flipped else (image, cover)
 
     def _cached_mask(self, cache: LatentCache, index: int, flipped: bool) -> Tensor | None:
@@ -166,28 +169,35 @@ class _Orders:
         return len(self.orders)
 
 
+@dataclass
 class BatchLoader:
     """The batches of one process. What is in a batch depends on seed, epoch and position only, never on the workers."""
 
-    def __init__(
-        self, scan: Scan, assignment: Assignment, config: TrainConfig, *, seed: int, processes: int = 1, rank: int = 0,
-        cache: LatentCache | None = None, max_train_steps: int = 1,
-    ) -> None:
-        self.assignment, self.config, self.seed = assignment, config, seed
-        self.processes, self.rank = processes, rank
+    scan: Scan
+    assignment: Assignment
+    config: TrainConfig
+    _: KW_ONLY
+    seed: int
+    processes: int = 1
+    rank: int = 0
+    cache: LatentCache | None = None
+    max_train_steps: int = 1
+
+    def __post_init__(self) -> None:
         self._sampler = _Orders()
         # With latents in memory a batch takes microseconds: sending it between processes would cost more.
-        cheap = cache is not None and cache.in_memory and not any(sample.mask for sample in scan.samples)
-        workers = 0 if cheap else min(config.max_data_loader_n_workers, _processors(), len(self))
+        cheap = self.cache is not None and self.cache.in_memory and not any(sample.mask for sample in self.scan.samples)
+        workers = 0 if cheap else min(self.config.max_data_loader_n_workers, _processors(), len(self))
+        maker = _Maker(self.scan, self.assignment, self.config, self.seed, self.cache, self.max_train_steps)
         self._loader: DataLoader[Any] = DataLoader(
-            _Maker(scan, assignment, config, seed, cache, max_train_steps),
+            maker,
             batch_size=None,
             sampler=self._sampler,
             num_workers=workers,
             collate_fn=_as_is,
             worker_init_fn=_quiet,
             generator=torch.Generator(),  # so that the global one is left alone
-            persistent_workers=config.persistent_data_loader_workers and workers > 0,
+            persistent_workers=self.config.persistent_data_loader_workers and workers > 0,
         )
 
     def __len__(self) -> int:
@@ -202,7 +212,8 @@ class BatchLoader:
         batches = shard(epoch_batches(self.assignment, self.seed, epoch), self.processes, self.rank)
         each = self.config.gradient_accumulation_steps
         self._sampler.orders = [
-            _Order(batches[number], epoch, step + number // each - start // each) for number in range(start, len(batches))
+            _Order(batches[number], epoch, step + number // each - start // each)
+            for number in range(start, len(batches))
         ]
         for made in self._loader:
             if isinstance(made, _Fault):
@@ -214,7 +225,7 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _as_is(made: Batch | _Fault) -> Batch | _Fault:
+def _as_is(made: Any) -> Any:
     return made
 
 

@@ -1,4 +1,4 @@
-"""What the VAE and the text encoders make of the data, computed once: in memory or beside the pictures (reference section 10).
+"""What VAE and text encoders make of the data, computed once: in memory or beside the pictures (reference section 10).
 
 Files on disk have the reference's names and arrays, and one more: a fingerprint of everything the numbers depend on. A
 file whose fingerprint differs is made again, never used.
@@ -63,8 +63,12 @@ class LatentCache:
             made_from = (sample.path, choice, subset.resize_interpolation, subset.flip_aug, subset.alpha_mask)
             size = f"{sample.width:04d}x{sample.height:04d}"
             bucket = f"{choice.bucket[0]:04d}x{choice.bucket[1]:04d}"
-            names = [f"{sample.path.stem}_{size}", f"{sample.path.name}_{size}", f"{sample.path.name}_{size}_{bucket}",
-                     f"{sample.path.name}_{size}_{bucket}_{sample.dataset}_{sample.subset}"]
+            names = [
+                f"{sample.path.stem}_{size}",
+                f"{sample.path.name}_{size}",
+                f"{sample.path.name}_{size}_{bucket}",
+                f"{sample.path.name}_{size}_{bucket}_{sample.dataset}_{sample.subset}",
+            ]
             paths = [sample.path.with_name(f"{name}_{suffix}.npz") for name in names]
             file = next((path for path in paths if owners.get(path, made_from) == made_from), paths[-1])
             owners[file] = made_from
@@ -81,13 +85,23 @@ class LatentCache:
 
     def _note(self, verdicts: list[str]) -> None:
         for verdict, code, must in (
-            ("foreign", "foreign-cache", "were written by another trainer: used, because size and date fit; delete them if "
-             "the VAE was another"),
+            (
+                "foreign",
+                "foreign-cache",
+                "were written by another trainer: used, because size and date fit; delete them if the VAE was another",
+            ),
             ("stale", "stale-cache", "do not fit picture, bucket, VAE or settings any more and are made again"),
         ):
             if verdict in verdicts:
-                self.notes.append(Problem(code=code, severity="note", key="cache_latents_to_disk",
-                                          got=f"{verdicts.count(verdict)} files", must=must))
+                self.notes.append(
+                    Problem(
+                        code=code,
+                        severity="note",
+                        key="cache_latents_to_disk",
+                        got=f"{verdicts.count(verdict)} files",
+                        must=must,
+                    )
+                )
 
     def _verdict(self, index: int) -> str:
         """What the file of a sample is worth: fresh, foreign (no fingerprint, but it fits), stale or absent."""
@@ -102,7 +116,9 @@ class LatentCache:
         arrays, fingerprint = found
         if fingerprint is None:
             newer = file.stat().st_mtime_ns >= sample.path.stat().st_mtime_ns
-            fits = self._fits(index, arrays["latents"]) and _equal(arrays.get("original_size"), (sample.width, sample.height))
+            fits = self._fits(index, arrays["latents"]) and _equal(
+                arrays.get("original_size"), (sample.width, sample.height)
+            )
             return "foreign" if newer and fits and sample.orientation == 1 else "stale"
         source = fingerprint.pop("source", [None])
         same = fingerprint == self._fingerprint(index) and cache_files.same_source(sample.path, source)
@@ -110,7 +126,9 @@ class LatentCache:
 
     def _needed(self, index: int) -> set[str]:
         subset = self.scan.subset(self.scan.samples[index])
-        return {name for name, wanted in zip(NAMES, (True, subset.flip_aug, self._masked(index)), strict=True) if wanted}
+        return {
+            name for name, wanted in zip(NAMES, (True, subset.flip_aug, self._masked(index)), strict=True) if wanted
+        }
 
     def _masked(self, index: int) -> bool:
         sample = self.scan.samples[index]
@@ -134,7 +152,12 @@ class LatentCache:
         }
 
     def fill(
-        self, encode: Encode, progress: Progress | None = None, *, retry: Encode | None = None, processes: int = 1,
+        self,
+        encode: Encode,
+        progress: Progress | None = None,
+        *,
+        retry: Encode | None = None,
+        processes: int = 1,
         rank: int = 0,
     ) -> None:
         """Encodes what is missing. `encode` takes pictures [B,3,H,W] in [-1,1] and gives latents [B,4,H/8,W/8].
@@ -188,7 +211,7 @@ class LatentCache:
         image = pixels.to_tensor(pixels.fit(colours, choice, choice.crop, interpolation))
         if mask is None:
             return image, None
-        return image, torch.from_numpy(pixels.fit(mask, choice, choice.crop, interpolation).transpose(2, 0, 1).copy())
+        return image, pixels.planes(pixels.fit(mask, choice, choice.crop, interpolation))
 
     def _encoded(self, encode: Encode, retry: Encode | None, pictures: Tensor, chunk: list[int]) -> list[Tensor]:
         for attempt in (encode, retry):
@@ -196,9 +219,23 @@ class LatentCache:
                 latents = attempt(pictures).detach().float().cpu()
                 if bool(latents.isfinite().all()):
                     return [one.clone() for one in latents]
-        bad = [str(self.scan.samples[index].path) for index, one in zip(chunk, latents, strict=True) if not one.isfinite().all()]
-        raise ConfigError([Problem(code="nan-latents", file=file, key="no_half_vae", must="gives latents that are not numbers",
-                                   fix="set no_half_vae, or use another VAE") for file in bad])
+        bad = [
+            str(self.scan.samples[index].path)
+            for index, one in zip(chunk, latents, strict=True)
+            if not one.isfinite().all()
+        ]
+        raise ConfigError(
+            [
+                Problem(
+                    code="nan-latents",
+                    file=file,
+                    key="no_half_vae",
+                    must="gives latents that are not numbers",
+                    fix="set no_half_vae, or use another VAE",
+                )
+                for file in bad
+            ]
+        )
 
     def _keep(self, index: int, latents: _Latents) -> None:
         self._ready.add(index)
@@ -225,8 +262,14 @@ class LatentCache:
             return kept.flipped if flipped and kept.flipped is not None else kept.normal
         array = self._array(index, "latents_flipped" if flipped else "latents")
         if not self._fits(index, array):
-            raise error("stale-cache", "holds latents of another size", file=str(self._files[index]), key="skip_cache_check",
-                        got=list(array.shape), fix="leave skip_cache_check out, so that the file is made again")
+            raise error(
+                "stale-cache",
+                "holds latents of another size",
+                file=str(self._files[index]),
+                key="skip_cache_check",
+                got=list(array.shape),
+                fix="leave skip_cache_check out, so that the file is made again",
+            )
         return torch.from_numpy(array).float()
 
     def mask(self, index: int) -> Tensor | None:
@@ -241,15 +284,25 @@ class LatentCache:
     def _array(self, index: int, name: str) -> np.ndarray:
         found = cache_files.load(self._files[index], (name,))
         if found is None or name not in found[0]:
-            raise error("broken-cache", f"must hold {name}", file=str(self._files[index]), key="cache_latents_to_disk",
-                        fix="delete the file, and leave skip_cache_check out")
+            raise error(
+                "broken-cache",
+                f"must hold {name}",
+                file=str(self._files[index]),
+                key="cache_latents_to_disk",
+                fix="delete the file, and leave skip_cache_check out",
+            )
         return found[0][name]
 
 
 def unreadable(sample: Sample, fault: Exception) -> ConfigError:
     """The error of a picture that cannot be decoded."""
-    return error("unreadable-image", f"cannot be decoded: {fault}", file=str(sample.path), key="image_dir",
-                 fix="replace or remove the file")
+    return error(
+        "unreadable-image",
+        f"cannot be decoded: {fault}",
+        file=str(sample.path),
+        key="image_dir",
+        fix="replace or remove the file",
+    )
 
 
 def _equal(stored: np.ndarray | None, wanted: Sequence[int]) -> bool:
@@ -268,8 +321,17 @@ class TextCache:
         self.batch_size = max((spec.batch_size for spec in scan.specs), default=1)
         used = {name for spec in scan.specs for subset in spec.subsets for name in random_settings(subset)}
         if used:
-            raise ConfigError([Problem(code="random-captions", key=name, must="excludes cache_text_encoder_outputs",
-                                       fix=f"leave {name} out, or encode captions while training") for name in sorted(used)])
+            raise ConfigError(
+                [
+                    Problem(
+                        code="random-captions",
+                        key=name,
+                        must="excludes cache_text_encoder_outputs",
+                        fix=f"leave {name} out, or encode captions while training",
+                    )
+                    for name in sorted(used)
+                ]
+            )
         self.texts = [fixed(sample.caption, scan.subset(sample)) for sample in scan.samples]
         self._kept: dict[str, Conditioning] = {}
         self._files: dict[str, list[Path]] = {}

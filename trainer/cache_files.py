@@ -34,16 +34,23 @@ def save(path: Path, arrays: Arrays, fingerprint: Mapping[str, Any]) -> None:
         os.replace(scratch, path)
     except OSError as fault:
         scratch.unlink(missing_ok=True)
-        raise error("cannot-write-cache", f"cannot be written: {fault.strerror}", file=str(path), key="cache_latents_to_disk",
-                    fix="make the folder writable, or cache in memory") from None
+        raise error(
+            "cannot-write-cache",
+            f"cannot be written: {fault.strerror}",
+            file=str(path),
+            key="cache_latents_to_disk",
+            fix="make the folder writable, or cache in memory",
+        ) from None
 
 
 def load(path: Path, names: Sequence[str] | None = None) -> tuple[Arrays, dict[str, Any] | None] | None:
-    """(arrays, fingerprint or None) of a cache file, only those `names` that it has; None when there is no sound file."""
+    """(arrays, fingerprint or None) of a cache file, only those `names` it has; None when there is no sound file."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             marked = FINGERPRINT in stored.files
-            arrays = {name: stored[name] for name in stored.files if name != FINGERPRINT and (names is None or name in names)}
+            arrays = {
+                name: stored[name] for name in stored.files if name != FINGERPRINT and (names is None or name in names)
+            }
             return arrays, json.loads(str(stored[FINGERPRINT])) if marked else None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

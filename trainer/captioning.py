@@ -1,4 +1,4 @@
-"""Captions for a folder of pictures: `python -m trainer.captioning FOLDER --model MODEL`, what `dataset caption` starts.
+"""Captions for a folder of pictures: `python -m trainer.captioning FOLDER --model MODEL`, for `dataset caption`.
 
 A captioning model of transformers (BLIP and its like) writes a sentence, a WD14 tagger (onnxruntime) writes tags. Each
 caption is written as soon as it is made, so that a run that was cut off goes on where it stopped.
@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from schemas.problems import ConfigError, Problem, error
+from trainer import pixels
 from trainer.dataset.pictures import pictures_in
 from trainer.run_folder import write_text
 
@@ -90,13 +91,7 @@ def _wants(path: Path, settings: CaptionSettings, journal: Journal, folder: Path
 def _open(path: Path) -> Image.Image:
     """The picture upright, RGB, transparent parts white."""
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-                image = Image.alpha_composite(white, image)
-            return image.convert("RGB")
+        return Image.fromarray(pixels.read(path)[0])
     except (OSError, ValueError, SyntaxError) as fault:
         fix = "replace or remove the file"
         raise error("unreadable-image", f"cannot be read whole: {fault}", file=str(path), fix=fix) from None
@@ -104,10 +99,10 @@ def _open(path: Path) -> Image.Image:
 
 def _write(path: Path, text: str, settings: CaptionSettings) -> None:
     file = path.with_suffix(settings.extension)
-    text = settings.prefix + text.strip()
+    text = text.strip()
     if settings.mode == "append" and file.is_file() and file.read_bytes().strip():
         text = f"{file.read_text(encoding='utf-8-sig').strip()}, {text}"
-    write_text(file, text)
+    write_text(file, text if text.startswith(settings.prefix) else settings.prefix + text)
 
 
 class Journal:
@@ -178,9 +173,9 @@ def tagger(name: str, settings: CaptionSettings) -> Describe:
 
     def describe(images: Sequence[Image.Image]) -> list[str]:
         side = given.shape[1] if isinstance(given.shape[1], int) else 448
-        pixels = np.stack([squared(image, side) for image in images])
+        squares = [squared(image, side)[None] for image in images]
         # Some taggers are exported for one picture at a time.
-        parts = [pixels] if not isinstance(given.shape[0], int) else [pixels[i : i + 1] for i in range(len(pixels))]
+        parts = squares if isinstance(given.shape[0], int) else [np.concatenate(squares)]
         scores = np.concatenate([session.run(None, {given.name: part})[0] for part in parts])
         return [", ".join(tags(row, rows, settings)) for row in scores]
 
@@ -188,7 +183,7 @@ def tagger(name: str, settings: CaptionSettings) -> Describe:
 
 
 def squared(image: Image.Image, side: int) -> np.ndarray:
-    """[side, side, 3] float32, BGR, 0 to 255: padded with white to a square, then scaled, as the taggers were trained."""
+    """[side, side, 3] float32, BGR, 0 to 255: on a white square, then scaled, as the taggers were trained."""
     padded = ImageOps.pad(image, (max(image.size),) * 2, color=(255, 255, 255))
     scaled = padded.resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(scaled, dtype=np.float32)[:, :, ::-1]

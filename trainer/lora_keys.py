@@ -21,7 +21,7 @@ DOTTED = (
     (re.compile(r"(\.lora|_lora|\.lora_linear_layer)\.down\.weight$"), "lora_down.weight"),
     (re.compile(r"(\.lora|_lora|\.lora_linear_layer)\.up\.weight$"), "lora_up.weight"),
     (re.compile(r"\.lora_magnitude_vector(\.\w+)?(\.weight)?$"), "dora_scale"),
-    (re.compile(r"(\.lora|_lora|\.lora_linear_layer)?\.(network_)?alpha$"), "alpha"),
+    (re.compile(r"((\.lora|_lora|\.lora_linear_layer)(\.down\.weight)?)?\.(network_)?alpha$"), "alpha"),
 )
 # The names of old diffusers files inside a path.
 OLD_PATHS = (

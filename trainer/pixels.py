@@ -1,4 +1,4 @@
-"""From a picture file to the pixels of a bucket: orientation, transparency, scaling, cutting, colour (reference section 3.4)."""
+"""From a picture file to the pixels of a bucket: orientation, transparency, scaling, cutting (reference section 3)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def fit(pixels: Pixels, choice: Choice, offset: Size, interpolation: str | None)
 
 
 def resize(pixels: Pixels, size: Size, interpolation: str | None = None) -> Pixels:
-    """`pixels` [H,W,C] at `size` (width, height): by area to shrink and Lanczos to enlarge, unless a filter is named."""
+    """`pixels` [H,W,C] at `size` (width, height): area to shrink, Lanczos to enlarge, or the named filter."""
     height, width = pixels.shape[:2]
     if (width, height) == size:
         return pixels
@@ -124,11 +124,16 @@ def shift_hue(pixels: Pixels, turn: float) -> Pixels:
     return np.asarray(Image.frombytes("HSV", values.shape[1::-1], values.tobytes()).convert("RGB"))
 
 
+def planes(pixels: Pixels) -> Tensor:
+    """uint8 [C,H,W], a copy."""
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+
+
 def to_tensor(pixels: Pixels) -> Tensor:
     """[3,H,W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div_(127.5).sub_(1)
+    return planes(pixels).float().div_(127.5).sub_(1)
 
 
 def to_mask(pixels: Pixels) -> Tensor:
     """[1,H,W] in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float().div_(255)
+    return planes(pixels).float().div_(255)

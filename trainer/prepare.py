@@ -100,7 +100,9 @@ def ready_models(models: Models, adapter: Adapter, config: TrainConfig, accelera
         for encoder in models.text_encoders:
             if any(parameter.requires_grad for parameter in encoder.parameters()):
                 encoder.train()
-                encoder.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+                # transformers renamed it in 5.x and drops the old name in 6
+                name = "activation" if hasattr(encoder, "activation_checkpointing_enable") else "gradient"
+                getattr(encoder, f"{name}_checkpointing_enable")({"use_reentrant": False})
 
 
 @dataclass

@@ -15,7 +15,9 @@ from schemas.problems import ConfigError, Problem, errors
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")
 set_option = click.option("--set", "sets", multiple=True, metavar="K=V", help="Override one option; K= unsets it.")
-from_option = click.option("--from", "format_name", metavar="FORMAT", help="The file's format, if it is not recognised.")
+from_option = click.option(
+    "--from", "format_name", metavar="FORMAT", help="The file's format, if it is not recognised."
+)
 
 
 def command(name: str) -> Callable[[Callable[..., int | None]], click.Command]:
@@ -51,7 +53,7 @@ def refuse(problems: Iterable[Problem], as_json: bool, **document: Any) -> None:
     problems = list(problems)
     if as_json:
         print_json({**document, "ok": False, "problems": [problem.as_json() for problem in problems]})
-    tell(problems)
+    tell(problems, notes=False)
 
 
 def print_json(document: Any) -> None:
@@ -64,9 +66,13 @@ COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 def tell(problems: Iterable[Problem], *, notes: bool = True) -> None:
     """Findings as people read them, on stderr."""
+    problems = list(problems)
     for problem in problems:
         if notes or problem.severity != "note":
             click.echo(f"{click.style(problem.severity, fg=COLOURS[problem.severity])}: {problem}", err=True)
+    hidden = 0 if notes else sum(problem.severity == "note" for problem in problems)
+    if hidden:
+        click.echo(f"({hidden} note{'' if hidden == 1 else 's'} more: kohyakit validate --keys)", err=True)
 
 
 def stop_on_errors(problems: list[Problem]) -> None:

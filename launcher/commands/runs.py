@@ -17,10 +17,16 @@ if TYPE_CHECKING:
     from launcher.plan import Plan
     from launcher.run import Ended
 
-vram_option = click.option("--vram", type=click.FloatRange(min=1), metavar="GB", help="Change what makes it fit this much GPU memory.")
-processes_option = click.option("--processes", type=click.IntRange(min=1), metavar="N", help="Processes, all machines together.")
+vram_option = click.option(
+    "--vram", type=click.FloatRange(min=1), metavar="GB", help="Change what makes it fit this much GPU memory."
+)
+processes_option = click.option(
+    "--processes", type=click.IntRange(min=1), metavar="N", help="Processes, all machines together."
+)
 strict_option = click.option("--strict", is_flag=True, help="Refuse instead of adapting to this machine.")
-trust_option = click.option("--trust", multiple=True, metavar="NAME", help="A module or class outside the allow-list that may be imported.")
+trust_option = click.option(
+    "--trust", multiple=True, metavar="NAME", help="A module or class outside the allow-list that may be imported."
+)
 
 
 def launch_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,8 +50,15 @@ def launch_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @processes_option
 @vram_option
 @strict_option
-def plan(file: str, sets: tuple[str, ...], format_name: str | None, processes: int | None, vram: float | None,
-         strict: bool, as_json: bool) -> int:
+def plan(
+    file: str,
+    sets: tuple[str, ...],
+    format_name: str | None,
+    processes: int | None,
+    vram: float | None,
+    strict: bool,
+    as_json: bool,
+) -> int:
     """The dry run of FILE (or of a shipped preset): nothing at all is written."""
     from launcher import show
     from launcher.command import LaunchOptions
@@ -55,7 +68,6 @@ def plan(file: str, sets: tuple[str, ...], format_name: str | None, processes: i
 
     resolved = resolve(file, split_sets(sets), format=format_name)
     machine = this_machine()
-    # Results of an earlier run are no reason to hide what a run would do; launch refuses.
     made = _strictly(make_plan(resolved, machine, LaunchOptions(processes=processes), vram=vram), strict)
     if as_json:
         print_json(made.as_json())
@@ -66,7 +78,7 @@ def plan(file: str, sets: tuple[str, ...], format_name: str | None, processes: i
         if processes and processes > 1:
             for line in show.process_lines(made, make_plan(resolved, machine, LaunchOptions(processes=1), vram=vram)):
                 click.echo(line)
-        tell(made.problems)
+        tell(made.problems, notes=False)
     return 1 if errors(made.problems) else 0
 
 
@@ -77,8 +89,15 @@ def _strictly(made: Plan, strict: bool) -> Plan:
     if not strict:
         return made
     refused = [
-        made.checked.resolved.placed(Problem(code="not-on-this-machine", key=change.argument, got=change.before,
-                                             must=change.why, fix=f"--set {change.argument}={_word(change.after)}"))
+        made.checked.resolved.placed(
+            Problem(
+                code="not-on-this-machine",
+                key=change.argument,
+                got=change.before,
+                must=change.why,
+                fix=f"--set {change.argument}={_word(change.after)}",
+            )
+        )
         for change in made.checked.adapted
     ]
     return replace(made, problems=[*refused, *made.problems])
@@ -118,14 +137,16 @@ def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int
         from launcher.backend import sd_scripts
 
         return sd_scripts(resolved, words["sd_scripts_dir"], only_print=words["print_command"], as_json=as_json)
-    made = make_plan(resolved, this_machine(), _processes(words), vram=words["vram"], keep_results=words["print_command"])
+    made = make_plan(
+        resolved, this_machine(), _processes(words), vram=words["vram"], keep_results=words["print_command"]
+    )
     made = _strictly(made, words["strict"])
     if errors(made.problems):
         raise ConfigError(made.problems)
     if words["print_command"]:
         print_json({"command": made.command}) if as_json else click.echo(quoted(made.command))
         return 0
-    tell(made.problems)
+    tell(made.problems, notes=False)
     for line in show.plan_lines(made):
         click.echo(line, err=as_json)
     return _finish(made, run.launch(made, **_outlets(as_json)), as_json)
@@ -134,8 +155,14 @@ def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int
 def _processes(words: dict[str, Any]) -> Any:
     from launcher.command import LaunchOptions
 
-    return LaunchOptions(words["processes"], words["gpu_ids"], words["machines"], words["machine_rank"], words["main_ip"],
-                         words["main_port"])
+    return LaunchOptions(
+        words["processes"],
+        words["gpu_ids"],
+        words["machines"],
+        words["machine_rank"],
+        words["main_ip"],
+        words["main_port"],
+    )
 
 
 def _outlets(as_json: bool) -> dict[str, Any]:
@@ -154,17 +181,19 @@ def _finish(made: Plan, ended: Ended, as_json: bool) -> int:
     from launcher import paths
 
     if as_json:
-        print_json({
-            "ok": ended.code == 0,
-            "exit": ended.code,
-            "run_folder": str(paths.run_folder(made.checked.resolved)),
-            "saved": [str(path) for path in ended.saved],
-            "last_step": ended.last_step,
-            "cause": ended.failure.cause if ended.failure else None,
-            "advice": ended.failure.advice if ended.failure else None,
-            "adapted": [change.as_json() for change in made.checked.adapted],
-            "problems": [problem.as_json() for problem in made.problems],
-        })
+        print_json(
+            {
+                "ok": ended.code == 0,
+                "exit": ended.code,
+                "run_folder": str(paths.run_folder(made.checked.resolved)),
+                "saved": [str(path) for path in ended.saved],
+                "last_step": ended.last_step,
+                "cause": ended.failure.cause if ended.failure else None,
+                "advice": ended.failure.advice if ended.failure else None,
+                "adapted": [change.as_json() for change in made.checked.adapted],
+                "problems": [problem.as_json() for problem in made.problems],
+            }
+        )
     return ended.code
 
 
@@ -178,13 +207,14 @@ def _finish(made: Plan, ended: Ended, as_json: bool) -> int:
 @click.option("--print-command", is_flag=True, help="Print the command and write nothing.")
 @trust_option
 @strict_option
-def resume(path: str, epochs: int | None, steps: int | None, to_end: bool, sets: tuple[str, ...], as_json: bool,
-           **words: Any) -> int:
+def resume(
+    path: str, epochs: int | None, steps: int | None, to_end: bool, sets: tuple[str, ...], as_json: bool, **words: Any
+) -> int:
     """Go on with PATH: a run folder, a snapshot, an output folder or a LoRA file."""
     from dataclasses import replace
 
     from launcher import resume as going_on
-    from launcher import run, show
+    from launcher import show
     from launcher.command import quoted
     from launcher.machine import this_machine
     from launcher.plan import make_plan

@@ -41,7 +41,12 @@ def read(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = Non
     file = os.fspath(path)
     if format is not None and format not in FORMATS:
         raise error(
-            "unknown-format", f"must be one of {', '.join(FORMATS)}", key="--from", got=format, fix="choose one of them"
+            "unknown-format",
+            f"must be one of {', '.join(FORMATS)}",
+            key="--from",
+            got=format,
+            file=file,
+            fix="choose one of them",
         )
     data, suffix = _open(file), Path(file).suffix.lower()
     if format == "lora" or (format is None and (suffix == ".safetensors" or _is_safetensors(data))):

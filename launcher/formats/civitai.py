@@ -68,6 +68,7 @@ NOT_ARGUMENTS: dict[str, str] = {
     "samplePrompts": "for the site's previews",
     "negativePrompt": "for the site's previews",
 }
+SITE_SCHEDULERS = ("constant", "cosine", "cosine_with_restarts", "linear")
 OPTIMIZERS = {"adamw8bit": "AdamW8bit", "adafactor": "AdaFactor", "prodigy": "Prodigy"}
 HIDDEN = {
     "AdamW8bit": ["weight_decay=0.1"],
@@ -377,10 +378,8 @@ def _spoken(arguments: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dic
     if len(set(sides)) > 1:
         lost.append(f"resolution = {value('resolution')}: the site trains square; {sides[0]} written")
     scheduler = value("lr_scheduler")
-    if scheduler not in ("constant", "cosine", "cosine_with_restarts", "linear"):
-        lost.append(
-            f"lr_scheduler = {scheduler}: the site has constant, cosine, cosine_with_restarts and linear; constant written"
-        )
+    if scheduler not in SITE_SCHEDULERS:
+        lost.append(f"lr_scheduler = {scheduler}: the site has {', '.join(SITE_SCHEDULERS)}; constant written")
         scheduler = "constant"
     if given.get("network_module", "networks.lora") != "networks.lora":
         lost.append(f"network_module = {given['network_module']}: the site trains networks.lora only")

@@ -14,10 +14,11 @@ from launcher.formats.base import Draft, Fate
 from schemas.problems import Problem, error, nearest
 
 CAPTIONS = (
-    "num_repeats", "shuffle_caption", "caption_separator", "keep_tokens", "keep_tokens_separator", "secondary_separator",
-    "enable_wildcard", "caption_prefix", "caption_suffix", "caption_dropout_rate", "caption_dropout_every_n_epochs",
-    "caption_tag_dropout_rate", "token_warmup_min", "token_warmup_step", "color_aug", "flip_aug", "face_crop_aug_range",
-    "random_crop", "resize_interpolation", "custom_attributes", "caption_extension", "class_tokens", "cache_info",
+    "num_repeats", "shuffle_caption", "caption_separator", "keep_tokens", "keep_tokens_separator",
+    "secondary_separator", "enable_wildcard", "caption_prefix", "caption_suffix", "caption_dropout_rate",
+    "caption_dropout_every_n_epochs", "caption_tag_dropout_rate", "token_warmup_min", "token_warmup_step", "color_aug",
+    "flip_aug", "face_crop_aug_range", "random_crop", "resize_interpolation", "custom_attributes", "caption_extension",
+    "class_tokens", "cache_info",
 )  # fmt: skip
 DATASET = (
     "batch_size", "resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps",
@@ -27,7 +28,7 @@ SUBSET = ("image_dir", "is_reg", "alpha_mask", "metadata_file", "conditioning_da
 
 
 def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
-    """The draft of a dataset file: `Draft.datasets` is the document. `overrides` are ignored: it has no keys of its own."""
+    """The draft of a dataset file: `Draft.datasets` is the document. `overrides` are ignored."""
     draft = Draft(format="dataset", file=file)
     if text.lstrip().startswith("{"):
         try:
@@ -53,6 +54,8 @@ def judge(draft: Draft, values: Mapping[str, Any], prefix: str = "") -> None:
         elif name == "datasets" and isinstance(value, list):
             for place, dataset in enumerate(value):
                 _dataset(draft, f"{path}.{place}", dataset)
+        elif name == "datasets":
+            _dataset(draft, path, None)
         else:
             _unknown(draft, path, name, ("general", "datasets"))
 

@@ -6,6 +6,7 @@ Facts: format notes section 4. Flattened by path, never by leaf name: network_ar
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,15 +26,17 @@ DATASET_NAMES = {"train_batch_size": "batch_size"}
 # the older JSON's names
 OLD = {
     "base_model": "pretrained_model_name_or_path", "img_folder": "train_data_dir", "reg_img_folder": "reg_data_dir",
-    "output_folder": "output_dir", "change_output_name": "output_name", "net_dim": "network_dim", "alpha": "network_alpha",
-    "scheduler": "lr_scheduler", "cosine_restarts": "lr_scheduler_num_cycles", "scheduler_power": "lr_scheduler_power",
-    "warmup_lr_ratio": "lr_warmup_steps", "num_workers": "max_data_loader_n_workers",
-    "persistent_workers": "persistent_data_loader_workers", "batch_size": "train_batch_size", "num_epochs": "max_train_epochs",
-    "max_steps": "max_train_steps", "train_resolution": "resolution", "min_bucket_resolution": "min_bucket_reso",
+    "output_folder": "output_dir", "change_output_name": "output_name", "net_dim": "network_dim",
+    "alpha": "network_alpha", "scheduler": "lr_scheduler", "cosine_restarts": "lr_scheduler_num_cycles",
+    "scheduler_power": "lr_scheduler_power", "warmup_lr_ratio": "lr_warmup_steps",
+    "num_workers": "max_data_loader_n_workers", "persistent_workers": "persistent_data_loader_workers",
+    "batch_size": "train_batch_size", "num_epochs": "max_train_epochs", "max_steps": "max_train_steps",
+    "train_resolution": "resolution", "min_bucket_resolution": "min_bucket_reso",
     "max_bucket_resolution": "max_bucket_reso", "buckets": "enable_bucket", "shuffle_captions": "shuffle_caption",
-    "lora_model_for_resume": "network_weights", "load_previous_save_state": "resume", "unet_only": "network_train_unet_only",
-    "text_only": "network_train_text_encoder_only", "test_seed": "seed", "gradient_acc_steps": "gradient_accumulation_steps",
-    "save_as": "save_model_as", "max_clip_token_length": "max_token_length", "log_dir": "logging_dir", "no_meta": "no_metadata",
+    "lora_model_for_resume": "network_weights", "load_previous_save_state": "resume",
+    "unet_only": "network_train_unet_only", "text_only": "network_train_text_encoder_only", "test_seed": "seed",
+    "gradient_acc_steps": "gradient_accumulation_steps", "save_as": "save_model_as",
+    "max_clip_token_length": "max_token_length", "log_dir": "logging_dir", "no_meta": "no_metadata",
     "use_lion": "use_lion_optimizer",
 }  # fmt: skip
 OLD_GUI_ONLY = (
@@ -191,7 +194,7 @@ def _read_json(draft: Draft, text: str) -> None:
         raise error(
             "not-json", f"is not JSON: {fault.msg}", file=draft.file, line=fault.lineno, fix="mend that line"
         ) from None
-    lines = toml_lines(text)
+    lines = _json_lines(text)
     for name, value in values.items():
         draft.lines[name] = lines.get(name, 1)
         if name in OLD_GUI_ONLY:
@@ -203,10 +206,8 @@ def _read_json(draft: Draft, text: str) -> None:
     draft.arguments.setdefault("network_module", Setting("networks.lora", "default", None))
 
 
-def toml_lines(text: str) -> dict[str, int]:
+def _json_lines(text: str) -> dict[str, int]:
     """The line of each key of a flat JSON."""
-    import re
-
     return {
         match[1]: number
         for number, line in enumerate(text.split("\n"), 1)

@@ -60,7 +60,8 @@ SWITCHES = {
 }
 RATES = ("learning_rate", "unet_lr", "text_encoder_lr")
 OWN = (
-    *LYCORIS, *BLOCKS, *SWITCHES, *PROMPT, "dylora_unit", "positive_prompts", "randomly_choice_prompt", "prompt_file", "network_args_custom",
+    *LYCORIS, *BLOCKS, *SWITCHES, *PROMPT, "dylora_unit", "positive_prompts", "randomly_choice_prompt", "prompt_file",
+    "network_args_custom",
     "optimizer_args_custom", "prodigy_d0", "prodigy_d_coef", "ui_custom_params", "model_train_type", "gpu_ids",
 )  # fmt: skip
 

@@ -30,8 +30,8 @@ LORA_SCRIPTS = (
     "sample_cfg", "prodigy_d0", "prodigy_d_coef", "lr_restart_cycles",
 )  # fmt: skip
 COLAB_SECTIONS = (
-    "additional_network_arguments", "network_arguments", "optimizer_arguments", "training_arguments", "saving_arguments",
-    "model_arguments", "dreambooth_arguments", "dataset_arguments",
+    "additional_network_arguments", "network_arguments", "optimizer_arguments", "training_arguments",
+    "saving_arguments", "model_arguments", "dreambooth_arguments", "dataset_arguments",
 )  # fmt: skip
 EASY_PANELS = (
     "general_args", "network_args", "optimizer_args", "saving_args", "bucket_args", "noise_args", "sample_args",
@@ -111,6 +111,9 @@ def _toml(values: Mapping[str, Any]) -> str:
         raise error("unknown-format", f"is a prompt file; {WANTED}", fix="name it with --set sample_prompts=FILE")
     if "directory" in values or {"num_repeats", "path"} <= flat or _is_diffusion_pipe(values, tables):
         raise _other("a diffusion-pipe TOML")
+    modules = [str(place.get("network_module", "")) for place in (values, *tables.values())]
+    if any(module.startswith("musubi_tuner") for module in modules) or {"dit", "network_module"} <= flat:
+        raise _other("a musubi-tuner config")
     if (
         "subsets" in values
         or "train_mode" in values

@@ -176,7 +176,16 @@ def _lenient(name: str, value: Any) -> tuple[str, Any, str | None]:
         if word in OFF_WORDS or word in ("false", "0"):
             return name, False, f"{value!r} is read as off, although sd-scripts would turn the option on; write false"
     if option.many and isinstance(value, str):
-        return name, split_pairs(value), None
+        said = "is one text where sd-scripts wants a list; read as its items" if value.strip() else None
+        return name, split_pairs(value), said
+    if name == "save_precision" and word in ("fp32", "float32"):
+        return name, "float", f"{value} is read as float, the word that sd-scripts knows"
+    if option.marks.get("ratio") and isinstance(value, float) and value >= 1 and value == int(value):
+        return (
+            name,
+            int(value),
+            f"{value} is read as {int(value)} steps; sd-scripts takes a decimal as a share of the run",
+        )
     if name == "max_token_length" and str(value) == "255":
         return name, 225, "255 is not a length that sd-scripts knows; read as 225"
     return name, value, None

@@ -1,4 +1,4 @@
-"""TOML as people share it: read strictly, else mended line by line with a warning each, else as the `toml` package does.
+"""TOML as people share it: read strictly, else mended line by line, a warning each, else as the `toml` package does.
 
 Facts: reference notes on malformed TOML (section 10 of the format notes).
 """

@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: which sizes there are, which one a picture goes to, how it is scaled and cut (reference section 3)."""
+"""Aspect-ratio buckets: which sizes there are, where a picture goes, how it is scaled and cut (reference section 3)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from trainer.dataset.spec import DatasetSpec, Size
 
 @dataclass(frozen=True)
 class Choice:
-    """Where a picture goes, in pixels: `bucket` and `resized` are (width, height), `crop` the (left, top) of a centre cut.
+    """Where a picture goes, in pixels: `bucket` and `resized` (width, height), `crop` (left, top) of a centre cut.
 
-    `crop_ltrb` is what SDXL is told instead: the contain fit of the picture in the bucket, floats, kept as the reference has it.
+    `crop_ltrb` is what SDXL is told instead: the picture's contain fit in the bucket, floats, as the reference has it.
     """
 
     bucket: Size
@@ -64,8 +64,12 @@ def choose(width: int, height: int, spec: DatasetSpec) -> Choice:
     if buckets is None:
         bucket, size = _own_bucket(width, height, resolved(spec), spec.bucket_reso_steps)
         if min(bucket) < 1:
-            raise error("tiny-image", f"must have sides of at least {spec.bucket_reso_steps} pixels with bucket_no_upscale",
-                        got=f"{width}x{height}", fix="enlarge or remove the picture, or leave out bucket_no_upscale")
+            raise error(
+                "tiny-image",
+                f"must have sides of at least {spec.bucket_reso_steps} pixels with bucket_no_upscale",
+                got=f"{width}x{height}",
+                fix="enlarge or remove the picture, or leave out bucket_no_upscale",
+            )
     else:
         bucket = (width, height) if (width, height) in buckets else _nearest(width / height, buckets)
         size = cover(width, height, bucket)
@@ -120,28 +124,54 @@ def contain(width: int, height: int, bucket: Size) -> tuple[float, float, float,
 def refusals(spec: DatasetSpec, place: str) -> Iterator[Problem]:
     """What is wrong with the sizes of a dataset before any picture is seen; `place` names it."""
     if spec.resolution is None:
-        yield Problem(code="no-resolution", key="resolution", must=f"must be given: {place} has none",
-                      fix="set resolution, for example 512")
+        yield Problem(
+            code="no-resolution",
+            key="resolution",
+            must=f"must be given: {place} has none",
+            fix="set resolution, for example 512",
+        )
         return
     if not spec.enable_bucket:
         return
     shortest, longest = limits(spec)
     if (shortest, longest) != (spec.min_bucket_reso, spec.max_bucket_reso):
-        yield Problem(code="bucket-limits-rounded", severity="note", key="min_bucket_reso",
-                      got=[spec.min_bucket_reso, spec.max_bucket_reso],
-                      must=f"are rounded to multiples of {spec.bucket_reso_steps}: {shortest} and {longest}")
+        yield Problem(
+            code="bucket-limits-rounded",
+            severity="note",
+            key="min_bucket_reso",
+            got=[spec.min_bucket_reso, spec.max_bucket_reso],
+            must=f"are rounded to multiples of {spec.bucket_reso_steps}: {shortest} and {longest}",
+        )
     if min(spec.resolution) < shortest:
-        yield Problem(code="bucket-limits", key="min_bucket_reso", got=spec.min_bucket_reso,
-                      must=f"must not be above the smaller side of resolution ({min(spec.resolution)}) in {place}",
-                      fix=f"set min_bucket_reso to {min(256, *spec.resolution)}")
+        yield Problem(
+            code="bucket-limits",
+            key="min_bucket_reso",
+            got=spec.min_bucket_reso,
+            must=f"must not be above the smaller side of resolution ({min(spec.resolution)}) in {place}",
+            fix=f"set min_bucket_reso to {min(256, *spec.resolution)}",
+        )
     if max(spec.resolution) > longest:
-        yield Problem(code="bucket-limits", key="max_bucket_reso", got=spec.max_bucket_reso,
-                      must=f"must not be below the larger side of resolution ({max(spec.resolution)}) in {place}",
-                      fix=f"set max_bucket_reso to {2 * max(spec.resolution)}")
+        yield Problem(
+            code="bucket-limits",
+            key="max_bucket_reso",
+            got=spec.max_bucket_reso,
+            must=f"must not be below the larger side of resolution ({max(spec.resolution)}) in {place}",
+            fix=f"set max_bucket_reso to {2 * max(spec.resolution)}",
+        )
     elif longest == max(spec.resolution) and not spec.bucket_no_upscale and shortest < longest:
-        yield Problem(code="narrow-buckets", severity="warning", key="max_bucket_reso", got=spec.max_bucket_reso,
-                      must=f"leaves out all shapes with a side above {longest}, so that long pictures lose much",
-                      fix=f"set max_bucket_reso to {2 * longest}")
+        yield Problem(
+            code="narrow-buckets",
+            severity="warning",
+            key="max_bucket_reso",
+            got=spec.max_bucket_reso,
+            must=f"leaves out all shapes with a side above {longest}, so that long pictures lose much",
+            fix=f"set max_bucket_reso to {2 * longest}",
+        )
     if spec.bucket_reso_steps % 32:
-        yield Problem(code="bucket-step", key="bucket_reso_steps", got=spec.bucket_reso_steps,
-                      must=f"must be a multiple of 32 (SD1.5: 64) in {place}", fix="set bucket_reso_steps to 64")
+        yield Problem(
+            code="bucket-step",
+            key="bucket_reso_steps",
+            got=spec.bucket_reso_steps,
+            must=f"must be a multiple of 32 (SD1.5: 64) in {place}",
+            fix="set bucket_reso_steps to 64",
+        )

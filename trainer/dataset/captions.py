@@ -15,9 +15,7 @@ CHOICE = re.compile(r"\{([^}]+)\}")
 OPEN, CLOSE = "\x00", "\x01"
 
 
-def process(
-    caption: str, spec: SubsetSpec, *, rng: random.Random, epoch: int, step: int, max_train_steps: int
-) -> str:
+def process(caption: str, spec: SubsetSpec, *, rng: random.Random, epoch: int, step: int, max_train_steps: int) -> str:
     """The text trained on for `caption` at 1-based `epoch` and optimizer step `step` (from 0).
 
     As the reference, with two differences: keep_tokens_separator never stays in the text, and tags are joined by the
@@ -89,8 +87,14 @@ def joint(spec: SubsetSpec) -> str:
 
 def random_settings(spec: SubsetSpec) -> list[str]:
     """The settings that make the text of a picture differ from one time to the next; such text cannot be cached."""
-    names = ("shuffle_caption", "caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate",
-             "token_warmup_step", "enable_wildcard")
+    names = (
+        "shuffle_caption",
+        "caption_dropout_rate",
+        "caption_dropout_every_n_epochs",
+        "caption_tag_dropout_rate",
+        "token_warmup_step",
+        "enable_wildcard",
+    )
     return [name for name in names if getattr(spec, name)]
 
 

@@ -24,8 +24,13 @@ def picture(sample: Sample, facts: Mapping[Path, Facts], spec: DatasetSpec) -> I
     """Why a picture cannot be trained on."""
     for path in (sample.path, sample.mask):
         if path and facts[path].fault:
-            yield Problem(code="unreadable-image", file=str(path), key="image_dir", must=str(facts[path].fault),
-                          fix="replace or remove the file")
+            yield Problem(
+                code="unreadable-image",
+                file=str(path),
+                key="image_dir",
+                must=str(facts[path].fault),
+                fix="replace or remove the file",
+            )
             return
     if spec.resolution is not None:
         try:
@@ -34,9 +39,14 @@ def picture(sample: Sample, facts: Mapping[Path, Facts], spec: DatasetSpec) -> I
             yield from (Problem(**{**vars(problem), "file": str(sample.path)}) for problem in fault.problems)
     if sample.mask and (facts[sample.mask].width, facts[sample.mask].height) != (sample.width, sample.height):
         mask = facts[sample.mask]
-        yield Problem(code="mask-size", file=str(sample.mask), key="conditioning_data_dir",
-                      got=f"{mask.width}x{mask.height}", must=f"must have the picture's size, {sample.width}x{sample.height}",
-                      fix="make the mask from the picture itself")
+        yield Problem(
+            code="mask-size",
+            file=str(sample.mask),
+            key="conditioning_data_dir",
+            got=f"{mask.width}x{mask.height}",
+            must=f"must have the picture's size, {sample.width}x{sample.height}",
+            fix="make the mask from the picture itself",
+        )
 
 
 def subsets(
@@ -58,30 +68,63 @@ def _excluded(spec: SubsetSpec, config: TrainConfig) -> Iterator[Problem]:
         # A plain config is told so by schemas.rules.
         cached = config.cache_latents or config.cache_latents_to_disk
         if cached and getattr(spec, name) and not getattr(config, name):
-            yield Problem(code="cache-excludes", key=name, got=True, file=spec.image_dir, must="excludes cache_latents",
-                          fix=f"set {name} to false, or leave latents uncached")
+            yield Problem(
+                code="cache-excludes",
+                key=name,
+                got=True,
+                file=spec.image_dir,
+                must="excludes cache_latents",
+                fix=f"set {name} to false, or leave latents uncached",
+            )
     if spec.random_crop and spec.conditioning_data_dir and not config.random_crop:
-        yield Problem(code="masks-exclude-random-crop", key="random_crop", got=True, file=spec.image_dir,
-                      must="is refused with masks from a folder", fix="set random_crop to false")
+        yield Problem(
+            code="masks-exclude-random-crop",
+            key="random_crop",
+            got=True,
+            file=spec.image_dir,
+            must="is refused with masks from a folder",
+            fix="set random_crop to false",
+        )
     if config.cache_text_encoder_outputs or config.cache_text_encoder_outputs_to_disk:
         for name in random_settings(spec):
             if not getattr(config, name):
-                yield Problem(code="cache-excludes", key=name, got=getattr(spec, name), file=spec.image_dir,
-                              must="excludes cache_text_encoder_outputs: it changes captions while training",
-                              fix=f"leave {name} out")
+                yield Problem(
+                    code="cache-excludes",
+                    key=name,
+                    got=getattr(spec, name),
+                    file=spec.image_dir,
+                    must="excludes cache_text_encoder_outputs: it changes captions while training",
+                    fix=f"leave {name} out",
+                )
     if spec.cache_info:
-        yield Problem(code="no-effect", severity="note", key="cache_info", got=True, file=spec.image_dir,
-                      must="has no effect: captions and sizes are read afresh, so that they are never out of date")
+        yield Problem(
+            code="no-effect",
+            severity="note",
+            key="cache_info",
+            got=True,
+            file=spec.image_dir,
+            must="has no effect: captions and sizes are read afresh, so that they are never out of date",
+        )
 
 
 def _captions(spec: SubsetSpec) -> Iterator[Problem]:
     moves = spec.shuffle_caption or spec.token_warmup_step or spec.caption_tag_dropout_rate
     if spec.keep_tokens_separator and not moves:
-        yield Problem(code="separator-removed", severity="note", key="keep_tokens_separator",
-                      got=spec.keep_tokens_separator, must="is taken out of the captions; the reference trains it as text here")
+        yield Problem(
+            code="separator-removed",
+            severity="note",
+            key="keep_tokens_separator",
+            got=spec.keep_tokens_separator,
+            must="is taken out of the captions; the reference trains it as text here",
+        )
     if spec.caption_separator != "," and (moves or spec.keep_tokens_separator):
-        yield Problem(code="joined-by-separator", severity="note", key="caption_separator", got=spec.caption_separator,
-                      must="also joins the tags again; the reference joins them by a comma")
+        yield Problem(
+            code="joined-by-separator",
+            severity="note",
+            key="caption_separator",
+            got=spec.caption_separator,
+            must="also joins the tags again; the reference joins them by a comma",
+        )
 
 
 def _files(spec: SubsetSpec, samples: Sequence[Sample], facts: Mapping[Path, Facts]) -> Iterator[Problem]:
@@ -89,43 +132,86 @@ def _files(spec: SubsetSpec, samples: Sequence[Sample], facts: Mapping[Path, Fac
     stems = Counter(sample.path.with_suffix("") for sample in samples)
     shared = [sample.path.name for sample in samples if stems[sample.path.with_suffix("")] > 1]
     if shared:
-        yield Problem(code="same-stem", severity="warning", key="image_dir", got=shared[:SHOWN], file=place,
-                      must=f"{len(shared)} pictures differ in their extension only and share captions", fix="rename them")
+        yield Problem(
+            code="same-stem",
+            severity="warning",
+            key="image_dir",
+            got=shared[:SHOWN],
+            file=place,
+            must=f"{len(shared)} pictures differ in their extension only and share captions",
+            fix="rename them",
+        )
     turned = [sample.path.name for sample in samples if sample.orientation != 1]
     if turned:
-        yield Problem(code="exif-rotated", severity="note", key="image_dir", got=turned[:SHOWN], file=place,
-                      must=f"{len(turned)} pictures are turned upright as their EXIF data says; the reference trains them as stored")
+        yield Problem(
+            code="exif-rotated",
+            severity="note",
+            key="image_dir",
+            got=turned[:SHOWN],
+            file=place,
+            must=f"{len(turned)} pictures are turned upright as their EXIF data says; the reference does not",
+        )
     clear = [sample.path.name for sample in samples if sample.alpha]
     if clear and not spec.alpha_mask:
-        yield Problem(code="transparency", severity="note", key="alpha_mask", got=clear[:SHOWN], file=place,
-                      must=f"{len(clear)} pictures have an alpha channel: transparent parts become white, where the "
-                      "reference trains on the colours hidden there", fix="set alpha_mask to leave those parts out of the loss")
+        yield Problem(
+            code="transparency",
+            severity="note",
+            key="alpha_mask",
+            got=clear[:SHOWN],
+            file=place,
+            must=f"{len(clear)} pictures have an alpha channel: transparent parts become white, where the "
+            "reference trains on the colours hidden there",
+            fix="set alpha_mask to leave those parts out of the loss",
+        )
     deep = [sample.path.name for sample in samples if facts[sample.path].deep]
     if deep:
-        yield Problem(code="deep-colour", severity="note", key="image_dir", got=deep[:SHOWN], file=place,
-                      must=f"{len(deep)} pictures have more than 8 bits a channel and are scaled to 8; the reference cuts them off")
+        yield Problem(
+            code="deep-colour",
+            severity="note",
+            key="image_dir",
+            got=deep[:SHOWN],
+            file=place,
+            must=f"{len(deep)} pictures have more than 8 bits a channel and are scaled to 8; the reference clips them",
+        )
 
 
 def _cut(spec: DatasetSpec, subset: SubsetSpec, samples: Sequence[Sample]) -> Iterator[Problem]:
     if subset.face_crop_aug_range:
-        yield Problem(code="no-effect", severity="warning", key="face_crop_aug_range", got=list(subset.face_crop_aug_range),
-                      must="has no effect: pictures are scaled and cut to their bucket", fix="cut the faces out beforehand")
+        yield Problem(
+            code="no-effect",
+            severity="warning",
+            key="face_crop_aug_range",
+            got=list(subset.face_crop_aug_range),
+            must="has no effect: pictures are scaled and cut to their bucket",
+            fix="cut the faces out beforehand",
+        )
     if spec.enable_bucket or spec.resolution is None:
         return
     other = [sample.path.name for sample in samples if (sample.width, sample.height) != spec.resolution]
     if other:
         size = "x".join(map(str, spec.resolution))
-        yield Problem(code="resized-without-buckets", severity="note", key="enable_bucket", got=other[:SHOWN],
-                      file=subset.image_dir, must=f"{len(other)} pictures are not {size}: they are scaled to cover it and cut at "
-                      "the centre, cached or not; the reference does so only when latents are cached, and fails otherwise",
-                      fix="set enable_bucket to keep their shapes")
+        yield Problem(
+            code="resized-without-buckets",
+            severity="note",
+            key="enable_bucket",
+            got=other[:SHOWN],
+            file=subset.image_dir,
+            must=f"{len(other)} pictures are not {size}: they are scaled to cover it and cut at "
+            "the centre, cached or not; the reference does so only when latents are cached, and fails otherwise",
+            fix="set enable_bucket to keep their shapes",
+        )
 
 
 def no_images(specs: Sequence[DatasetSpec]) -> Iterator[Problem]:
     """Nothing was found anywhere."""
     places = [subset.image_dir or subset.metadata_file for spec in specs for subset in spec.subsets]
-    yield Problem(code="no-images", key="image_dir", got=places[:SHOWN], must="must hold pictures; none were found there",
-                  fix="put .png, .jpg, .webp or .bmp files there, or correct the path")
+    yield Problem(
+        code="no-images",
+        key="image_dir",
+        got=places[:SHOWN],
+        must="must hold pictures; none were found there",
+        fix="put .png, .jpg, .webp or .bmp files there, or correct the path",
+    )
 
 
 def nothing_to_train(validation: Sequence[Sample]) -> Iterator[Problem]:

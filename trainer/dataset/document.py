@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,17 +86,25 @@ def read_document(path: str, problems: list[Problem]) -> dict[str, Any]:
     """The tables of a dataset_config file (.toml or .json)."""
     extension = os.path.splitext(path)[1].lower()
     if extension not in (".toml", ".json"):
-        raise error("dataset-extension", "must end in .toml or .json", file=path, key="dataset_config", got=extension,
-                    fix="rename the file after its format")
+        raise error(
+            "dataset-extension",
+            "must end in .toml or .json",
+            file=path,
+            key="dataset_config",
+            got=extension,
+            fix="rename the file after its format",
+        )
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         document = json.loads(text) if extension == ".json" else _read_toml(text, path, problems)
     except OSError as fault:
-        raise error("no-file", "cannot be read", file=path, key="dataset_config", got=fault.strerror,
-                    fix="check the path") from None
+        raise error(
+            "no-file", "cannot be read", file=path, key="dataset_config", got=fault.strerror, fix="check the path"
+        ) from None
     except ValueError as fault:
-        raise error(f"not-{extension[1:]}", f"is not {extension[1:].upper()}: {fault}", file=path,
-                    fix="mend that line") from None
+        raise error(
+            f"not-{extension[1:]}", f"is not {extension[1:].upper()}: {fault}", file=path, fix="mend that line"
+        ) from None
     if not isinstance(document, dict):
         raise error("bad-value", "must hold a table", file=path, got=document, fix="see the dataset_config format")
     return document
@@ -122,11 +130,22 @@ def document_problems(document: Mapping[str, Any], config: TrainConfig) -> Itera
     for name in document.keys() - {"general", "datasets"}:
         yield _unknown(name, name, ("general", "datasets"))
     if not isinstance(general, Mapping):
-        yield {"code": "bad-value", "key": "general", "got": general, "must": "must be a table", "fix": "write [general]"}
+        yield {
+            "code": "bad-value",
+            "key": "general",
+            "got": general,
+            "must": "must be a table",
+            "fix": "write [general]",
+        }
         return
     if not isinstance(datasets, list) or not datasets or not all(isinstance(one, Mapping) for one in datasets):
-        yield {"code": "no-datasets", "key": "datasets", "got": datasets, "must": "must be a list of at least one dataset",
-               "fix": "write [[datasets]] with [[datasets.subsets]] in it"}
+        yield {
+            "code": "no-datasets",
+            "key": "datasets",
+            "got": datasets,
+            "must": "must be a list of at least one dataset",
+            "fix": "write [[datasets]] with [[datasets.subsets]] in it",
+        }
         return
     everywhere = DATASET_KEYS | SUBSET_KEYS | KIND_KEYS["dreambooth"]
     yield from _table_problems(general, everywhere, "general")
@@ -137,13 +156,22 @@ def document_problems(document: Mapping[str, Any], config: TrainConfig) -> Itera
 def _dataset_problems(dataset: Mapping[str, Any], place: str, config: TrainConfig) -> Iterator[dict[str, Any]]:
     subsets = dataset.get("subsets")
     if not isinstance(subsets, list) or not subsets or not all(isinstance(one, Mapping) for one in subsets):
-        yield {"code": "no-subsets", "key": f"{place}/subsets", "got": subsets, "must": "must be a list of at least one subset",
-               "fix": "write [[datasets.subsets]] with image_dir in it"}
+        yield {
+            "code": "no-subsets",
+            "key": f"{place}/subsets",
+            "got": subsets,
+            "must": "must be a list of at least one subset",
+            "fix": "write [[datasets.subsets]] with image_dir in it",
+        }
         return
     kind = dataset_kind(subsets, config)
     if kind is None:
-        yield {"code": "mixed-subsets", "key": place, "must": "must not mix subsets with and without metadata_file",
-               "fix": "put them into two [[datasets]]"}
+        yield {
+            "code": "mixed-subsets",
+            "key": place,
+            "must": "must not mix subsets with and without metadata_file",
+            "fix": "put them into two [[datasets]]",
+        }
         return
     shared = SUBSET_KEYS | KIND_KEYS[kind]
     only_here = {name: value for name, value in dataset.items() if name != "subsets"}
@@ -172,14 +200,23 @@ def _table_problems(values: Mapping[str, Any], known: Mapping[str, str], place: 
         if name not in known:
             yield _unknown(key, name, known)
         elif value is not None and not (_fits(known[name], value) and _in_bounds(name, value)):
-            yield {"code": "bad-value", "key": key, "got": value, "must": MUST[known[name]] + _bounds(name),
-                   "fix": f"correct {name}"}
+            yield {
+                "code": "bad-value",
+                "key": key,
+                "got": value,
+                "must": MUST[known[name]] + _bounds(name),
+                "fix": f"correct {name}",
+            }
 
 
 def _unknown(key: str, name: str, known: Mapping[str, str] | tuple[str, ...]) -> dict[str, Any]:
-    places = {"conditioning_data_dir": "set masked_loss, and give every subset of the dataset one",
-              "validation_split": "put it into [[datasets]]", "validation_seed": "put it into [[datasets]]",
-              "is_reg": "put it into [[datasets.subsets]]", "alpha_mask": "put it into [[datasets.subsets]]"}
+    places = {
+        "conditioning_data_dir": "set masked_loss, and give every subset of the dataset one",
+        "validation_split": "put it into [[datasets]]",
+        "validation_seed": "put it into [[datasets]]",
+        "is_reg": "put it into [[datasets.subsets]]",
+        "alpha_mask": "put it into [[datasets.subsets]]",
+    }
     guess = nearest(name, known)
     fix = places.get(name) or (f"did you mean {guess}?" if guess else "remove it")
     return {"code": "unknown-option", "key": key, "must": "is not known at this place", "fix": fix}
@@ -213,5 +250,7 @@ def _in_bounds(name: str, value: Any) -> bool:
 
 
 def _bounds(name: str) -> str:
-    said = [f"{word} {_marks(name)[mark]}" for mark, word in (("ge", "at least"), ("le", "at most")) if mark in _marks(name)]
+    said = [
+        f"{word} {_marks(name)[mark]}" for mark, word in (("ge", "at least"), ("le", "at most")) if mark in _marks(name)
+    ]
     return (" of " + " and ".join(said)) if said else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -88,9 +88,17 @@ def scan(config: TrainConfig, *, verify: bool = False) -> Scan:
 
 def held_out(scan: Scan) -> Scan:
     """The validation pictures as a scan of their own, without anything random (traps T46)."""
-    still = {"flip_aug": False, "color_aug": False, "random_crop": False, "face_crop_aug_range": None,
-             "shuffle_caption": False, "caption_dropout_rate": 0.0, "caption_dropout_every_n_epochs": 0,
-             "caption_tag_dropout_rate": 0.0, "token_warmup_step": 0.0}
+    still = {
+        "flip_aug": False,
+        "color_aug": False,
+        "random_crop": False,
+        "face_crop_aug_range": None,
+        "shuffle_caption": False,
+        "caption_dropout_rate": 0.0,
+        "caption_dropout_every_n_epochs": 0,
+        "caption_tag_dropout_rate": 0.0,
+        "token_warmup_step": 0.0,
+    }
     specs = tuple(
         replace(spec, subsets=tuple(replace(subset, **still) for subset in spec.subsets))  # type: ignore[arg-type]
         for spec in scan.specs
@@ -100,8 +108,18 @@ def held_out(scan: Scan) -> Scan:
 
 def _sample(picture: Picture, facts: Facts, dataset: int, subset: int, spec: SubsetSpec) -> Sample:
     return Sample(
-        picture.path, facts.width, facts.height, picture.caption, spec.num_repeats, spec.is_reg, dataset, subset,
-        picture.has_caption, picture.mask, facts.orientation, facts.alpha,
+        picture.path,
+        facts.width,
+        facts.height,
+        picture.caption,
+        spec.num_repeats,
+        spec.is_reg,
+        dataset,
+        subset,
+        picture.has_caption,
+        picture.mask,
+        facts.orientation,
+        facts.alpha,
     )
 
 
@@ -111,8 +129,16 @@ def _without_duplicates(spec: DatasetSpec, problems: list[Problem]) -> DatasetSp
         folder = subset.metadata_file or subset.image_dir or ""
         place = (str(Path(folder).resolve()), "metadata" if subset.metadata_file else "folder")
         if place in kept:
-            problems.append(Problem(code="duplicate-subset", severity="warning", key="image_dir", got=folder,
-                                    must="is named twice in one dataset; the first is used", fix="remove the second"))
+            problems.append(
+                Problem(
+                    code="duplicate-subset",
+                    severity="warning",
+                    key="image_dir",
+                    got=folder,
+                    must="is named twice in one dataset; the first is used",
+                    fix="remove the second",
+                )
+            )
         else:
             kept[place] = subset
     return replace(spec, subsets=tuple(kept.values()))
@@ -145,7 +171,7 @@ def _split(
 
 
 def _balanced(specs: Sequence[DatasetSpec], samples: Sequence[Sample], problems: list[Problem]) -> Iterator[Sample]:
-    """The samples with the repeats of regularisation pictures fitted to those of the training pictures (section 2.4)."""
+    """The samples, repeats of regularisation pictures fitted to those of the training pictures (section 2.4)."""
     for dataset in range(len(specs)):
         members = [sample for sample in samples if sample.dataset == dataset]
         wanted = sum(sample.repeats for sample in members if not sample.is_reg)
@@ -153,17 +179,22 @@ def _balanced(specs: Sequence[DatasetSpec], samples: Sequence[Sample], problems:
         repeats = balance([sample.repeats for sample in regs], wanted)
         waiting = repeats.count(0)
         if waiting and wanted:
-            problems.append(Problem(
-                code="reg-rotated", severity="note", key="reg_data_dir", got=f"{waiting} of {len(regs)} left over",
-                must=f"holds more than the {wanted} training pictures (with repeats); they take turns from epoch to "
-                "epoch, where the reference never uses those left over",
-            ))
+            problems.append(
+                Problem(
+                    code="reg-rotated",
+                    severity="note",
+                    key="reg_data_dir",
+                    got=f"{waiting} of {len(regs)} left over",
+                    must=f"holds more than the {wanted} training pictures (with repeats); they take turns from "
+                    "epoch to epoch, where the reference never uses those left over",
+                )
+            )
         yield from (sample for sample in members if not sample.is_reg)
         yield from (replace(sample, repeats=times) for sample, times in zip(regs, repeats, strict=True))
 
 
 def balance(repeats: Sequence[int], wanted: int) -> list[int]:
-    """Repeats of regularisation pictures: each its own until `wanted` is reached, then one more each, round and round."""
+    """Repeats of regularisation pictures: each its own until `wanted` is reached; if it is not, one more in turn."""
     balanced, total = [0] * len(repeats), 0
     for number, times in enumerate(repeats):
         if total >= wanted:
@@ -190,5 +221,3 @@ def raise_errors(found: Scan) -> Scan:
     if wrong:
         raise ConfigError(wrong)
     return found
-
-

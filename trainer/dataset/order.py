@@ -18,7 +18,7 @@ BucketKey = tuple[int, int, int]  # dataset, width, height
 
 @dataclass(frozen=True)
 class BatchIndex:
-    """One batch: samples of one bucket of one dataset. `position` counts the batches of the epoch over all processes."""
+    """One batch: samples of one bucket of one dataset. `position` counts the epoch's batches over all processes."""
 
     dataset: int
     bucket: Size
@@ -87,8 +87,11 @@ def epoch_batches(assignment: Assignment, seed: int, epoch: int) -> list[BatchIn
 
     With several datasets their batches are mixed, so that none comes last.
     """
-    batches = [batch for dataset in range(len(assignment.batch_sizes))
-               for batch in _dataset_batches(assignment, dataset, seed, epoch)]
+    batches = [
+        batch
+        for dataset in range(len(assignment.batch_sizes))
+        for batch in _dataset_batches(assignment, dataset, seed, epoch)
+    ]
     if len(assignment.batch_sizes) > 1:
         random.Random(f"{seed}/{epoch}").shuffle(batches)
     return [BatchIndex(key[0], (key[1], key[2]), samples, position) for position, (key, samples) in enumerate(batches)]
@@ -157,6 +160,8 @@ def bucket_info(scan: Scan, assignment: Assignment, dataset: int) -> dict[str, A
         if sample.dataset == dataset and sample.repeats
     ]
     return {
-        "buckets": {str(number): {"resolution": list(size), "count": count} for number, (size, count) in enumerate(sizes)},
+        "buckets": {
+            str(number): {"resolution": list(size), "count": count} for number, (size, count) in enumerate(sizes)
+        },
         "mean_img_ar_error": sum(errors) / len(errors) if errors else 0.0,
     }

@@ -98,22 +98,41 @@ def read_prompts(path: str | os.PathLike[str], problems: list[Problem] | None = 
     readers = {".txt": _read_text, ".toml": _read_toml, ".json": _read_json}
     extension = os.path.splitext(file)[1].lower()
     if extension not in readers:
-        raise error("prompt-file-type", "must end in .txt, .toml or .json", key="sample_prompts", got=file,
-                    fix="rename the file after its format")
+        raise error(
+            "prompt-file-type",
+            "must end in .txt, .toml or .json",
+            key="sample_prompts",
+            got=file,
+            fix="rename the file after its format",
+        )
     found: list[Problem] = []
     try:
         text = Path(file).read_text(encoding="utf-8-sig")
         entries = readers[extension](text, found, file)
     except OSError as fault:
-        raise error("no-file", f"cannot be read: {fault.strerror}", key="sample_prompts", got=file, fix="check the path") from None
+        raise error(
+            "no-file", f"cannot be read: {fault.strerror}", key="sample_prompts", got=file, fix="check the path"
+        ) from None
     except UnicodeDecodeError:
-        raise error("prompt-encoding", "must be UTF-8 text", key="sample_prompts", got=file, fix="save it as UTF-8") from None
+        raise error(
+            "prompt-encoding", "must be UTF-8 text", key="sample_prompts", got=file, fix="save it as UTF-8"
+        ) from None
     except ValueError as fault:
-        raise error("bad-prompts", f"cannot be read: {fault}", key="sample_prompts", file=file, fix="mend that line") from None
+        raise error(
+            "bad-prompts", f"cannot be read: {fault}", key="sample_prompts", file=file, fix="mend that line"
+        ) from None
     prompts = [prompt for line, entry in entries for prompt in _checked(entry, line, file, found)]
     if not prompts and not found:
-        found.append(Problem(code="no-prompts", severity="warning", key="sample_prompts", file=file, must="holds no prompt",
-                             fix="write one prompt a line"))
+        found.append(
+            Problem(
+                code="no-prompts",
+                severity="warning",
+                key="sample_prompts",
+                file=file,
+                must="holds no prompt",
+                fix="write one prompt a line",
+            )
+        )
     if any(problem.severity == "error" for problem in found):
         raise ConfigError(found)
     if problems is not None:
@@ -125,7 +144,9 @@ Entries = Iterable[tuple[int | None, Mapping[str, Any]]]  # (line, settings)
 
 
 def _read_text(text: str, problems: list[Problem], file: str) -> Entries:
-    lines = ((number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip() and line[0] != "#")
+    lines = (
+        (number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip() and line[0] != "#"
+    )
     entries = []
     for number, line in lines:
         settings, unread = _parse(line.strip())
@@ -137,8 +158,16 @@ def _read_text(text: str, problems: list[Problem], file: str) -> Entries:
 def _unread(options: Iterable[str], line: int | None, file: str) -> Iterator[Problem]:
     for option in options:
         if option.replace(" ", "") != "d-1":  # what GUIs write for a random seed
-            yield Problem(code="prompt-option", severity="warning", file=file, line=line, key="sample_prompts", got=f"--{option}",
-                          must="is not an option of prompt lines, or lacks its value", fix="use --n --w --h --d --s --l --ss")
+            yield Problem(
+                code="prompt-option",
+                severity="warning",
+                file=file,
+                line=line,
+                key="sample_prompts",
+                got=f"--{option}",
+                must="is not an option of prompt lines, or lacks its value",
+                fix="use --n --w --h --d --s --l --ss",
+            )
 
 
 def _read_toml(text: str, problems: list[Problem], file: str) -> Entries:
@@ -149,8 +178,16 @@ def _read_toml(text: str, problems: list[Problem], file: str) -> Entries:
     common = {key: value for key, value in shared.items() if key != "subset"}
     for number, subset in enumerate(subsets):
         for key in common.keys() & subset.keys():
-            problems.append(Problem(code="prompt-key-twice", file=file, key=f"prompt/subset/{number}/{key}", got=subset[key],
-                                    must="is also given for all prompts", fix="remove one of the two"))
+            problems.append(
+                Problem(
+                    code="prompt-key-twice",
+                    file=file,
+                    key=f"prompt/subset/{number}/{key}",
+                    got=subset[key],
+                    must="is also given for all prompts",
+                    fix="remove one of the two",
+                )
+            )
     return [(None, {**common, **subset}) for subset in subsets]
 
 
@@ -175,11 +212,17 @@ def _checked(entry: Mapping[str, Any], line: int | None, file: str, problems: li
     given = {key: value for key, value in entry.items() if value is not None}
     for key in given.keys() - known:
         guess = nearest(key, known)
-        problems.append(Problem(
-            code="no-effect" if key in IDLE else "unknown-option", severity="warning", key=key, got=given[key],
-            must="has no effect on previews of this model family" if key in IDLE else "is not a setting of prompts",
-            fix=f"did you mean {guess}?" if guess and key not in IDLE else "remove it", **place,
-        ))
+        problems.append(
+            Problem(
+                code="no-effect" if key in IDLE else "unknown-option",
+                severity="warning",
+                key=key,
+                got=given[key],
+                must="has no effect on previews of this model family" if key in IDLE else "is not a setting of prompts",
+                fix=f"did you mean {guess}?" if guess and key not in IDLE else "remove it",
+                **place,
+            )
+        )
     values = {key: value for key, value in given.items() if key in known}
     wrong = list(_wrong(values, place))
     problems += wrong
@@ -189,11 +232,15 @@ def _checked(entry: Mapping[str, Any], line: int | None, file: str, problems: li
 
 def _wrong(values: dict[str, Any], place: dict[str, Any]) -> Iterator[Problem]:
     if not isinstance(values.get("prompt"), str):
-        yield Problem(code="no-prompt", key="prompt", got=values.get("prompt"), must="must be text", fix="add prompt", **place)
+        yield Problem(
+            code="no-prompt", key="prompt", got=values.get("prompt"), must="must be text", fix="add prompt", **place
+        )
     for key, value in values.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if key in WHOLE and not (number and value == int(value) and value >= 0):
-            yield Problem(code="bad-value", key=key, got=value, must="must be a whole number", fix=f"correct {key}", **place)
+            yield Problem(
+                code="bad-value", key=key, got=value, must="must be a whole number", fix=f"correct {key}", **place
+            )
         elif key == "scale" and not number:
             yield Problem(code="bad-value", key=key, got=value, must="must be a number", fix=f"correct {key}", **place)
         elif key == "negative_prompt" and not isinstance(value, str):
@@ -201,8 +248,14 @@ def _wrong(values: dict[str, Any], place: dict[str, Any]) -> Iterator[Problem]:
     sampler, samplers = values.get("sample_sampler"), table()["sample_sampler"].choices
     if sampler is not None and sampler not in samplers:
         guess = nearest(str(sampler), samplers)
-        yield Problem(code="unknown-sampler", key="sample_sampler", got=sampler, must="must be one of " + ", ".join(samplers),
-                      fix=f"did you mean {guess}?" if guess else "take one of those", **place)
+        yield Problem(
+            code="unknown-sampler",
+            key="sample_sampler",
+            got=sampler,
+            must="must be one of " + ", ".join(samplers),
+            fix=f"did you mean {guess}?" if guess else "take one of those",
+            **place,
+        )
     for key in WHOLE:
         if isinstance(values.get(key), float) and values[key] == int(values[key]):
             values[key] = int(values[key])

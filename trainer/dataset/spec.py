@@ -1,4 +1,4 @@
-"""What each dataset and each of its subsets is told: dataset_config files, in_json and folder mode, resolved to values."""
+"""What each dataset and subset is told: dataset_config files, in_json and folder mode, resolved to values."""
 
 from __future__ import annotations
 
@@ -73,7 +73,6 @@ class DatasetSpec:
 SAID_NOT_SEARCHED = ("image_dir", "is_reg", "class_tokens", "metadata_file", "conditioning_data_dir")
 
 
-
 def resolve_datasets(config: TrainConfig, problems: list[Problem]) -> list[DatasetSpec]:
     """The datasets that `config` describes; what is wrong is appended to `problems`.
 
@@ -116,33 +115,50 @@ def folder_document(config: TrainConfig, problems: list[Problem]) -> dict[str, A
     """The document that train_data_dir and reg_data_dir stand for: one subset a folder named REPEATS_NAME, sorted."""
     subsets: list[dict[str, Any]] = []
     if not config.train_data_dir:
-        raise error("no-data", "must be given: nothing says where the pictures are", key="train_data_dir",
-                    fix="set train_data_dir, or dataset_config")
+        raise error(
+            "no-data",
+            "must be given: nothing says where the pictures are",
+            key="train_data_dir",
+            fix="set train_data_dir, or dataset_config",
+        )
     for name, is_reg in (("train_data_dir", False), ("reg_data_dir", True)):
         folder = getattr(config, name)
         if not folder:
             continue
         if not os.path.isdir(folder):
-            raise error("missing-folder", "must be a folder", key=name, got=folder, fix="check the path")
-        subsets += _numbered(folder, name, is_reg, problems)
-    if not any(not subset["is_reg"] for subset in subsets):
-        problems.append(_nothing_found(config.train_data_dir))
-        return {"datasets": []}
-    return {"datasets": [{"subsets": subsets}]}
+            problems.append(
+                Problem(code="missing-folder", key=name, got=folder, must="must be a folder", fix="check the path")
+            )
+            continue
+        numbered = list(_numbered(folder, name, is_reg, problems))
+        if not numbered:
+            problems.append(_nothing_found(folder, name))
+        subsets += numbered
+    trained = any(not subset["is_reg"] for subset in subsets)
+    return {"datasets": [{"subsets": subsets}] if trained else []}
 
 
 def _numbered(folder: str, key: str, is_reg: bool, problems: list[Problem]) -> Iterator[dict[str, Any]]:
     for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
         repeats = folder_repeats(name)
         if repeats is not None:
-            yield {"image_dir": os.path.join(folder, name), "num_repeats": repeats, "is_reg": is_reg,
-                   "class_tokens": name.partition("_")[2]}
+            yield {
+                "image_dir": os.path.join(folder, name),
+                "num_repeats": repeats,
+                "is_reg": is_reg,
+                "class_tokens": name.partition("_")[2],
+            }
         elif not name.startswith("."):
-            problems.append(Problem(
-                code="ignored-folder", severity="warning", key=key, got=os.path.join(folder, name),
-                must="is left out: its name does not begin with a number of repeats",
-                fix=f"rename it, for example 10_{name}",
-            ))
+            problems.append(
+                Problem(
+                    code="ignored-folder",
+                    severity="warning",
+                    key=key,
+                    got=os.path.join(folder, name),
+                    must="is left out: its name does not begin with a number of repeats",
+                    fix=f"rename it, for example 10_{name}",
+                )
+            )
 
 
 def folder_repeats(name: str) -> int | None:
@@ -154,21 +170,31 @@ def folder_repeats(name: str) -> int | None:
     return repeats if repeats >= 1 else None
 
 
-def _nothing_found(folder: str) -> Problem:
+def _nothing_found(folder: str, key: str) -> Problem:
+    """Without training folders there is no run; an empty folder for regularisation is often just left over."""
     from trainer.dataset.pictures import pictures_in
 
     name = os.path.basename(os.path.normpath(os.path.abspath(folder)))
     pictures = len(pictures_in(folder))
     if pictures and folder_repeats(name) is not None:
         parent = os.path.dirname(os.path.normpath(folder)) or "."
-        return Problem(code="numbered-folder", key="train_data_dir", got=folder,
-                       must=f"must be the parent of numbered folders, not the numbered folder itself ({pictures} pictures in it)",
-                       fix=f"set train_data_dir to {parent}")
+        return Problem(
+            code="numbered-folder",
+            key=key,
+            got=folder,
+            must=f"must be the parent of numbered folders, not the numbered folder itself ({pictures} pictures in it)",
+            fix=f"set {key} to {parent}",
+        )
     folders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     seen = f"{pictures} pictures directly in it, folders: {', '.join(folders[:5]) or 'none'}"
-    return Problem(code="no-images", key="train_data_dir", got=folder,
-                   must=f"must hold folders named REPEATS_NAME with pictures; found {seen}",
-                   fix="move the pictures into a folder such as 10_name inside it")
+    return Problem(
+        code="no-images",
+        severity="error" if key == "train_data_dir" else "warning",
+        key=key,
+        got=folder,
+        must=f"must hold folders named REPEATS_NAME with pictures; found {seen}",
+        fix="move the pictures into a folder such as 10_name inside it",
+    )
 
 
 def _dataset(dataset: Mapping[str, Any], general: Mapping[str, Any], config: TrainConfig) -> DatasetSpec:
@@ -185,7 +211,9 @@ def _subset(
     values = _searched(SubsetSpec, (subset, dataset, general), config, skip=SAID_NOT_SEARCHED)
     for name in SAID_NOT_SEARCHED:
         places = (subset, dataset, general) if name == "class_tokens" else (subset,)
-        values |= {name: place[name] for place in reversed(places) if place.get(name) is not None}
+        found = next((place[name] for place in places if place.get(name) is not None), None)
+        if found is not None:
+            values[name] = found
     values["face_crop_aug_range"] = parse_range(values.get("face_crop_aug_range"))
     return SubsetSpec(**values)
 
@@ -218,8 +246,13 @@ def parse_resolution(value: Any) -> Size | None:
     except ValueError:
         sides = []
     if len(sides) not in (1, 2) or min(sides) < 1:
-        raise error("bad-resolution", "must be one number of pixels, or width,height", key="resolution", got=value,
-                    fix="write for example 512 or 512,768")
+        raise error(
+            "bad-resolution",
+            "must be one number of pixels, or width,height",
+            key="resolution",
+            got=value,
+            fix="write for example 512 or 512,768",
+        )
     return sides[0], sides[-1]
 
 
@@ -232,6 +265,11 @@ def parse_range(value: Any) -> tuple[float, float] | None:
     except ValueError:
         ends = []
     if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
-        raise error("bad-range", "must be two numbers above 0, the smaller first", key="face_crop_aug_range", got=value,
-                    fix="write for example 2.0,4.0")
+        raise error(
+            "bad-range",
+            "must be two numbers above 0, the smaller first",
+            key="face_crop_aug_range",
+            got=value,
+            fix="write for example 2.0,4.0",
+        )
     return ends[0], ends[1]

@@ -35,7 +35,9 @@ def pictures_of(spec: SubsetSpec, config: TrainConfig, problems: list[Problem]) 
     folder = spec.image_dir or ""
     for place, key in ((folder, "image_dir"), (spec.conditioning_data_dir, "conditioning_data_dir")):
         if place is not None and not os.path.isdir(place):
-            problems.append(Problem(code="missing-folder", key=key, got=place, must="must be a folder", fix="check the path"))
+            problems.append(
+                Problem(code="missing-folder", key=key, got=place, must="must be a folder", fix="check the path")
+            )
             return []
     paths = pictures_in(folder)
     problems += _left_out(folder, paths)
@@ -46,12 +48,24 @@ def pictures_of(spec: SubsetSpec, config: TrainConfig, problems: list[Problem]) 
 def _left_out(folder: str, paths: Sequence[Path]) -> Iterator[Problem]:
     others = unsupported_in(folder)
     if others:
-        yield Problem(code="unsupported-pictures", severity="warning", key="image_dir", got=others[:SHOWN], file=folder,
-                      must=f"{len(others)} pictures are of a kind that is not trained on and are left out",
-                      fix="save them as PNG")
+        yield Problem(
+            code="unsupported-pictures",
+            severity="warning",
+            key="image_dir",
+            got=others[:SHOWN],
+            file=folder,
+            must=f"{len(others)} pictures are of a kind that is not trained on and are left out",
+            fix="save them as PNG",
+        )
     if not paths:
-        yield Problem(code="empty-folder", severity="warning", key="image_dir", got=folder, must="holds no pictures",
-                      fix="remove it, or put pictures into it")
+        yield Problem(
+            code="empty-folder",
+            severity="warning",
+            key="image_dir",
+            got=folder,
+            must="holds no pictures",
+            fix="remove it, or put pictures into it",
+        )
 
 
 def _captioned(
@@ -68,9 +82,18 @@ def _captioned(
                 caption = read_caption(found, spec.enable_wildcard)
             except (OSError, ValueError) as fault:
                 problems.append(_caption_fault(found, fault))
-            if not caption:
-                problems.append(Problem(code="blank-first-line", severity="warning", file=str(found), key="caption",
-                                        must="begins with a blank line, so the caption is empty", fix="delete that line"))
+            else:
+                if not caption:
+                    problems.append(
+                        Problem(
+                            code="blank-first-line",
+                            severity="warning",
+                            file=str(found),
+                            key="caption",
+                            must="begins with a blank line, so the caption is empty",
+                            fix="delete that line",
+                        )
+                    )
         yield Picture(path, caption, found is not None, masks.get(path.stem))
     problems += _uncaptioned(spec, without, names)
 
@@ -84,21 +107,33 @@ def _caption_fault(path: Path, fault: Exception) -> Problem:
 
 def _uncaptioned(spec: SubsetSpec, without: Sequence[Path], names: frozenset[str]) -> Iterator[Problem]:
     """Warnings on pictures without a caption file; loud when their captions have another extension (traps T11)."""
-    others = [extension for extension in OTHER_EXTENSIONS for path in without
-              if any(f"{stem}{extension}" in names for stem in caption_stems(path.stem))]
+    others = [
+        extension
+        for extension in OTHER_EXTENSIONS
+        for path in without
+        if any(f"{stem}{extension}" in names for stem in caption_stems(path.stem))
+    ]
     used = f"the class words {spec.class_tokens!r} are" if spec.class_tokens else "an empty text is"
     if others:
         extension = max(set(others), key=others.count)
         yield Problem(
-            code="captions-elsewhere", severity="warning", key="caption_extension", got=spec.caption_extension,
-            file=spec.image_dir, must=f"{others.count(extension)} captions end in {extension} and are not read; "
-            f"{used} trained on instead", fix=f"set caption_extension to {extension}",
+            code="captions-elsewhere",
+            severity="warning",
+            key="caption_extension",
+            got=spec.caption_extension,
+            file=spec.image_dir,
+            must=f"{others.count(extension)} captions end in {extension} and are not read; {used} trained on instead",
+            fix=f"set caption_extension to {extension}",
         )
     if without and len(others) < len(without):
         examples = ", ".join(path.name for path in without[:SHOWN])
         yield Problem(
-            code="no-caption", severity="note" if spec.is_reg else "warning", key="caption_extension", file=spec.image_dir,
-            got=f"{len(without)} pictures: {examples}", must=f"have no {spec.caption_extension} file; {used} trained on",
+            code="no-caption",
+            severity="note" if spec.is_reg else "warning",
+            key="caption_extension",
+            file=spec.image_dir,
+            got=f"{len(without)} pictures: {examples}",
+            must=f"have no {spec.caption_extension} file; {used} trained on",
             fix="write captions, or leave it so for a plain class",
         )
 
@@ -110,11 +145,21 @@ def _masks(spec: SubsetSpec, paths: Sequence[Path], problems: list[Problem]) -> 
     stems = {path.stem for path in paths}
     lost = [path.name for path in paths if path.stem not in masks]
     extra = [path.name for stem, path in masks.items() if stem not in stems]
-    for code, found, must in (("missing-mask", lost, "have no mask of the same name in it"),
-                              ("extra-mask", extra, "belong to no picture")):
+    for code, found, must in (
+        ("missing-mask", lost, "have no mask of the same name in it"),
+        ("extra-mask", extra, "belong to no picture"),
+    ):
         if found:
-            problems.append(Problem(code=code, key="conditioning_data_dir", got=found[:SHOWN], file=folder,
-                                    must=f"{len(found)} files {must}", fix="add or remove files until both folders match"))
+            problems.append(
+                Problem(
+                    code=code,
+                    key="conditioning_data_dir",
+                    got=found[:SHOWN],
+                    file=folder,
+                    must=f"{len(found)} files {must}",
+                    fix="add or remove files until both folders match",
+                )
+            )
     return masks
 
 
@@ -124,12 +169,27 @@ def _from_metadata(spec: SubsetSpec, problems: list[Problem]) -> Iterator[Pictur
     try:
         entries = _read_metadata(file)
     except OSError as fault:
-        problems.append(Problem(code="no-file", key="metadata_file", got=file, must=f"cannot be read: {fault.strerror}",
-                                fix="check the path"))
+        problems.append(
+            Problem(
+                code="no-file",
+                key="metadata_file",
+                got=file,
+                must=f"cannot be read: {fault.strerror}",
+                fix="check the path",
+            )
+        )
         return
     except (ValueError, TypeError, KeyError) as fault:
-        problems.append(Problem(code="bad-metadata", key="metadata_file", got=file, file=file,
-                                must=f"is not a metadata file: {fault}", fix="give a JSON of pictures with captions or tags"))
+        problems.append(
+            Problem(
+                code="bad-metadata",
+                key="metadata_file",
+                got=file,
+                file=file,
+                must=f"is not a metadata file: {fault}",
+                fix="give a JSON of pictures with captions or tags",
+            )
+        )
         return
     lost: list[str] = []
     for key, entry in entries.items():
@@ -140,8 +200,16 @@ def _from_metadata(spec: SubsetSpec, problems: list[Problem]) -> Iterator[Pictur
         text = metadata_text(entry, spec)
         yield Picture(path, text, bool(text))
     if lost:
-        problems.append(Problem(code="missing-image", key="metadata_file", got=lost[:SHOWN], file=file,
-                                must=f"names {len(lost)} pictures that are not there", fix="correct image_dir or the names"))
+        problems.append(
+            Problem(
+                code="missing-image",
+                key="metadata_file",
+                got=lost[:SHOWN],
+                file=file,
+                must=f"names {len(lost)} pictures that are not there",
+                fix="correct image_dir or the names",
+            )
+        )
 
 
 def _read_metadata(file: str) -> dict[str, Mapping[str, Any]]:
@@ -161,8 +229,11 @@ def _picture_path(key: str, folder: str | None) -> Path | None:
     path = Path(key) if os.path.isabs(key) or not folder else Path(folder, key)
     if path.suffix.lower() in extensions():
         return path if path.is_file() else None
-    named = (path.with_name(path.name + ending) for extension in sorted(extensions())
-             for ending in (extension, extension.upper()))
+    named = (
+        path.with_name(path.name + ending)
+        for extension in sorted(extensions())
+        for ending in (extension, extension.upper())
+    )
     return next((candidate for candidate in named if candidate.is_file()), None)
 
 

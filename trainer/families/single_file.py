@@ -37,17 +37,18 @@ PartName = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
 
 
 class Checkpoint(Protocol):
-    """A file of tensors. `get` gives one on the CPU as stored, or its rows [start, end)."""
+    """A file of tensors."""
 
     file: str
     shapes: Mapping[str, Shape]
     metadata: Mapping[str, str]
 
-    def get(self, name: str, rows: tuple[int, int] | None = None) -> Tensor: ...
+    def get(self, name: str, dtype: torch.dtype, device: torch.device, rows: tuple[int, int] | None = None) -> Tensor:
+        """A tensor, or its rows [start, end), in `dtype` on `device`."""
 
 
 class SafetensorsFile:
-    """A .safetensors file; mapped into memory, or read tensor by tensor where mapping is slow (network drives)."""
+    """A .safetensors file. `mapped`: tensors that are used as stored stay on the disk until they are needed."""
 
     def __init__(self, path: Path, *, mapped: bool = True) -> None:
         self.header: Header = read_header(path)
@@ -56,16 +57,27 @@ class SafetensorsFile:
         self.shapes: Mapping[str, Shape] = {name: info.shape for name, info in self.header.tensors.items()}
         self._open = safe_open(path, framework="pt") if mapped else None
 
-    def get(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        if self._open is not None:
-            found: Tensor = self._open.get_slice(name)[slice(*rows)] if rows else self._open.get_tensor(name)
-            return found
+    def get(self, name: str, dtype: torch.dtype, device: torch.device, rows: tuple[int, int] | None = None) -> Tensor:
+        stored = DTYPES.get(self.header.tensors[name].dtype)
+        if stored is None:
+            must = f"is stored as {self.header.tensors[name].dtype}, not as floating-point numbers"
+            raise error("bad-tensor", must, file=self.file, key=name, fix="use the fp16 version of this model")
+        # A mapped tensor that is then cast would count twice: its pages and the copy.
+        if self._open is not None and (stored == dtype or device.type != "cpu"):
+            found = self._open.get_slice(name)[slice(*rows)] if rows else self._open.get_tensor(name)
+        else:
+            found = self._read(name, stored, rows)
+        return found.to(device).to(dtype)  # in this order: the cast is faster on the device
+
+    def _read(self, name: str, stored: torch.dtype, rows: tuple[int, int] | None) -> Tensor:
         info = self.header.tensors[name]
+        first, last = rows or (0, info.shape[0] if info.shape else 1)
+        row = (info.end - info.start) // max(1, info.shape[0] if info.shape else 1)
+        raw = torch.empty((last - first) * row, dtype=torch.uint8)
         with Path(self.file).open("rb") as stream:
-            stream.seek(info.start)
-            raw = bytearray(stream.read(info.end - info.start))
-        whole = torch.frombuffer(raw, dtype=DTYPES[info.dtype]).reshape(info.shape)
-        return whole[slice(*rows)].clone() if rows else whole
+            stream.seek(info.start + first * row)
+            stream.readinto(raw.numpy())  # type: ignore[attr-defined]
+        return raw.view(stored).reshape((last - first, *info.shape[1:]) if info.shape else ())
 
 
 class PickledFile:
@@ -79,8 +91,8 @@ class PickledFile:
         self.tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
         self.shapes: Mapping[str, Shape] = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
-    def get(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
-        return self.tensors[name][slice(*rows)] if rows else self.tensors[name]
+    def get(self, name: str, dtype: torch.dtype, device: torch.device, rows: tuple[int, int] | None = None) -> Tensor:
+        return self.tensors[name][slice(*rows) if rows else ...].to(device).to(dtype)
 
 
 def _unpickled(path: Path) -> dict[str, Any]:
@@ -228,10 +240,8 @@ def load(checkpoint: Checkpoint, part: Part, *, dtype: torch.dtype, device: torc
     module = part.build()
     wanted = _wanted(module, part.names)
     _compare(checkpoint, list(wanted.values()))
-    state = {
-        path: _read(checkpoint, stored, shape).to(device=device, dtype=dtype)
-        for path, (stored, shape) in wanted.items()
-    }
+    place = torch.device(device)
+    state = {path: _placed(checkpoint, stored, shape, dtype, place) for path, (stored, shape) in wanted.items()}
     module.load_state_dict(state, assign=True)
     return module.to(device).requires_grad_(False).eval()
 
@@ -269,10 +279,10 @@ def _compare(checkpoint: Checkpoint, wanted: Sequence[tuple[Stored, Shape]]) -> 
         raise ConfigError(problems.values())
 
 
-def _read(checkpoint: Checkpoint, stored: Stored, shape: Shape) -> Tensor:
+def _placed(checkpoint: Checkpoint, stored: Stored, shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
     if stored.form == "third":
-        return checkpoint.get(stored.name, (stored.third * shape[0], (stored.third + 1) * shape[0]))
-    tensor = checkpoint.get(stored.name)
+        return checkpoint.get(stored.name, dtype, device, (stored.third * shape[0], (stored.third + 1) * shape[0]))
+    tensor = checkpoint.get(stored.name, dtype, device)
     return tensor.T.contiguous() if stored.form == "transposed" else tensor.reshape(shape)
 
 

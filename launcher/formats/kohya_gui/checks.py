@@ -42,7 +42,8 @@ class _Place:
     def problem(self, key: str | None, code: str, must: str, **facts: Any) -> Problem:
         if "got" in facts:
             facts["got"] = hidden(key or "", facts["got"])
-        return Problem(code=code, must=must, key=key, file=self.draft.file, line=self.draft.lines.get(key or ""), **facts)
+        line = self.draft.lines.get(key or "")
+        return Problem(code=code, must=must, key=key, file=self.draft.file, line=line, **facts)
 
 
 def kind_problems(draft: Draft, document: Document) -> list[Problem]:
@@ -52,10 +53,10 @@ def kind_problems(draft: Draft, document: Document) -> list[Problem]:
     odd = next((tab for tab in ("leco", "controlnet-lllite", "stable-cascade") if tab in tabs), None)
     kind = draft.kind if draft.kind != "lora" else odd
     if kind is not None:
-        key = tabs.get(kind)
+        shown = tabs.get(kind)
         must = f"is not a LoRA preset: it {TABS[kind]}"
         fix = "load a preset of the LoRA tab, or add LoRA_type and network_dim to train a LoRA with these values"
-        return [place.problem(key, "not-a-lora-preset", must, fix=fix)]
+        return [place.problem(shown, "not-a-lora-preset", must, fix=fix)]
     if draft.family not in ("sd15", "sd2", "sdxl"):
         box = next((box for box, family in BOXES if family == draft.family), None)
         must = f"is a preset for {draft.family} models; the trainer here is for SD1.5, SD2 and SDXL"

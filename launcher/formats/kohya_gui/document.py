@@ -1,4 +1,4 @@
-"""The text of a form JSON: bytes to text, text to keys with their lines, and everything that can be wrong before a key is read."""
+"""The text of a form JSON: bytes to text, text to keys with their lines, and what can be wrong before that."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def parse(text: str, *, file: str | None = None) -> Document:
     except json.JSONDecodeError as fault:
         raise _not_json(fault.msg, fault.pos, starts, file) from None
     except RecursionError:
-        raise error("not-json", "is nested far too deep", file=file, fix="a training config is one flat object") from None
+        fix = "a training config is one flat object"
+        raise error("not-json", "is nested far too deep", file=file, fix=fix) from None
 
 
 def _scan(text: str, starts: list[int], file: str | None) -> Document:

@@ -9,7 +9,7 @@ from launcher.formats.base import Draft, Fate
 from launcher.formats.kohya_gui.entries import NOISE, Entry, free_words
 from launcher.formats.kohya_gui.form import Form
 from launcher.formats.kohya_gui.networks import key_of, pairs_of, users_of
-from launcher.formats.kohya_gui.table import Key, hidden, keys, read_key, unset
+from launcher.formats.kohya_gui.table import Key, clean, hidden, keys, read_key, unset
 from schemas.config import table as options
 from schemas.problems import Problem, Severity, nearest
 
@@ -52,7 +52,11 @@ class Judge:
         self.network = {key_of(name): (name, value) for name, value in pairs_of(form.values, form.family)}
 
     def fate(self, name: str, raw: Any) -> Fate:
-        """What became of the key `name` that holds `raw` in the file."""
+        """What became of the key `name` that holds `raw` in the file, secrets blanked."""
+        found = self._fate(name, raw)
+        return Fate(found.status, found.argument, hidden("", found.value), found.why and clean(found.why))
+
+    def _fate(self, name: str, raw: Any) -> Fate:
         key = keys().get(name)
         if key is None:
             return self._stranger(name, raw)
@@ -82,11 +86,9 @@ class Judge:
 
     def _say(self, code: str, key: str, must: str, severity: Severity, raw: Any, fix: str | None = None) -> None:
         if key not in self.typed:
-            line = self.draft.lines.get(key)
+            place: dict[str, Any] = {"key": key, "file": self.draft.file, "line": self.draft.lines.get(key)}
             got = hidden(key, raw)
-            self.problems.append(
-                Problem(code=code, must=must, severity=severity, key=key, got=got, fix=fix, file=self.draft.file, line=line)
-            )
+            self.problems.append(Problem(code=code, must=must, severity=severity, got=got, fix=fix, **place))
 
     def _stranger(self, name: str, raw: Any) -> Fate:
         if name.startswith(COMMENT_STARTS):
@@ -107,6 +109,8 @@ class Judge:
 
     def _retired(self, key: Key, raw: Any) -> Fate:
         target = keys().get(key.renamed_to or "")
+        while target is not None and target.retired is not None:
+            target = keys().get(target.renamed_to or "")
         if key.name == "network_train":
             return self._old_training(raw)
         if target is None or target.argument is None or key.name == "stop_text_encoder_training_pct":
@@ -136,7 +140,8 @@ class Judge:
         return bool(value == self.form[target.name] or (unset(value) and unset(self.form[target.name])))
 
     def _old_training(self, raw: Any) -> Fate:
-        flag = {"Text encoder only": "network_train_text_encoder_only", "Unet only": "network_train_unet_only"}.get(str(raw))
+        part = {"Text encoder only": "text_encoder", "Unet only": "unet"}.get(str(raw))
+        flag = f"network_train_{part}_only" if part else None
         if flag is None:
             return Fate("no-effect", None, None, "both parts were trained; the rates decide today")
         if self.effective(flag):
@@ -191,8 +196,9 @@ class Judge:
     def _argument(self, key: Key) -> Fate:
         special = {
             "LoRA_type": self._kind, "max_train_steps": self._steps, "epoch": self._steps, "lr_warmup": self._warmup,
-            "lr_warmup_steps": self._warmup, "text_encoder_lr": self._rate, "unet_lr": self._rate, "t5xxl_lr": self._rate,
-            "xformers": self._attention, "sample_prompts": self._prompts, "wandb_run_name": self._run_name,
+            "lr_warmup_steps": self._warmup, "text_encoder_lr": self._rate, "unet_lr": self._rate,
+            "t5xxl_lr": self._rate, "xformers": self._attention, "sample_prompts": self._prompts,
+            "wandb_run_name": self._run_name,
         }.get(key.name)  # fmt: skip
         argument = key.argument or key.name
         if argument in self.replaced:
@@ -253,13 +259,14 @@ class Judge:
         if form_value == "" and argument != "caption_extension":
             return Fate("default", argument, value, why)
         if self._matters(argument):
-            fix = f"--set {argument}={form_value} for a real {form_value}" if form_value != "" else "write .txt"
-            self._say("zero-dropped" if form_value != "" else "empty-dropped", key.name, why, "warning", form_value, fix)
+            empty = form_value == ""
+            fix = "write .txt" if empty else f"--set {argument}={form_value} for a real {form_value}"
+            self._say("empty-dropped" if empty else "zero-dropped", key.name, why, "warning", form_value, fix)
         return Fate("no-effect", argument, value, why)
 
     def _matters(self, argument: str) -> bool:
         form = self.form
-        return {
+        cases: dict[str, bool] = {
             "vae_batch_size": False,
             "learning_rate": False,
             "lr_scheduler_num_cycles": form["lr_scheduler"] == "cosine_with_restarts",
@@ -270,7 +277,8 @@ class Judge:
             "prior_loss_weight": bool(form["reg_data_dir"] or form["dataset_config"]),
             "min_bucket_reso": bool(form["enable_bucket"]),
             "max_bucket_reso": bool(form["enable_bucket"]),
-        }.get(argument, True)
+        }
+        return cases.get(argument, True)
 
     def _kind(self, key: Key) -> Fate:
         return Fate("used", "network_module", self.effective("network_module"))

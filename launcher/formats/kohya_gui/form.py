@@ -1,9 +1,9 @@
-"""What the form holds after a file is loaded into it: today's defaults, the file's values over them, then Kohya's repairs."""
+"""What the form holds after loading: today's defaults, the file's values over them, then Kohya's repairs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launcher.formats.base import Origin
@@ -64,7 +64,7 @@ def load(document: Document, overrides: Mapping[str, Any] | None = None, *, file
         key = keys().get(name)
         if key is not None and key.current and raw is not None and name in form.values:
             _take(form, key, raw, {"file": file, "line": document.lines.get(name)})
-    _repair(form, document.values)
+    _repair(form, document, file)
     for name, raw in (overrides or {}).items():
         key = keys().get(name)
         if key is not None and key.current and name in form.values:
@@ -94,15 +94,16 @@ def _take(form: Form, key: Key, raw: Any, place: Mapping[str, Any], *, words: bo
     form.values[key.name], form.origins[key.name] = reading.value, "--set" if words else "file"
     if reading.said and not words:
         code = "unusual-spelling" if reading.severity == "note" else "value-changed"
-        fix = None if reading.severity == "note" else f"write the number you mean, or --set {key.name}=..."
-        form.problems.append(Problem(code=code, must=reading.said, severity=reading.severity, fix=fix, **shown))
+        mend = None if reading.severity == "note" else f"write the number you mean, or --set {key.name}=..."
+        form.problems.append(Problem(code=code, must=reading.said, severity=reading.severity, fix=mend, **shown))
     said = outside(key, reading.value)
     if said and not words:
         form.problems.append(Problem(code="outside-form", must=said, severity="note", **shown))
 
 
-def _repair(form: Form, raw: Mapping[str, Any]) -> None:
+def _repair(form: Form, document: Document, file: str | None) -> None:
     """The old keys that Kohya still converts when it loads a file."""
+    raw = document.values
     if raw.get("optimizer") is None:
         old = raw.get("use_8bit_adam")
         form.values["optimizer"] = "AdamW8bit" if old else "AdamW"
@@ -110,9 +111,12 @@ def _repair(form: Form, raw: Mapping[str, Any]) -> None:
             form.origins["optimizer"], form.taken["optimizer"] = "file", "use_8bit_adam"
     if str(raw.get("use_wandb")) == "True" and raw["use_wandb"] is not True:
         form.values["log_with"], form.origins["log_with"], form.taken["log_with"] = "wandb", "file", "use_wandb"
-    if isinstance(raw.get("lora_network_weights"), str):
-        form.values["network_weights"] = raw["lora_network_weights"]
-        form.origins["network_weights"], form.taken["network_weights"] = "file", "lora_network_weights"
+    old_name = "lora_network_weights"
+    if raw.get(old_name) is not None:
+        place = {"file": file, "line": document.lines.get(old_name)}
+        _take(form, replace(keys()["network_weights"], name=old_name), raw[old_name], place)
+        form.values["network_weights"] = form.values.pop(old_name, "")
+        form.origins["network_weights"], form.taken["network_weights"] = "file", old_name
     model = MODELS.get(form["pretrained_model_name_or_path"])
     for box, family in (("sdxl", "sdxl"), ("v2", "sd2")):
         if raw.get(box) is None and model == family:

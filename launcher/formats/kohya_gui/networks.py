@@ -168,6 +168,4 @@ def type_for(module: str, arguments: Mapping[str, str], family: str) -> str | No
 
 def users_of(key: str) -> list[str]:
     """The LoRA types that look at a form key."""
-    return [
-        kind for kind, row in TYPES.items() if any(key_of(name) == key for name in (*row.always, *row.given))
-    ]
+    return [kind for kind, row in TYPES.items() if any(key_of(name) == key for name in (*row.always, *row.given))]

@@ -19,7 +19,7 @@ FAIR_PAIRS = re.compile(r"(\S+=\S+( \S+=\S+)*)?")
 
 @dataclass
 class Words:
-    """Parsed words: arguments by name, arguments of other model families as text, what is wrong as (code, must, severity)."""
+    """Parsed words: arguments by name, those of other model families as text, findings as (code, must, severity)."""
 
     arguments: dict[str, Any] = field(default_factory=dict)
     foreign: dict[str, list[str]] = field(default_factory=dict)
@@ -42,7 +42,7 @@ def trainer_words(words: Sequence[str], *, foreign: bool = False) -> Words:
             continue
         name, equals, inline = word[2:].partition("=")
         values = [inline] if equals else []
-        while not equals and at < len(words) and not _is_flag(words[at]):
+        while not equals and at < len(words) and not is_flag(words[at]):
             option = _option(name)
             if option is not None and not _takes_more(option, len(values)):
                 break
@@ -56,7 +56,8 @@ def trainer_words(words: Sequence[str], *, foreign: bool = False) -> Words:
     return found
 
 
-def _is_flag(word: str) -> bool:
+def is_flag(word: str) -> bool:
+    """Whether an argument parser takes the word for an option (a negative number is none)."""
     return word.startswith("-") and len(word) > 1 and not NUMBER.fullmatch(word)
 
 
@@ -83,7 +84,7 @@ def _set(found: Words, name: str, values: list[str], equals: bool, foreign: bool
         found.findings.append(("unknown-option", said, "error"))
         return
     if option.name == "config_file":
-        said = "--config_file: Kohya's trainer would read that file only, and nothing of this form; read here without it"
+        said = "--config_file: Kohya's trainer would read that file only and nothing of this form; read without it"
         found.findings.append(("other-config-file", said, "warning"))
         return
     if option.kind is bool and not option.many:
@@ -106,7 +107,7 @@ def launcher_words(words: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     name = ""
     for word in words:
-        if _is_flag(word):
+        if is_flag(word):
             name, equals, value = word.lstrip("-").partition("=")
             found[name] = value if equals else True
         elif name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from launcher.formats.base import Draft, GuiSteps, Kind, Origin, Setting
@@ -14,7 +15,7 @@ from launcher.formats.kohya_gui.fates import Judge
 from launcher.formats.kohya_gui.form import Form, load
 from launcher.formats.kohya_gui.networks import key_of
 from launcher.formats.kohya_gui.parameters import Words, launcher_words, trainer_words
-from launcher.formats.kohya_gui.table import hidden, keys, unset
+from launcher.formats.kohya_gui.table import clean, hidden, keys, unset
 from schemas.config import BadValue, read_value
 from schemas.config import table as options
 from schemas.problems import Problem
@@ -33,9 +34,7 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
     return read_document(parse(text, file=file), file=file, overrides=overrides)
 
 
-def read_document(
-    document: Document, *, file: str | None = None, overrides: Mapping[str, Any] | None = None
-) -> Draft:
+def read_document(document: Document, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
     """`read` of an already parsed document."""
     overrides = dict(overrides or {})
     form = load(document, overrides, file=file)
@@ -57,9 +56,12 @@ def read_document(
     judge = Judge(form, draft, found, set(said.arguments), set(overrides))
     for name, raw in {**document.values, **overrides}.items():
         draft.keys[name] = judge.fate(name, raw)
-    draft.problems += judge.problems
-    draft.problems.sort(key=lambda problem: problem.line or 0)
+    draft.problems = sorted(map(_clean, draft.problems + judge.problems), key=lambda problem: problem.line or 0)
     return draft
+
+
+def _clean(problem: Problem) -> Problem:
+    return replace(problem, must=clean(problem.must), fix=problem.fix and clean(problem.fix))
 
 
 def kind_of(values: Mapping[str, Any]) -> Kind:
@@ -96,13 +98,13 @@ def _fill(draft: Draft, form: Form, found: Mapping[str, Entry]) -> None:
         if name == "resume_from_huggingface" and not form["resume"]:
             continue
         origin = _origin(form, name, entry)
-        place = {"key": entry.key, "file": draft.file, "line": draft.lines.get(entry.key)}
+        place: dict[str, Any] = {"key": entry.key, "file": draft.file, "line": draft.lines.get(entry.key)}
         try:
             value, _ = read_value(option, True if name == "resume_from_huggingface" else _share(name, entry, found))
         except BadValue as bad:
             if entry.key not in form.bad:
-                got = hidden(name, form.values.get(entry.key))
-                draft.problems.append(Problem(code="bad-value", must=str(bad), got=got, fix=f"correct {entry.key}", **place))
+                got, fix = hidden(name, form.values.get(entry.key)), f"correct {entry.key}"
+                draft.problems.append(Problem(code="bad-value", must=str(bad), got=got, fix=fix, **place))
             continue
         if value is not None:
             source = None if origin == "default" else form.taken.get(entry.key, entry.key)
@@ -131,7 +133,8 @@ def _share(name: str, entry: Entry, found: Mapping[str, Entry]) -> Any:
 
 def _lay_over(draft: Draft, said: Words) -> None:
     """additional_parameters come later on the trainer's command line, so they win."""
-    place = {"key": "additional_parameters", "file": draft.file, "line": draft.lines.get("additional_parameters")}
+    line = draft.lines.get("additional_parameters")
+    place: dict[str, Any] = {"key": "additional_parameters", "file": draft.file, "line": line}
     for code, must, severity in said.findings:
         draft.problems.append(Problem(code=code, must=must, severity=severity, fix=None, **place))
     for name, value in said.arguments.items():

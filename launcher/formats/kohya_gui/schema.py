@@ -27,7 +27,7 @@ def schema() -> dict[str, Any]:
 
 def _property(key: Key) -> dict[str, Any]:
     found: dict[str, Any] = {"title": key.name, "description": key.meaning()}
-    if key.role != "form" or key.current:
+    if key.name != "save_as_bool":
         found |= _shape(key)
     if not key.current:
         found["deprecated"] = True
@@ -45,11 +45,12 @@ def _shape(key: Key) -> dict[str, Any]:
     if key.numeric:
         pattern = WHOLE if key.type == "int" else NUMBER
         whole = {"multipleOf": 1} if key.type == "int" and key.bad_text is None else {}
-        low, high = key.range or (None, None)
-        hint = {} if low is None and high is None else {"$comment": f"the form's slider: {low} to {high}"}
-        return {"type": ["number", "string", "boolean", "null"], "not": {"const": True}, "pattern": pattern, **whole, **hint}
+        hint = {} if key.range == (None, None) else {"$comment": f"the form's slider: {key.range[0]} to {key.range[1]}"}
+        kinds = {"type": ["number", "string", "boolean", "null"], "not": {"const": True}}
+        return {**kinds, "pattern": pattern, **whole, **hint}
     if key.choices and (key.name in STRICT or key.role == "launch"):
-        more = {"LoRA_type": ["LoCon"], "xformers": ["", True, False]}.get(key.name, [""])
+        old: dict[str, list[Any]] = {"LoRA_type": ["LoCon"], "xformers": ["", True, False]}
+        more = old.get(key.name, ["", False])
         return {"enum": [*key.choices, *(word for word in more if word not in key.choices), None]}
     examples = {"examples": list(key.choices)} if key.choices else {}
     return {"type": ["string", "number", "boolean", "null"], "not": {"const": True}, **examples}
@@ -59,7 +60,6 @@ def _shape(key: Key) -> dict[str, Any]:
 def _validator() -> Any:
     import jsonschema
 
-    jsonschema.Draft202012Validator.check_schema(schema())
     return jsonschema.Draft202012Validator(schema())
 
 
@@ -75,7 +75,8 @@ def validate_document(
             continue
         said = must(key) if key is not None else "must be one object: {...}"
         raw = document[name] if name is not None else None
-        guess = nearest(raw, [str(choice) for choice in key.choices]) if key is not None and isinstance(raw, str) else None
+        choices = [str(choice) for choice in key.choices] if key is not None else []
+        guess = nearest(raw, choices) if isinstance(raw, str) else None
         fix = f"did you mean {guess}?" if guess else f"correct {name}" if name else None
         found[name] = Problem(
             code="bad-value", must=said, key=name, got=hidden(name or "", raw), fix=fix, file=file,

@@ -16,6 +16,7 @@ from schemas.problems import Severity
 
 Role = Literal["argument", "network", "launch", "box", "form", "parameters", "tab"]
 LARGEST = 2**63 - 1  # a TOML integer
+WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 SECRET_WORDS = re.compile(r"hf_[A-Za-z0-9]{8,}|sk-[\w-]{16,}|gh[opsu]_\w{16,}")
 SECRET_FLAGS = re.compile(r"(--(?:wandb_api_key|huggingface_token)(?:\s*=\s*|\s+))\S+")
 STRICT = ("LoRA_type", "noise_offset_type", "xformers")  # a word outside their choices stops Kohya or is lost
@@ -24,7 +25,7 @@ SECRET_WHOLE = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Key:
-    """One key. `only` and `never` name the model families it counts for; `bad_text` is what Kohya reads from other text."""
+    """One key. `only` and `never`: model families it counts for; `bad_text`: what Kohya reads from other text."""
 
     name: str
     type: Literal["bool", "int", "float", "str", "path"]
@@ -75,10 +76,11 @@ def keys() -> dict[str, Key]:
     """Every key that any version of the form has written, by name."""
     rows = json.loads(Path(__file__).with_name("keys.json").read_text(encoding="utf-8"))
     lists = ("choices", "range", "only", "never")
-    return {
-        name: Key(name, **{fact: tuple(value) if fact in lists else value for fact, value in row.items()})
-        for name, row in rows.items()
-    }
+    found = {}
+    for name, row in rows.items():
+        facts: dict[str, Any] = {fact: tuple(value) if fact in lists else value for fact, value in row.items()}
+        found[name] = Key(name, **facts)
+    return found
 
 
 @functools.cache
@@ -134,7 +136,7 @@ def _read_number(key: Key, raw: Any) -> Reading:
         return Reading(key.default, must(key), "error") if raw else Reading(0, "false read as unset")
     if isinstance(raw, str):
         return _read_digits(key, raw.strip())
-    if not math.isfinite(raw) or abs(raw) > LARGEST:
+    if abs(raw) > LARGEST or not math.isfinite(raw):
         return Reading(key.default, must(key), "error")
     if key.type == "float" or raw == int(raw):
         return Reading(int(raw) if key.type == "int" and key.bad_text is not None else raw)
@@ -152,9 +154,9 @@ def _read_digits(key: Key, text: str) -> Reading:
         return Reading(key.default, must(key), "error")
     if not math.isfinite(number) or abs(number) > LARGEST:
         return Reading(key.default, must(key), "error")
-    if key.type == "float":
+    if key.type == "float" and (key.bad_text is not None or not WHOLE.fullmatch(text)):
         return Reading(number, "text read as a number")
-    if re.fullmatch(r"[+-]?\d+", text):
+    if WHOLE.fullmatch(text):
         return Reading(int(text), "text read as a number")
     if number != int(number):
         return Reading(key.default, must(key), "error")
@@ -169,8 +171,10 @@ def _typed(key: Key, number: float) -> float | int:
 
 
 def _read_text(key: Key, raw: Any) -> Reading:
+    if isinstance(raw, bool) and (raw or key.name == "LoRA_type"):
+        return Reading(key.default, must(key), "error")
     if isinstance(raw, bool):
-        return Reading(key.default, must(key), "error") if raw else Reading("", "false read as unset")
+        return Reading("", "false read as unset")
     text = str(raw)
     if "\0" in text or text != text.encode("utf-8", "replace").decode():
         return Reading(key.default, f"{must(key)} that can be written", "error")
@@ -193,12 +197,17 @@ def must(key: Key) -> str:
 
 def outside(key: Key, value: Any) -> str | None:
     """What the form's own slider would say of a number, if anything."""
-    low, high = key.range if key.range else (None, None)
+    low, high = key.range
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
     if (low is None or value >= low) and (high is None or value <= high):
         return None
     return f"is outside the form's range {'' if low is None else low} to {'' if high is None else high}"
+
+
+def clean(text: str) -> str:
+    """`text` without tokens, and without what no console can print."""
+    return SECRET_WORDS.sub("***", SECRET_FLAGS.sub(r"\1***", text.encode("utf-8", "replace").decode()))
 
 
 def hidden(name: str, value: Any) -> Any:
@@ -207,9 +216,7 @@ def hidden(name: str, value: Any) -> Any:
     if value and ((key and key.secret) or (option and option.secret)):
         return "***"
     if isinstance(value, str):
-        if SECRET_WHOLE.fullmatch(value.strip()):
-            return "***"
-        return SECRET_WORDS.sub("***", SECRET_FLAGS.sub(r"\1***", value))
+        return "***" if SECRET_WHOLE.fullmatch(value.strip()) else clean(value)
     if isinstance(value, (list, tuple)):
         return type(value)(hidden("", item) for item in value)
     if isinstance(value, Mapping):

@@ -18,7 +18,7 @@ CONV = ("conv_dim=2", "conv_alpha=1")
 
 def difference(layer):
     """ΔW = (α / r) B A, written out."""
-    a, b = layer.factors()
+    a, b = (factor.detach() for factor in layer.factors())
     return (layer.alpha / layer.rank) * (b @ a).view_as(layer.base_layer.weight)
 
 
@@ -100,7 +100,8 @@ def test_gradients_are_those_of_the_formula(net):
     models.unet.proj(x).square().sum().backward()
     mine = [x.grad.clone(), layer.down.weight.grad.clone(), layer.up.weight.grad.clone()]
     x.grad = layer.down.weight.grad = layer.up.weight.grad = None
-    F.linear(x, layer.base_layer.weight + difference(layer), layer.base_layer.bias).square().sum().backward()
+    delta = layer.alpha / layer.rank * layer.up.weight @ layer.down.weight
+    F.linear(x, layer.base_layer.weight + delta, layer.base_layer.bias).square().sum().backward()
     for one, other in zip(mine, [x.grad, layer.down.weight.grad, layer.up.weight.grad], strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 

@@ -37,7 +37,11 @@ def test_every_picture_is_cut_as_in_the_reference(case):
                 choose(*image["size"], spec)
             continue
         made = choose(*image["size"], spec)
-        assert [list(made.bucket), list(made.resized), list(made.crop)] == [image["bucket"], image["resized"], image["crop_xy"]]
+        assert [list(made.bucket), list(made.resized), list(made.crop)] == [
+            image["bucket"],
+            image["resized"],
+            image["crop_xy"],
+        ]
         assert list(made.crop_ltrb) == image["crop_ltrb"]
 
 

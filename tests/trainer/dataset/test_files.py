@@ -22,7 +22,9 @@ def test_folders_give_repeats_words_and_order(tmp_path, picture):
     (tmp_path / "3_cat" / "b.txt").write_text("a cat")
     found = scan(folders(tmp_path))
     assert [(s.path.name, s.repeats, s.caption, s.has_caption) for s in found.samples] == [
-        ("c.jpg", 1, "dog", False), ("a.webp", 3, "cat", False), ("b.png", 3, "a cat", True),
+        ("c.jpg", 1, "dog", False),
+        ("a.webp", 3, "cat", False),
+        ("b.png", 3, "a cat", True),
     ]
     assert (found.samples[2].width, found.samples[2].height) == (64, 32)
 
@@ -134,7 +136,9 @@ def test_metadata_pictures_are_known_by_their_full_path(tmp_path, picture):
     for folder in "ab":
         picture(tmp_path / folder / "001.png")
         (tmp_path / f"{folder}.json").write_text(json.dumps({"001": {"caption": folder, "tags": "x, y"}}))
-    subsets = [{"image_dir": str(tmp_path / folder), "metadata_file": str(tmp_path / f"{folder}.json")} for folder in "ab"]
+    subsets = [
+        {"image_dir": str(tmp_path / folder), "metadata_file": str(tmp_path / f"{folder}.json")} for folder in "ab"
+    ]
     path = tmp_path / "data.json"
     path.write_text(json.dumps({"datasets": [{"subsets": subsets}]}))
     found = scan(from_flat({"dataset_config": str(path), "resolution": "64"})[0])
@@ -149,7 +153,9 @@ def test_metadata_of_pictures_that_are_not_there_is_an_error(tmp_path):
 
 @pytest.mark.parametrize(("size", "code"), [((64, 48), None), ((48, 64), "mask-size")])
 def test_masks_need_the_name_and_size_of_their_picture(tmp_path, one_subset, picture, size, code):
-    config = one_subset(tmp_path / "set", {"a.png": ""}, {"conditioning_data_dir": str(tmp_path / "mask")}, masked_loss=True)
+    config = one_subset(
+        tmp_path / "set", {"a.png": ""}, {"conditioning_data_dir": str(tmp_path / "mask")}, masked_loss=True
+    )
     picture(tmp_path / "mask" / "a.jpg", size)
     found = scan(config)
     assert codes(found) == ([code] if code else [])
@@ -159,7 +165,10 @@ def test_masks_need_the_name_and_size_of_their_picture(tmp_path, one_subset, pic
         assert codes(scan(config)) == ["extra-mask"]
 
 
-@pytest.mark.parametrize(("flat", "key"), [({"cache_latents": True}, "random_crop"), ({"cache_text_encoder_outputs": True}, "shuffle_caption")])
+@pytest.mark.parametrize(
+    ("flat", "key"),
+    [({"cache_latents": True}, "random_crop"), ({"cache_text_encoder_outputs": True}, "shuffle_caption")],
+)
 def test_what_caches_exclude_is_told_for_subsets(tmp_path, one_subset, flat, key):
     found = scan(one_subset(tmp_path / "set", {"a.png": ""}, {key: True}, **flat))
     assert [(p.code, p.key) for p in found.problems if p.severity == "error"] == [("cache-excludes", key)]
@@ -171,3 +180,11 @@ def test_same_names_and_transparency_are_told(tmp_path, one_subset, picture):
     found = scan(config)
     assert "same-stem" in codes(found, "warning")
     assert {"transparency", "resized-without-buckets"} <= set(codes(found, "note"))
+
+
+def test_an_empty_folder_for_regularisation_is_only_warned_of(tmp_path, picture):
+    picture(tmp_path / "t" / "2_cat" / "a.png")
+    (tmp_path / "r").mkdir()
+    found = scan(folders(tmp_path / "t", reg_data_dir=str(tmp_path / "r")))
+    assert (codes(found), len(found.samples)) == ([], 1)
+    assert "no-images" in codes(found, "warning")

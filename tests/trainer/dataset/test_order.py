@@ -22,13 +22,21 @@ def sample(name, size=(512, 512), repeats=1, dataset=0, is_reg=False, subset=0):
 
 def golden_scan(case):
     given = {name: case[name] for name in NAMES if case[name] is not None}
-    spec = DatasetSpec(resolution=tuple(case["resolution"]), batch_size=case["batch_size"], subsets=(SubsetSpec(),), **given)
+    spec = DatasetSpec(
+        resolution=tuple(case["resolution"]), batch_size=case["batch_size"], subsets=(SubsetSpec(),), **given
+    )
     return Scan((spec,), tuple(sample(image["key"], image["size"], image["repeats"]) for image in case["images"]))
 
 
 def scan_of(*counts, batch_size=2):
-    spec = DatasetSpec(resolution=(64, 64), enable_bucket=True, min_bucket_reso=64, max_bucket_reso=128, batch_size=batch_size,
-                       subsets=(SubsetSpec(),))
+    spec = DatasetSpec(
+        resolution=(64, 64),
+        enable_bucket=True,
+        min_bucket_reso=64,
+        max_bucket_reso=128,
+        batch_size=batch_size,
+        subsets=(SubsetSpec(),),
+    )
     sizes = [(64, 64), (128, 64), (64, 128)]
     samples = tuple(sample(f"{number}", sizes[number % 3], repeats) for number, repeats in enumerate(counts))
     return Scan((spec,), samples)
@@ -75,11 +83,15 @@ def test_every_sample_comes_as_often_as_its_repeats(counts, batch_size, processe
 
 
 def test_datasets_keep_their_own_batch_size_and_are_mixed():
-    specs = tuple(DatasetSpec(resolution=(side, side), batch_size=size, subsets=(SubsetSpec(),)) for side, size in ((64, 1), (128, 3)))
+    specs = tuple(
+        DatasetSpec(resolution=(side, side), batch_size=size, subsets=(SubsetSpec(),))
+        for side, size in ((64, 1), (128, 3))
+    )
     samples = tuple(sample(str(number), dataset=number % 2) for number in range(18))
     batches = epoch_batches(assign(Scan(specs, samples), TrainConfig()), 0, 1)
     assert Counter((batch.dataset, batch.bucket, len(batch.samples)) for batch in batches) == {
-        (0, (64, 64), 1): 9, (1, (128, 128), 3): 3,
+        (0, (64, 64), 1): 9,
+        (1, (128, 128), 3): 3,
     }
     assert [batch.dataset for batch in batches] != sorted(batch.dataset for batch in batches)
 
@@ -88,7 +100,9 @@ def test_left_over_regularisation_pictures_take_turns():
     spec = DatasetSpec(resolution=(64, 64), subsets=(SubsetSpec(), SubsetSpec(is_reg=True)))
     regs = [sample(f"r{number}", repeats=int(number < 2), is_reg=True, subset=1) for number in range(5)]
     assignment = assign(Scan((spec,), (sample("a"), sample("b"), *regs)), TrainConfig())
-    epochs = [{index for batch in epoch_batches(assignment, 0, epoch) for index in batch.samples} for epoch in (1, 2, 3)]
+    epochs = [
+        {index for batch in epoch_batches(assignment, 0, epoch) for index in batch.samples} for epoch in (1, 2, 3)
+    ]
     assert epochs[0] == {0, 1, 2, 3}
     assert set.union(*epochs) == set(range(7))
     assert {len(epoch) for epoch in epochs} == {4}

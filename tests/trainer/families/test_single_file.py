@@ -189,6 +189,15 @@ def test_scaled_fp8_is_refused(checkpoints, tmp_path):
         )
 
 
+def test_integer_weights_are_refused(checkpoints, tmp_path):
+    name = "model.diffusion_model.out.2.bias"
+    file = rewritten(
+        checkpoints["sd15"], tmp_path / "m.safetensors", lambda tensors: tensors | {name: tensors[name].to(torch.int8)}
+    )
+    with pytest.raises(ConfigError, match="I8"):
+        load(file)
+
+
 def test_unused_unet_tensors_are_reported(checkpoints, tmp_path, caplog):
     extra = {"model.diffusion_model.extra.weight": torch.zeros(2)}
     with caplog.at_level(logging.WARNING):

@@ -1,0 +1,231 @@
+"""validate, convert, diff, presets, schema: parse words, call one function, print, exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from launcher.commands import command, from_option, print_json, set_option, tell
+from schemas.problems import ConfigError, Problem, errors
+
+FORMATS = ("kohya-gui", "sd-scripts", "civitai", "args", "snapshot")
+
+
+@command("validate")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@set_option
+@from_option
+@click.option("--keys", is_flag=True, help="Show every key, also those that simply count.")
+def validate(files: tuple[str, ...], sets: tuple[str, ...], format_name: str | None, keys: bool, as_json: bool) -> int:
+    """Format, every problem, and what becomes of every key. Needs neither the pictures nor the model."""
+    from launcher import show
+    from launcher.preflight import check_file
+    from launcher.resolve import resolve, split_sets
+
+    given, documents, good = split_sets(sets), [], True
+    for file in files:
+        try:
+            checked = check_file(resolve(file, given, format=format_name))
+        except ConfigError as fault:
+            good = False
+            documents.append(_unreadable(file, format_name, fault.problems))
+            tell(fault.problems)
+            continue
+        good = good and checked.ok
+        draft = checked.resolved.draft
+        documents.append(
+            {
+                "file": file,
+                "format": draft.format,
+                "family": checked.family,
+                "kind": draft.kind,
+                "ok": checked.ok,
+                "problems": [problem.as_json() for problem in checked.problems],
+                "keys": {name: fate.as_json() for name, fate in draft.keys.items()},
+            }
+        )
+        if as_json:
+            tell(errors(checked.problems))
+            continue
+        for line in show.verdict_lines(checked, keys=keys):
+            click.echo(line)
+        tell(checked.problems, notes=keys)
+    if as_json:
+        print_json({"files": documents})
+    return 0 if good else 1
+
+
+def _unreadable(file: str, format_name: str | None, problems: list[Problem]) -> dict[str, Any]:
+    return {
+        "file": file,
+        "format": format_name,
+        "family": None,
+        "kind": None,
+        "ok": False,
+        "problems": [problem.as_json() for problem in problems],
+        "keys": {},
+    }
+
+
+@command("convert")
+@click.argument("file")
+@click.option("--to", "target", required=True, type=click.Choice(FORMATS), help="The format to write.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="The file to write; stdout if not given."
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@set_option
+@from_option
+def convert(
+    file: str,
+    target: str,
+    output: Path | None,
+    overwrite: bool,
+    sets: tuple[str, ...],
+    format_name: str | None,
+    as_json: bool,
+) -> int:
+    """FILE in another format. What the target cannot say is listed, never dropped silently."""
+    from launcher.convert import convert as converted
+    from launcher.resolve import resolve, split_sets
+
+    resolved = resolve(file, split_sets(sets), format=format_name)
+    if errors(list(resolved.problems)):
+        raise ConfigError(resolved.problems)
+    found = converted(resolved, target, beside=output)
+    files = _places(output, found.text, found.beside)
+    _write(files, overwrite)
+    for entry in found.lost:
+        click.echo(f"{click.style('lost', fg='yellow')}: {entry}", err=True)
+    if as_json:
+        print_json(
+            {
+                "format": target,
+                "from": resolved.draft.format,
+                "family": resolved.draft.family,
+                "text": found.text,
+                "files": [str(path) for path in files],
+                "lost": found.lost,
+                "problems": [problem.as_json() for problem in resolved.problems],
+            }
+        )
+    elif output is None:
+        click.echo(found.text, nl=False)
+    else:
+        click.echo("wrote " + ", ".join(str(path) for path in files))
+    return 0
+
+
+def _places(output: Path | None, text: str, beside: dict[str, str]) -> dict[Path, str]:
+    if output is None:
+        return {}
+    return {output: text, **{output.with_name(f"{output.stem}{ending}"): more for ending, more in beside.items()}}
+
+
+def _write(files: dict[Path, str], overwrite: bool) -> None:
+    """All or nothing is checked before the first is written."""
+    from launcher.files import write_text
+
+    problems = []
+    for path in files:
+        if path.exists() and not overwrite:
+            problems.append(
+                Problem(code="file-exists", must="exists already", file=str(path), fix="--overwrite, or another name")
+            )
+        elif not path.absolute().parent.is_dir():
+            problems.append(
+                Problem(
+                    code="no-folder", must="is in a folder that does not exist", file=str(path), fix="make it first"
+                )
+            )
+    if problems:
+        raise ConfigError(problems)
+    for path, text in files.items():
+        try:
+            write_text(path, text)
+        except OSError as fault:
+            raise ConfigError(
+                [Problem(code="not-writable", must=f"cannot be written: {fault.strerror}", file=str(path))]
+            ) from None
+
+
+@command("diff")
+@click.argument("a")
+@click.argument("b")
+@click.option(
+    "--all", "everything", is_flag=True, help="Also what does not touch the training: names, saves, previews, logs."
+)
+def diff(a: str, b: str, everything: bool, as_json: bool) -> int:
+    """What configs A and B train differently; any formats, LoRA files included."""
+    from launcher import show
+    from launcher.compare import compare
+    from launcher.resolve import resolve
+
+    training, beside = compare(resolve(a), resolve(b))
+    if as_json:
+        print_json({"a": a, "b": b, "same": not training, "differences": training, "other": beside})
+        return 0
+    for line in show.difference_lines([*training, *(beside if everything else [])], a, b):
+        click.echo(line)
+    if beside and not everything:
+        click.echo(f"({len(beside)} more that do not touch the training: --all)")
+    return 0
+
+
+@command("presets")
+@click.argument("name", required=False)
+def presets(name: str | None, as_json: bool) -> int:
+    """List the shipped presets, or show the one of that NAME."""
+    from launcher.resolve import preset_path, resolve, table_of_presets
+
+    if name is None:
+        rows = table_of_presets()
+        if as_json:
+            print_json({"presets": rows})
+        for row in [] if as_json else rows:
+            click.echo(f"{row['name']:<24} {row['family'] or '':<6} {row['about']}")
+        return 0
+    path = preset_path(name)
+    if path is None:
+        resolve(name)  # says what there is
+        raise ConfigError(
+            [Problem(code="no-file", must="is no shipped preset", file=name, fix="kohyakit presets lists them")]
+        )
+    text = path.read_text(encoding="utf-8")
+    if as_json:
+        print_json(
+            {
+                "name": path.stem,
+                "file": str(path),
+                "text": text,
+                "preset": json.loads(text) if path.suffix == ".json" else None,
+            }
+        )
+    else:
+        click.echo(text, nl=not text.endswith("\n"))
+    return 0
+
+
+@command("schema")
+@click.argument("name", metavar="FORMAT")
+def schema(name: str, as_json: bool) -> int:
+    """Print the JSON Schema of FORMAT. It is JSON with and without --json."""
+    from launcher.resolve import UsageError
+    from schemas.problems import nearest
+
+    found = schemas()
+    if name not in found:
+        guess = nearest(name, found)
+        raise UsageError(f"{name}: must be one of {', '.join(found)}" + (f"; did you mean {guess}?" if guess else ""))
+    print_json(found[name]())
+    return 0
+
+
+def schemas() -> dict[str, Any]:
+    """Format -> function that makes its JSON Schema."""
+    from launcher.formats import schemas as made
+
+    return made.SCHEMAS

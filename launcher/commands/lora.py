@@ -1,0 +1,49 @@
+"""inspect: parse words, call one function, print, exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from launcher.commands import command, print_json
+from launcher.commands.configs import FORMATS
+
+
+@command("inspect")
+@click.argument("lora")
+@click.option("--to", "target", type=click.Choice(FORMATS), help="Also write the recovered config in this format.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to write it.")
+@click.option("--config", "show_config", is_flag=True, help="Show the recovered config.")
+def inspect(lora: str, target: str | None, output: Path | None, show_config: bool, as_json: bool) -> int:
+    """What a LoRA file says about itself: ranks, modules, hashes, health, and the config it was trained with."""
+    from launcher import lora as facts_of
+    from launcher.convert import convert
+    from launcher.files import write_text
+    from launcher.resolve import UsageError, resolve
+
+    if (target is None) != (output is None):
+        raise UsageError("--to and -o belong together")
+    resolved = resolve(lora, format="lora")
+    facts = facts_of.describe(lora)
+    config = facts_of.recovered(resolved.draft, resolved.config)
+    if target is not None and output is not None:
+        written = convert(resolved, target, beside=output)
+        write_text(output, written.text)
+        for entry in written.lost:
+            click.echo(f"lost: {entry}", err=True)
+    if as_json:
+        print_json({**facts, "config": config, "problems": [problem.as_json() for problem in resolved.problems]})
+    else:
+        click.echo("\n".join(facts_of.lines(facts)))
+        counts = {
+            known: sum(entry["known"] == known for entry in config.values())
+            for known in ("stated", "inferred", "unknown")
+        }
+        click.echo(
+            "  config: " + ", ".join(f"{count} {known}" for known, count in counts.items()) + " (--config shows it)"
+        )
+        for name, entry in config.items() if show_config else ():
+            if entry["known"] != "unknown":
+                click.echo(f"    {entry['known']:<9} {name} = {entry['value']!r}")
+    return 0 if facts["health"]["finite"] else 1

@@ -1,0 +1,214 @@
+"""What a LoRA file says about itself, and whether its numbers are sound. Reads bytes, needs neither torch nor numpy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.formats.base import Draft
+from schemas.config import table, to_flat
+from schemas.weights import Header, TensorInfo, lora_facts, read_header
+
+WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+DOWN = ("lora_down.weight", "lora_A.weight", "lora.down.weight")
+UP = ("lora_up.weight", "lora_B.weight", "lora.up.weight", "hada_w2_a", "lokr_w2_b", "lokr_w2")
+PART = {"te": ("lora_te_", "text_encoder."), "te1": ("lora_te1_",), "te2": ("lora_te2_", "text_encoder_2."),
+        "unet": ("lora_unet_", "unet.")}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Health:
+    """Tensors with NaN or infinite numbers, tensors of zeros only, and how many modules have left their start."""
+
+    not_finite: list[str]
+    zero: list[str]
+    moved: int
+    modules: int
+
+    @property
+    def ok(self) -> bool:
+        return not self.not_finite and (self.moved > 0 or self.modules == 0)
+
+    def as_json(self) -> dict[str, Any]:
+        """The `health` of `inspect --json`."""
+        return {
+            "ok": self.ok,
+            "finite": not self.not_finite,
+            "not_finite": self.not_finite,
+            "zero_tensors": len(self.zero),
+            "moved_modules": self.moved,
+            "modules": self.modules,
+        }
+
+
+def health(header: Header) -> Health:
+    """Looks at every number of the file. A module has moved when the half that starts at zero is not zero any more."""
+    not_finite, zero, ups, moved = [], [], 0, 0
+    with header.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for name, info in header.tensors.items():
+            if info.dtype not in WIDTHS:
+                continue
+            raw = data[info.start : info.end]
+            if not finite(raw, info.dtype):
+                not_finite.append(name)
+            nothing = all_zero(raw, info.dtype)
+            if nothing:
+                zero.append(name)
+            if name.endswith(UP):
+                ups += 1
+                moved += not nothing
+    return Health(not_finite, zero, moved, ups)
+
+
+def finite(raw: bytes, dtype: str) -> bool:
+    """Whether little-endian floats hold no NaN and no infinity: no exponent is all ones."""
+    width = WIDTHS[dtype]
+    high = raw[width - 1 :: width]
+    if dtype == "F16":
+        return not any(byte & 0x7C == 0x7C for byte in set(high))
+    mask = 0xF0 if dtype == "F64" else 0x80
+    if not any(byte & 0x7F == 0x7F for byte in set(high)):
+        return True
+    low = raw[width - 2 :: width]
+    return not any(a & 0x7F == 0x7F and b & mask == mask for a, b in zip(high, low, strict=True))
+
+
+def all_zero(raw: bytes, dtype: str) -> bool:
+    """Whether all floats are 0 or -0."""
+    width = WIDTHS[dtype]
+    sign = raw[width - 1 :: width]
+    return set(sign) <= {0, 0x80} and raw.count(0) == len(raw) - len(sign) + sign.count(0)
+
+
+def describe(path: str) -> dict[str, Any]:
+    """The document of `inspect --json`, without the recovered config."""
+    header, facts = read_header(path), lora_facts(path)
+    ranks = Counter(_rank(name, info) for name, info in header.tensors.items() if name.endswith(DOWN))
+    alphas = _alphas(header)
+    return {
+        "file": path,
+        "size": header.size,
+        "family": facts.family,
+        "algo": facts.algo,
+        "style": facts.style,
+        "dim": facts.dim,
+        "alpha": facts.alpha,
+        "conv_dim": facts.conv_dim,
+        "conv_alpha": facts.conv_alpha,
+        "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
+        "alphas": {f"{alpha:g}": count for alpha, count in sorted(alphas.items())},
+        "modules": facts.modules,
+        "parts": parts(header),
+        "dtypes": dict(Counter(info.dtype for info in header.tensors.values())),
+        "hashes": hashes(header),
+        "health": health(header).as_json(),
+        "metadata": {name: _shown(name, text) for name, text in sorted(header.metadata.items())},
+    }
+
+
+def _rank(name: str, info: TensorInfo) -> int:
+    return info.shape[0] if info.shape else 0
+
+
+def _alphas(header: Header) -> Counter[float]:
+    from schemas.weights import read_scalar
+
+    return Counter(read_scalar(header, name) for name in header.tensors if name.endswith(".alpha"))
+
+
+def parts(header: Header) -> dict[str, int]:
+    """Adapted modules by part of the model."""
+    modules = {
+        name.rpartition(".lora")[0] or name.partition(".")[0] for name in header.tensors if not name.endswith(".alpha")
+    }
+    counts = {part: sum(name.startswith(starts) for name in modules) for part, starts in PART.items()}
+    return {part: count for part, count in counts.items() if count}
+
+
+def hashes(header: Header) -> dict[str, Any]:
+    """SHA-256 of the file and of its tensor data (the sshs form), against what the header states."""
+    with header.path.open("rb") as stream:
+        whole = hashlib.file_digest(stream, "sha256").hexdigest()
+        stream.seek(0)
+        stream.seek(8 + struct.unpack("<Q", stream.read(8))[0])
+        tensors = hashlib.file_digest(stream, "sha256").hexdigest()
+    stated = header.metadata.get("sshs_model_hash")
+    return {
+        "sha256": whole,
+        "autov2": whole[:10].upper(),
+        "model_hash": tensors,
+        "stated_model_hash": stated,
+        "model_hash_matches": None if stated is None else stated == tensors,
+    }
+
+
+def _shown(name: str, text: str) -> Any:
+    """Header text, as JSON where it is JSON."""
+    from launcher.files import without_secrets
+
+    text = without_secrets(text)
+    if text[:1] in "{[":
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def recovered(draft: Draft, config: Any) -> dict[str, dict[str, Any]]:
+    """Every argument with its value and how it is known: stated (in the header), inferred (from tensors), unknown."""
+    unknown = set(draft.carry.get("unknown", ()))
+    flat = to_flat(config, defaults=True)
+    found = {}
+    for name in table():
+        if name not in flat:
+            continue
+        setting = draft.arguments.get(name)
+        known = (
+            "unknown"
+            if setting is None and name in unknown
+            else "inferred"
+            if setting is not None and setting.origin == "computed"
+            else "stated"
+        )
+        found[name] = {"value": None if known == "unknown" else flat[name], "known": known}
+    return found
+
+
+def lines(facts: Mapping[str, Any]) -> list[str]:
+    """The same for people."""
+    sound = facts["health"]
+    words = [
+        f"{Path(facts['file']).name}: {facts['algo']} for {facts['family']}, {facts['size'] / 2**20:.1f} MiB, keys of {facts['style']} style"
+    ]
+    words.append(
+        f"  rank {facts['dim']}, alpha {facts['alpha']}"
+        + (f", conv rank {facts['conv_dim']}, conv alpha {facts['conv_alpha']}" if facts["conv_dim"] else "")
+    )
+    words.append(
+        f"  {facts['modules']} modules: " + ", ".join(f"{count} in {part}" for part, count in facts["parts"].items())
+    )
+    words.append("  " + ", ".join(f"{count} tensors {dtype}" for dtype, count in facts["dtypes"].items()))
+    hashed = facts["hashes"]
+    matches = {None: "", True: " (as its header states)", False: " (its header states another)"}[
+        hashed["model_hash_matches"]
+    ]
+    words += [f"  sha256 {hashed['sha256']}", f"  weights {hashed['model_hash']}{matches}"]
+    state = "sound" if sound["ok"] else "NOT sound"
+    words.append(
+        f"  {state}: "
+        + ("all numbers finite" if sound["finite"] else f"not finite in {len(sound['not_finite'])} tensors")
+        + f", {sound['moved_modules']} of {sound['modules']} modules have moved from their start"
+    )
+    for name in ("ss_sd_model_name", "ss_base_model_version", "ss_num_train_images", "ss_steps", "ss_epoch", "ss_learning_rate",
+                 "ss_unet_lr", "ss_text_encoder_lr", "ss_optimizer", "ss_lr_scheduler", "ss_training_comment"):  # fmt: skip
+        if facts["metadata"].get(name) not in (None, "None", ""):
+            words.append(f"  {name.removeprefix('ss_'):<20} {facts['metadata'][name]}")
+    return words

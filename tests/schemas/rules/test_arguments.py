@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+
+from schemas.problems import ConfigError
+from schemas.rules import parse_literal_args, parse_network_args
+
+
+def literal(*items: str) -> dict[str, object]:
+    found, problems = parse_literal_args(items, "optimizer_args")
+    assert [problem for problem in problems if problem.severity == "error"] == []
+    return found
+
+
+def test_python_literals() -> None:
+    assert literal("weight_decay=0.1", "betas=0.9,0.99", "eps=(1e-30, 0.001)", "x=None") == {
+        "weight_decay": 0.1, "betas": (0.9, 0.99), "eps": (1e-30, 0.001), "x": None,
+    }  # fmt: skip
+
+
+def test_friendly_words_are_taken_with_a_note() -> None:
+    found, problems = parse_literal_args(["decouple=true", "mode=fast", "relative_step=False,"], "optimizer_args")
+    assert found == {"decouple": True, "mode": "fast", "relative_step": False}
+    assert [problem.severity for problem in problems] == ["note"] * 3
+
+
+@pytest.mark.parametrize("item", ["weight_decay", "=1", "a b=1", "x=", "x=(1", "x=__import__('os')", "x=" + "(" * 50])
+def test_bad_items_are_named(item: str) -> None:
+    found, problems = parse_literal_args([item], "lr_scheduler_args")
+    assert found == {}
+    assert [(problem.severity, problem.key, problem.got) for problem in problems] == [
+        ("error", "lr_scheduler_args", item)
+    ]
+
+
+def test_a_very_long_value_is_refused() -> None:
+    assert parse_literal_args(["x=" + "1" * 5000], "optimizer_args")[1][0].code == "bad-literal"
+
+
+def test_repeated_argument_warns_and_the_last_counts() -> None:
+    found, problems = parse_literal_args(["x=1", "x=2"], "optimizer_args")
+    assert found == {"x": 2}
+    assert problems[0].code == "argument-twice"
+
+
+def test_network_args_are_text_split_at_the_first_sign() -> None:
+    assert parse_network_args(["conv_dim=4", "preset = a=b"]) == {"conv_dim": "4", "preset": "a=b"}
+
+
+def test_network_args_without_a_sign_raise_all_at_once() -> None:
+    with pytest.raises(ConfigError) as fault:
+        parse_network_args(["conv_dim", "=4"])
+    assert [problem.got for problem in fault.value.problems] == ["conv_dim", "=4"]

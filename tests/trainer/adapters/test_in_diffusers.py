@@ -1,0 +1,58 @@
+"""A file of ours, loaded by diffusers into a fresh base model, gives the pictures that it was trained to give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+
+from schemas.options import NetworkOptions
+from trainer.adapters import attach
+from trainer.checkpoint import load_weights, save_weights
+
+LOADERS = {"sd15": StableDiffusionLoraLoaderMixin, "sdxl": StableDiffusionXLLoraLoaderMixin}
+
+
+def unet_output(models):
+    torch.manual_seed(1)
+    width = models.unet.config.cross_attention_dim
+    x, text = torch.randn(1, 4, 16, 16), torch.randn(1, 5, width)
+    added = {"text_embeds": torch.randn(1, 32), "time_ids": torch.randn(1, 6)} if models.family == "sdxl" else None
+    return models.unet(x, torch.tensor(5), text, added_cond_kwargs=added).sample
+
+
+def trained(models, targets, *args):
+    adapter = attach(models, targets, NetworkOptions(network_dim=4, network_alpha=2.0, network_args=args))
+    torch.manual_seed(3)
+    for layer in adapter.layers.values():
+        torch.nn.init.normal_(layer.up.weight, std=0.05)
+    return adapter
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("args", [(), ("conv_dim=2", "conv_alpha=1")], ids=["lora", "locon"])
+def test_unet_part(tiny, tmp_path, family, args):
+    models, targets = tiny(family)
+    before = unet_output(models)
+    save_weights(tmp_path / "a.safetensors", trained(models, targets, *args).state_dict(), {})
+    wanted = unet_output(models)
+    fresh, _ = tiny(family)
+    loader = LOADERS[family]
+    state, alphas, *_ = loader.lora_state_dict(str(tmp_path / "a.safetensors"), unet_config=fresh.unet.config)
+    loader.load_lora_into_unet(state, network_alphas=alphas, unet=fresh.unet)
+    torch.testing.assert_close(unet_output(fresh), wanted, atol=1e-4, rtol=1e-4)
+    assert (wanted - before).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_peft_names_of_diffusers_come_back(tiny, tmp_path, family):
+    """diffusers → its own file form → ours."""
+    models, targets = tiny(family)
+    adapter = trained(models, targets)
+    save_weights(tmp_path / "a.safetensors", adapter.state_dict(), {})
+    loader = LOADERS[family]
+    state, alphas, *_ = loader.lora_state_dict(str(tmp_path / "a.safetensors"), unet_config=models.unet.config)
+    save_weights(tmp_path / "b.safetensors", state | {name: torch.tensor(a) for name, a in alphas.items()}, {})
+    found = load_weights(tmp_path / "b.safetensors", targets, family)
+    for name, tensor in adapter.state_dict().items():
+        torch.testing.assert_close(found[name].float(), tensor)
