@@ -1,0 +1,1 @@
+"""What is measured, and how; nothing here is installed with the package."""

@@ -18,7 +18,7 @@ from schemas.weights import Header, TensorInfo, lora_facts, read_header
 
 WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 DOWN = ("lora_down.weight", "lora_A.weight", "lora.down.weight")
-UP = ("lora_up.weight", "lora_B.weight", "lora.up.weight", "hada_w2_a", "lokr_w2_b", "lokr_w2")
+UP = ("lora_up.weight", "lora_B.weight", "lora_B.default.weight", "lora.up.weight", "hada_w2_a", "lokr_w2_b", "lokr_w2")
 PART = {"te": ("lora_te_", "text_encoder."), "te1": ("lora_te1_",), "te2": ("lora_te2_", "text_encoder_2."),
         "unet": ("lora_unet_", "unet.")}  # fmt: skip
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trainer.dataset.order import Assignment
 
 # What a file that is made to be shared leaves to its reader.
-LEFT_OPEN = ("pretrained_model_name_or_path", "output_dir", "train_data_dir", "dataset_config")
+LEFT_OPEN = ("pretrained_model_name_or_path", "output_dir", "train_data_dir", "dataset_config", "resolution")
 FAMILIES = {"sd15": "SD 1.5", "sd2": "SD 2.x", "sdxl": "SDXL"}
 GUI_PICTURES = (".jpg", ".jpeg", ".png", ".webp")  # what the GUI counts; the trainer takes more
 

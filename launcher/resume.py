@@ -13,10 +13,10 @@ from launcher import paths, record
 from launcher.data import DATASET, PROMPTS
 from launcher.formats.base import Draft, Setting
 from launcher.plan import Plan
-from launcher.resolve import Resolved, UsageError, settle
+from launcher.resolve import ACCELERATE, Resolved, UsageError, settle
 from launcher.run import Ended
 from schemas.config import BadValue, read_value, table
-from schemas.problems import ConfigError, Problem, error
+from schemas.problems import ConfigError, Problem, error, nearest
 
 Mode = Literal["resume", "continue"]
 COPY = re.compile(r"(?P<name>.+?)(?P<copy>-\d{6}|-step\d{8})?\.(safetensors|ckpt|pt)")
@@ -135,6 +135,7 @@ def _exact(found: Found, sets: Mapping[str, str]) -> Continuation:
             fix="--epochs N or --steps N starts a new run from the weights",
         )
     draft = _kept_draft(found, carried=False)
+    _take_launch_words(draft, sets)
     _refuse_changes(draft, sets)
     resolved = settle(draft, sets).change("resume", str(state), "computed")
     kept = record.read_record(found.run)
@@ -145,13 +146,23 @@ def _exact(found: Found, sets: Mapping[str, str]) -> Continuation:
     return Continuation("resume", resolved, found, said, (kept.get("accelerate") or {}).get("num_processes"))
 
 
+def _take_launch_words(draft: Draft, sets: Mapping[str, str]) -> None:
+    """Words of --set that are about processes; UsageError for those that are no argument either."""
+    for name, text in sets.items():
+        if name in ACCELERATE:
+            draft.accelerate[name] = text
+        elif name not in table():
+            guess = nearest(name, [*table(), *ACCELERATE])
+            raise UsageError(f"--set {name}: no such option" + (f", did you mean {guess}?" if guess else ""))
+
+
 def _refuse_changes(draft: Draft, sets: Mapping[str, str]) -> None:
     """ConfigError for every --set that would make it another run."""
     problems = []
     for name, text in sets.items():
         option = table().get(name)
         if option is None:
-            raise UsageError(f"--set {name}: no such option")
+            continue  # a launch word
         before = draft.arguments[name].value if name in draft.arguments else option.default
         try:
             same = read_value(option, text)[0] == read_value(option, before)[0]
@@ -218,6 +229,7 @@ def _further(found: Found, sets: Mapping[str, str], epochs: int | None, steps: i
             fix="name the LoRA file itself",
         )
     draft = _kept_draft(found, carried=True)
+    _take_launch_words(draft, sets)
     facts = lora_facts(found.weights)
     for name in (
         "resume",

@@ -166,7 +166,7 @@ def report(plan: Plan, finished: Finished, say: Callable[[str], Any], *, since: 
         if failure.advice:
             say(f"    try: {failure.advice}")
     say("saved so far: " + (", ".join(str(path) for path in saved) or "nothing"))
-    if record.newest_state(folder):
+    if record.newest_state(folder) and not any("kohyakit resume" in line for line in finished.lines[-20:]):
         say(f"go on with: kohyakit resume {folder}")
     return Ended(outcome, saved, step, failure)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
 import tomllib
 import typing
@@ -127,6 +126,9 @@ def _shape(hint: Any) -> tuple[type, bool, bool, tuple[str, ...]]:
     return hint, many, optional, ()
 
 
+LARGEST = 2.0**63
+
+
 class BadValue(ValueError):
     """A value that cannot be read; the text says what it must be."""
 
@@ -189,7 +191,7 @@ def _number(option: Option, value: Any) -> tuple[float | int, str | None]:
         except ValueError:
             raise BadValue(_must(option)) from None
         note = "text read as a number"
-    if not math.isfinite(number):
+    if not -LARGEST < number < LARGEST:  # neither is nan, nor an integer that no float can hold
         raise BadValue(_must(option))
     return number, note
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import random_checkpoint
+from trainer.families import random_checkpoint
 
 
 def tiny_checkpoint(path: Path, family: str = "sd15", dtype: str = "fp32", seed: int = 0) -> Path:

@@ -16,6 +16,7 @@ from schemas import ConfigError, Problem, TrainConfig
 from trainer import objective
 from trainer.adapters import Adapter, attach
 from trainer.batches import Batch, BatchLoader
+from trainer.cache import TextCache
 from trainer.checkpoint import load_weights
 from trainer.dataset.files import Scan
 from trainer.dataset.order import assign, batches_per_epoch
@@ -29,6 +30,7 @@ from trainer.results import Results
 from trainer.run_folder import RunFolder
 from trainer.stopping import StopRequest, TrainingStopped, not_finite
 from trainer.texts import TextStates
+from trainer.validation import Validation
 
 
 @dataclass
@@ -69,19 +71,29 @@ class Run:
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
-    def batch_loss(self, batch: Batch) -> torch.Tensor:
+    def training_loss(self, batch: Batch) -> torch.Tensor:
         """The loss of one batch, with gradients; random numbers depend on the seed, the process and the position only."""
-        self.seed_batch()
+        rank = self.accelerator.process_index
+        mixed = random.Random(f"{self.config.seed}/{rank}/{self.at.epoch}/{self.at.batch}").getrandbits(63)
+        torch.manual_seed(mixed)
+        random.seed(mixed)
+        return self.batch_loss(batch, self.caches.texts)
+
+    def batch_loss(self, batch: Batch, cached: TextCache | None, timestep: int | None = None) -> torch.Tensor:
+        """The loss of one batch at drawn timesteps, or all at `timestep`."""
         latents = self.latents(batch)
         noise = objective.draw_noise(latents, self.config)
         timesteps = objective.draw_timesteps(len(latents), self.config, latents.device)
+        if timestep is not None:
+            timesteps = torch.full_like(timesteps, timestep)
         noisy = objective.add_noise(latents, noise, timesteps, self.schedule, self.config)
         wanted = objective.target(latents, noise, timesteps, self.schedule)
         with self.accelerator.autocast():
-            conditioning = self.conditioning(batch)
+            conditioning = self.conditioning(batch, cached)
             sizes = batch.sizes.to(latents.device)
-            dtype = conditioning.hidden.dtype if self.config.mixed_precision == "no" else self.unet_dtype
-            predicted = self.family.predict(self.models.unet, noisy.to(dtype), timesteps, conditioning, sizes)
+            predicted = self.family.predict(
+                self.models.unet, noisy.to(self.unet_dtype), timesteps, conditioning, sizes
+            )
         weights, masks = batch.weights.to(latents.device), batch.masks
         masks = None if masks is None else masks.to(latents.device)
         return objective.loss(predicted, wanted, timesteps, weights, masks, self.config, self.schedule)
@@ -90,12 +102,6 @@ class Run:
     def unet_dtype(self) -> torch.dtype:
         return precision(self.config)
 
-    def seed_batch(self) -> None:
-        rank = self.accelerator.process_index
-        mixed = random.Random(f"{self.config.seed}/{rank}/{self.at.epoch}/{self.at.batch}").getrandbits(63)
-        torch.manual_seed(mixed)
-        random.seed(mixed)
-
     def latents(self, batch: Batch) -> torch.Tensor:
         device = self.accelerator.device
         if batch.latents is None:
@@ -103,10 +109,10 @@ class Run:
             return self.caches.encode(batch.pixels).to(device) * self.family.latent_scale
         return batch.latents.to(device, non_blocking=True) * self.family.latent_scale
 
-    def conditioning(self, batch: Batch) -> Conditioning:
+    def conditioning(self, batch: Batch, cached: TextCache | None) -> Conditioning:
         device = self.accelerator.device
-        if self.caches.texts is not None:
-            return self.caches.texts.get(batch.samples).to(device, self.unet_dtype)
+        if cached is not None:
+            return cached.get(batch.samples).to(device, self.unet_dtype)
         return self.texts(batch.captions).to(device, self.unet_dtype)
 
     def update(self, losses: list[torch.Tensor], *, stop: bool) -> tuple[float, bool]:
@@ -149,6 +155,17 @@ class Run:
         return {str(group.get("name", index)): float(group["lr"]) for index, group in enumerate(groups)}
 
 
+def first_position(config: TrainConfig, steps: Steps) -> Position:
+    """Step 0, or where initial_step or initial_epoch say, the data before it skipped (the reference miscounts, T7, T8)."""
+    step = config.initial_step or (max(config.initial_epoch or 1, 1) - 1) * steps.updates_per_epoch
+    if step >= steps.total:
+        raise ConfigError([Problem(code="nothing-left", key="initial_step", got=step,
+                                   must=f"must be below the length of the run, {steps.total} steps",
+                                   fix="raise max_train_steps or max_train_epochs")])  # fmt: skip
+    epoch, within = divmod(step, steps.updates_per_epoch)
+    return Position(step, epoch + 1, within * config.gradient_accumulation_steps)
+
+
 def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
     """Trains on the pictures `found` and leaves the LoRA, its copies, previews, states and log in output_dir.
 
@@ -170,9 +187,9 @@ def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
     # What is trained: frozen models, cached data, the adapter on top.
     family = get(family_name)
     models = load_models(family, config, accelerator, progress.say)
-    caches = fill_caches(found, assignment, config, family, models, accelerator, progress.say)
+    caches = fill_caches(found, config, family, models, accelerator, progress.say)
     targets = family.targets(models)
-    weights = load_weights(Path(config.network_weights), targets) if config.network_weights else None
+    weights = load_weights(Path(config.network_weights), targets, family_name) if config.network_weights else None
     adapter = attach(models, targets, config, weights=weights, trust=config.trust)
     ready_models(models, adapter, config, accelerator, caches)
     for note in adapter.notes:
@@ -195,6 +212,8 @@ def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
     if config.resume:
         run.at = Position(**results.load_state(run, Path(config.resume)))
         progress.say(f"resumed at step {run.at.step} of {steps.total} (epoch {run.at.epoch}) from {config.resume}")
+    else:
+        run.at = first_position(config, steps)
 
     loader = BatchLoader(found, assignment, config, seed=int(config.seed or 0), processes=steps.processes,
                          rank=accelerator.process_index, cache=caches.latents, max_train_steps=steps.total)  # fmt: skip
@@ -216,6 +235,7 @@ def run_epochs(
     run: Run, loader: BatchLoader, results: Results, progress: Progress, step_log: StepLog | None, stop: StopRequest
 ) -> bool:
     """Steps until the end, with previews and saves at the marks; True when it was asked to stop and has saved."""
+    validation = Validation.of(run)
     at, steps, config = run.at, run.steps, run.config
     progress.begin(at.step)
     if marks.previews_at_start(config) and at.step == 0 and at.batch == 0:
@@ -227,7 +247,7 @@ def run_epochs(
         stopping, began = False, time.perf_counter()
         for batch in loader.epoch(at.epoch, start=at.batch, step=at.step):
             # ---------------------------------------------------------------------------------------- one step
-            loss = run.batch_loss(batch)
+            loss = run.training_loss(batch)
             run.scaler.scale(loss / config.gradient_accumulation_steps).backward()
             losses.append(loss.detach())
             at.batch += 1
@@ -250,9 +270,13 @@ def run_epochs(
                 results.save(run, marks.step_save(config, at.step, at.epoch))
             if stopping or at.step == steps.total:
                 break
+            if validation and validation.due_at_step(at.step):
+                validation.measure(run, "step", progress)
             results.keep_state_when_due(run)
             losses, began = [], time.perf_counter()
         if at.batch == steps.batches_per_epoch or at.step == steps.total:
+            if validation and validation.due_at_epoch(at.epoch):
+                validation.measure(run, "epoch", progress)
             end_epoch(run, results)
         if stopping and at.step < steps.total:
             results.save_interrupted(run)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import importlib.util
 import time
+import tomllib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,11 +22,12 @@ from schemas import TrainConfig, table, to_flat
 from trainer.adapters import Adapter, merge_weights
 from trainer.cache import LatentCache, TextCache
 from trainer.checkpoint import load_weights
-from trainer.dataset.files import Scan
-from trainer.dataset.order import Assignment
+from trainer.dataset.files import Scan, held_out
+from trainer.dataset.order import assign
 from trainer.families import Family, Models
 
 Say = Callable[[str], None]
+Encode = Callable[[torch.Tensor], torch.Tensor]
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -50,10 +53,20 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         mixed_precision=config.mixed_precision, kwargs_handlers=handlers, log_with=trackers, project_dir=project
     )
     if trackers:
-        name = config.wandb_run_name or config.output_name
-        logged = loggable(config) if config.log_config else None
-        accelerator.init_trackers(config.log_tracker_name or "network_train", logged, {"wandb": {"name": name}})
+        accelerator.init_trackers(
+            config.log_tracker_name or "network_train", loggable(config) if config.log_config else None,
+            tracker_settings(config),
+        )  # fmt: skip
     return accelerator
+
+
+def tracker_settings(config: TrainConfig) -> dict[str, Any]:
+    """Settings by tracker name: log_tracker_config where given, else the name of the wandb run."""
+    if config.wandb_api_key and config.log_with in ("wandb", "all"):
+        importlib.import_module("wandb").login(key=config.wandb_api_key)
+    if config.log_tracker_config:
+        return dict(tomllib.loads(Path(config.log_tracker_config).read_text(encoding="utf-8-sig")))
+    return {"wandb": {"name": config.wandb_run_name or config.output_name}}
 
 
 def loggable(config: TrainConfig) -> dict[str, Any]:
@@ -74,11 +87,11 @@ def load_models(family: Family, config: TrainConfig, accelerator: Accelerator, s
     """The base model in the run's number format, base_weights merged in."""
     say(f"loading {config.pretrained_model_name_or_path}")
     with accelerator.local_main_process_first():
-        models = family.load(config, dtype=precision(config))
+        models = family.load(config, dtype=precision(config), device=accelerator.device if config.lowram else "cpu")
     targets = family.targets(models) if config.base_weights else []
     strengths = [*config.base_weights_multiplier, *[1.0] * len(config.base_weights)]
     for file, strength in zip(config.base_weights, strengths, strict=False):
-        merged = merge_weights(models, targets, load_weights(Path(file), targets), strength)
+        merged = merge_weights(models, targets, load_weights(Path(file), targets, family.name), strength)
         say(f"merged {file} x {strength:g} into the base model ({merged} modules)")
     return models
 
@@ -106,12 +119,22 @@ def ready_models(models: Models, adapter: Adapter, config: TrainConfig, accelera
 
 
 @dataclass
+class Held:
+    """The pictures kept aside for validation, and their caches."""
+
+    scan: Scan
+    latents: LatentCache | None = None
+    texts: TextCache | None = None
+
+
+@dataclass
 class Caches:
     """What was computed once: latents of all pictures, SDXL's text outputs; `encode` is for pictures not cached."""
 
-    latents: LatentCache | None
-    texts: TextCache | None
-    encode: Callable[[torch.Tensor], torch.Tensor]
+    encode: Encode
+    latents: LatentCache | None = None
+    texts: TextCache | None = None
+    held: Held | None = None
 
 
 @torch.no_grad()
@@ -126,8 +149,7 @@ def encode_latents(vae: Any, pixels: torch.Tensor, device: torch.device, draws: 
 
 
 def fill_caches(
-    found: Scan, assignment: Assignment, config: TrainConfig, family: Family, models: Models, accelerator: Accelerator,
-    say: Say,
+    found: Scan, config: TrainConfig, family: Family, models: Models, accelerator: Accelerator, say: Say
 ) -> Caches:  # fmt: skip
     """Encode what the config wants cached, and give back how to encode the rest."""
     vae, device = models.vae, accelerator.device
@@ -148,22 +170,35 @@ def fill_caches(
         finally:
             vae.to(dtype)
 
-    latents = texts = None
+    caches = Caches(encode, held=Held(held_out(found)) if found.validation else None)
+    kinds: list[tuple[Caches | Held, Scan]] = [(caches, found)]
+    if caches.held:
+        kinds.append((caches.held, caches.held.scan))
     if config.cache_latents:
-        latents = LatentCache(found, assignment, config, family.cache_suffix)
-        missing = len(latents.missing())
-        say(f"encoding {missing} pictures once" if missing else "all latents were cached already")
         vae.to(device)
-        latents.fill(encode_once, retry=encode_in_32_bit)
+        for kept, scan in kinds:
+            kept.latents = LatentCache(scan, assign(scan, config), config, family.cache_suffix)
+            fill_latents(kept.latents, encode_once, encode_in_32_bit, accelerator, say)
         vae.to("cpu")
     if config.cache_text_encoder_outputs:
-        texts = TextCache(found, config)
         for encoder in models.text_encoders:
             encoder.to(device)
-        with torch.no_grad():
-            texts.fill(lambda captions: family.encode(models, captions, config))
+        for kept, scan in kinds:
+            kept.texts = TextCache(scan, config)
+            with torch.no_grad():
+                kept.texts.fill(lambda captions: family.encode(models, captions, config))
         for encoder in models.text_encoders:
             encoder.to("cpu")
-    if device.type == "cuda":
+    if device.type == "cuda" and not config.highvram:
         torch.cuda.empty_cache()
-    return Caches(latents, texts, encode)
+    return caches
+
+
+def fill_latents(cache: LatentCache, encode: Encode, retry: Encode, accelerator: Accelerator, say: Say) -> None:
+    """Encodes what a cache lacks; several processes share the work when it goes to the disk."""
+    missing = len(cache.missing())
+    say(f"encoding {missing} pictures once" if missing else "all latents were cached already")
+    cache.fill(encode, retry=retry, processes=accelerator.num_processes, rank=accelerator.process_index)
+    accelerator.wait_for_everyone()
+    for note in cache.notes:
+        say(f"{note.severity}: {note}")

@@ -40,7 +40,7 @@ class Results:
         self.folder, self.config, self.steps, self.accelerator = folder, config, steps, accelerator
         self.main = accelerator.is_main_process
         self.files: list[Path] = []
-        self.prompts: list[Prompt] = read_prompts(Path(config.sample_prompts)) if self._previews() else []
+        self.prompts: list[Prompt] = read_prompts(str(config.sample_prompts)) if self._previews() else []
         self._state_due = time.monotonic() + STATE_SECONDS
         self._facts: checkpoint.RunFacts | None = None
         self._hashing: list[Future[tuple[str, str]]] = []
@@ -84,10 +84,12 @@ class Results:
         """The header of a file saved now."""
         assert self._facts is not None
         files = [Path(place) for place in (self.config.pretrained_model_name_or_path, self.config.vae) if place]
-        base = {}
-        for name, file, hashes in zip(("model", "vae"), files, self._hashing, strict=False):
-            base[name] = checkpoint.BaseFile.of(str(file), hashes.result() if file.exists() else None)
-        facts = replace(self._facts, **base)
+        base: list[checkpoint.BaseFile | None] = [
+            checkpoint.BaseFile.of(str(file), hashes.result() if file.exists() else None)
+            for file, hashes in zip(files, self._hashing, strict=False)
+        ]
+        model, vae = [*base, None, None][:2]
+        facts = replace(self._facts, model=model, vae=vae)
         return checkpoint.build_metadata(facts, steps=step, epoch=epoch, finished_at=time.time())
 
     # -- weights -------------------------------------------------------------------------------------------------------
@@ -121,8 +123,8 @@ class Results:
         run.optimizer.eval_mode()  # schedule-free optimizers keep the averaged weights apart
         path = self.folder.output / name
         dtype = SAVED_AS.get(self.config.save_precision or "")
-        metadata = self.metadata(epoch, run.at.step)
-        checkpoint.save_weights(path, run.adapter.state_dict(), metadata, save_as=self.config.save_model_as, dtype=dtype)
+        metadata, save_as = self.metadata(epoch, run.at.step), self.config.save_model_as
+        checkpoint.save_weights(path, run.adapter.state_dict(), metadata, save_as=save_as, dtype=dtype)
         run.optimizer.train_mode()
         self.files.append(path)
 
@@ -186,7 +188,8 @@ class Results:
         if not self.main:
             return fault
         self.write_weights(run, marks.step_name(self.config, run.at.step), run.at.epoch)
-        return TrainingStopped(f"step {run.at.step + 1}: {fault}; the weights of step {run.at.step} are in {self.files[-1]}")
+        saved = f"the weights of step {run.at.step} are in {self.files[-1]}"
+        return TrainingStopped(f"step {run.at.step + 1}: {fault}; {saved}")
 
     # -- pictures and curves -------------------------------------------------------------------------------------------
 

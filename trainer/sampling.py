@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import torch
@@ -32,7 +32,6 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmsingle": ("DPMSolverSinglestepScheduler", {}),
 }
 SAMPLERS |= {f"k_{name}": SAMPLERS[name] for name in ("lms", "euler", "euler_a", "dpm_2", "dpm_2_a")}
-LONGEST = 225  # tokens a preview prompt may have
 
 
 def sampler(name: str, *, v_prediction: bool) -> Any:
@@ -82,7 +81,7 @@ def encode_prompts(models: Models, family: Family, texts: Sequence[str], config:
     """All texts in the shortest form that holds the longest, with (emphasis:1.2) understood."""
     ids = models.tokenizers[0](list(texts), truncation=False, padding=False)["input_ids"]
     longest = max(len(row) for row in ids) - 2
-    length = None if longest <= 75 else 150 if longest <= 150 else LONGEST
+    length: Literal[150, 225] | None = None if longest <= 75 else 150 if longest <= 150 else 225
     return family.encode(models, texts, replace(config, max_token_length=length, weighted_captions=True))
 
 

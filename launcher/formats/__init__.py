@@ -59,6 +59,10 @@ def read(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = Non
             raise error("empty-file", "is empty", fix="choose the right file")
         name = format or recognise(text, file)
         draft = _reader(name, text, file)(text, file=file, overrides=dict(overrides or {}))
+    except RecursionError:
+        raise error(
+            "unknown-format", "is nested too deeply for a config", file=file, fix="choose the right file"
+        ) from None
     except ConfigError as fault:
         raise ConfigError([_placed(problem, file) for problem in fault.problems]) from None
     draft.format, draft.file = name, file

@@ -289,7 +289,7 @@ def images(steps: int, batch: int, repeats: int, epochs: int) -> list[int]:
 def _images(draft: Draft, params: Mapping[str, Any]) -> None:
     values = [params.get(key) for key in ("targetSteps", "trainBatchSize", "numRepeats", "maxTrainEpochs")]
     values[2] = 200 if values[2] is None else values[2]
-    if not all(isinstance(value, int) and value > 0 for value in values):
+    if not all(isinstance(value, int) and 0 < value < 10**9 for value in values):
         return
     found = images(*(int(value) for value in values if value is not None))
     if found:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from schemas.problems import ConfigError, Problem
+from schemas.problems import ConfigError, Problem, error
 
 SMART = str.maketrans(
     {"\u201c": '"', "\u201d": '"', "\u201e": '"', "\u00ab": '"', "\u00bb": '"', "\u2018": "'", "\u2019": "'"}
@@ -52,6 +52,8 @@ def parse(text: str, file: str | None = None) -> Mended:
                 ),
             ]
         ) from None
+    except ValueError:
+        raise error("not-json", "holds a number of thousands of digits", file=file, fix="correct it") from None
     where = {name: number for number, line in enumerate(lines, 1) for name in KEY.findall(line)}
     for name in twice:
         _say(problems, where.get(name, 1), f"{name} stands twice; the last one counts")

@@ -40,10 +40,11 @@ ACCELERATE_FLAGS = (
     "dynamo_use_fullgraph", "dynamo_use_dynamic",
 )  # fmt: skip
 ASSIGNMENT = re.compile(
-    r"""^\s*(?:export\s+|set\s+)?["']?\$?(?:env:)?(?P<name>[A-Za-z_]\w*)\s*=\s*(?P<value>.*?)["']?\s*$""", re.I
+    r"""^\s*(?:export\s+|set\s+)?["']?\$?(?:env:)?(?P<name>[A-Za-z_]\w*)\s*=\s*(?P<value>.*)$""", re.I
 )
 VARIABLE = re.compile(r"\$\{?(?:env:)?([A-Za-z_]\w*)\}?|%([A-Za-z_]\w*)%|\$\(([A-Za-z_]\w*)\)", re.I)
 ADD = re.compile(r"""(?:\.Add\(|\+=\s*\(?)\s*(?P<value>["'].*["'])\s*\)?\s*$""")
+LONGEST = 300  # characters of a word that can be a path
 STOP = ("|", "||", "&&", "&", ";", ">", ">>", "2>&1", "<")
 
 
@@ -118,27 +119,30 @@ def _commands(text: str, draft: Draft) -> list[list[Word]]:
     extra: list[Word] = []
     found: list[list[Word]] = []
     for line, number in _logical_lines(text):
+        words = _split(_fill(line, variables), number)
         assigned = ASSIGNMENT.match(line)
         added = ADD.search(line)
-        if added and ("--" in added["value"]):
-            extra += [Word(word, number) for word in _split(_fill(added["value"], variables)) if word]
+        if _script(words) is not None:
+            found += _until_stop(words)
+        elif added and "--" in added["value"]:
+            extra += [word for word in _split(_fill(added["value"], variables), number) if word.text]
         elif assigned and "--" not in line.split("=")[0]:
-            value = _split(_fill(re.sub(r"\s+(#|::).*$", "", assigned["value"]), variables))
-            variables[assigned["name"].lower()] = " ".join(value)
+            value = _split(_fill(re.sub(r"\s(#|::).*$", "", assigned["value"]), variables), number)
+            variables[assigned["name"].lower()] = " ".join(word.text for word in value)
         else:
-            words = [Word(word, number) for word in _split(_fill(line, variables))]
             found += _until_stop(words)
     for words in found:
         if _script(words) is not None:
             words += extra
-    names = {name for words in found for word in words for name in _names(word.text)}
-    for name in sorted(names):
+    names = {name: word.line for words in found for word in words for name in _names(word.text)}
+    for name, number in sorted(names.items()):
         draft.problems.append(
             Problem(
                 code="unresolved-variable",
                 severity="warning",
                 got=name,
                 file=draft.file,
+                line=number,
                 must="is a variable that the file does not set; it is kept as it stands",
                 fix="put the value in its place",
             )
@@ -147,38 +151,30 @@ def _commands(text: str, draft: Draft) -> list[list[Word]]:
 
 
 def _logical_lines(text: str) -> list[tuple[str, int]]:
-    """(line without continuations and comments, its first number)."""
+    """(line with its continuations, each after a line end, without comments; its first number)."""
     found: list[tuple[str, int]] = []
-    held, first = "", 0
+    open_ended = False
     for number, line in enumerate(text.split("\n"), 1):
         bare = line.strip()
         if re.match(r"(#|::|rem\b|@?echo\b|//)", bare, re.I):
-            if not held:
-                continue
-            bare = ""
-        first = first if held else number
-        if bare.endswith(("\\", "^", "`")) and not bare.endswith("\\\\"):
-            held += bare[:-1].rstrip() + " "
             continue
-        # a command goes on with lines that are nothing but options
-        found.append((held + bare, first))
-        held = ""
-    if held:
-        found.append((held, first))
-    joined: list[tuple[str, int]] = []
-    for line, number in found:
-        if joined and line.startswith("--") and joined[-1][0]:
-            joined[-1] = (f"{joined[-1][0]} {line}", joined[-1][1])
-        elif line:
-            joined.append((line, number))
-    return joined
+        goes_on = bare.endswith(("\\", "^", "`")) and not bare.endswith("\\\\")
+        bare = bare[:-1].rstrip() if goes_on else bare
+        # a command also goes on with lines that are nothing but options
+        if found and (open_ended or (bare.startswith("--") and found[-1][0])):
+            before, first = found[-1]
+            found[-1] = (before + "\n" * (number - first - before.count("\n")) + bare, first)
+        elif bare:
+            found.append((bare, number))
+        open_ended = goes_on
+    return found
 
 
-def _split(line: str) -> list[str]:
+def _split(line: str, number: int) -> list[Word]:
     """Words of a line; quotes group, a backslash escapes only quotes and blanks (Windows paths keep theirs)."""
-    words: list[str] = []
+    words: list[Word] = []
     word, quote, begun = "", "", False
-    place = 0
+    place, here = 0, number
     while place < len(line):
         letter = line[place]
         if (
@@ -195,17 +191,19 @@ def _split(line: str) -> list[str]:
             quote, begun = letter, True
         elif letter.isspace():
             if begun:
-                words.append(word)
+                words.append(Word(word, here))
             word, begun = "", False
+            number += letter == "\n"
+            here = number
         else:
             word, begun = word + letter, True
         place += 1
-    return [*words, word] if begun else words
+    return [*words, Word(word, here)] if begun else words
 
 
 def _ends_path(line: str, place: int, quote: str) -> bool:
     """Whether the backslash before a closing quote or blank is the end of a Windows path such as "D:\\x\\"."""
-    before = re.split(r"[\s\"'=]", line[:place])[-1]
+    before = re.split(r"[\s\"'=]", line[max(0, place - LONGEST) : place])[-1]
     following = line[place + 1 : place + 2]
     if not re.match(r"[A-Za-z]:|\\\\|\.", before) and "\\" not in before:
         return False

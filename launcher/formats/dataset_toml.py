@@ -5,13 +5,12 @@ Facts: reference section 2.6.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.formats import toml_text
+from launcher.formats import json_text, toml_text
 from launcher.formats.base import Draft, Fate
-from schemas.problems import Problem, error, nearest
+from schemas.problems import Problem, nearest
 
 CAPTIONS = (
     "num_repeats", "shuffle_caption", "caption_separator", "keep_tokens", "keep_tokens_separator",
@@ -31,12 +30,7 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
     """The draft of a dataset file: `Draft.datasets` is the document. `overrides` are ignored."""
     draft = Draft(format="dataset", file=file)
     if text.lstrip().startswith("{"):
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as fault:
-            raise error(
-                "not-json", f"is not JSON: {fault.msg}", file=file, line=fault.lineno, fix="mend that line"
-            ) from None
+        values = json_text.parse(text, file)
     else:
         document = toml_text.parse(text, file)
         values, draft.lines, draft.problems = document.values, document.lines, document.problems

@@ -5,16 +5,17 @@ Facts: format notes section 4. Flattened by path, never by leaf name: network_ar
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.formats import dataset_toml, sd_scripts, toml_text
+from launcher.formats import dataset_toml, json_text, sd_scripts, toml_text
 from launcher.formats.base import Draft, Fate, Setting
 from schemas.config import table
-from schemas.problems import Problem, error
+from schemas.problems import Problem
 
+# panels of other model families, there and in forks
+OTHER_FAMILIES = {"flux_args": "flux", "sd3_args": "sd3", "anima_args": "anima", "lumina_args": "lumina"}
 GUI_ONLY = ("tag_occurrence", "save_toml", "save_toml_location", "tag_file_location", "easy_name")
 CUSTOM = {
     "came": "LoraEasyCustomOptimizer.came.CAME",
@@ -96,9 +97,9 @@ def _argument(draft: Draft, path: str, panel: str, name: str, value: Any, networ
         sd_scripts.place(draft, "lr_warmup_steps", value, line, label=path)
     elif name == "optimizer_type" and str(value).lower() in CUSTOM:
         sd_scripts.place(draft, name, CUSTOM[str(value).lower()], line, label=path)
-    elif name in sd_scripts.FAMILY_KEYS["flux"] and panel == "flux_args":
-        network["guidance_scale"] = True
-        draft.keys[path] = Fate("other-family", None, None, "an argument for flux")
+    elif panel in OTHER_FAMILIES and name not in table():
+        draft.family = OTHER_FAMILIES[panel]
+        draft.keys[path] = Fate("other-family", None, None, f"an argument for {draft.family}")
     else:
         sd_scripts.place(draft, name, _flag(value), line, label=path)
 
@@ -151,8 +152,8 @@ def _network(draft: Draft, network: Mapping[str, Any]) -> None:
         module, why = "networks.dylora", "unit is given"
     elif network.get("fa"):
         module, why = "networks.lora_fa", "fa is given"
-    elif network.get("guidance_scale"):
-        module, why, draft.family = "networks.lora_flux", "guidance_scale is given", "flux"
+    elif draft.family == "flux":
+        module, why = "networks.lora_flux", "flux_args are given"
     draft.arguments["network_module"] = Setting(module, "computed", None)
     draft.problems.append(
         Problem(
@@ -188,12 +189,7 @@ def _subsets(draft: Draft, subsets: Any, dataset: Mapping[str, Any]) -> None:
 
 def _read_json(draft: Draft, text: str) -> None:
     """The JSON of early 2023."""
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as fault:
-        raise error(
-            "not-json", f"is not JSON: {fault.msg}", file=draft.file, line=fault.lineno, fix="mend that line"
-        ) from None
+    values = json_text.parse(text, draft.file)
     lines = _json_lines(text)
     for name, value in values.items():
         draft.lines[name] = lines.get(name, 1)

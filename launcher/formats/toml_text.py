@@ -1,4 +1,4 @@
-"""TOML as people share it: read strictly, else mended line by line, a warning each, else as the `toml` package does.
+"""TOML as people share it: read strictly, else as the `toml` package does, else mended line by line, a warning each.
 
 Facts: reference notes on malformed TOML (section 10 of the format notes).
 """
@@ -10,14 +10,15 @@ import tomllib
 from dataclasses import dataclass, field
 from typing import Any
 
-from schemas.problems import ConfigError, Problem
+from schemas.problems import ConfigError, Problem, error
 
-KEY = re.compile(r"""\s*(?P<key>[A-Za-z0-9_.\-]+|"[^"\n]*"|'[^'\n]*')\s*=\s*(?P<value>.*?)\s*$""")
-HEADER = re.compile(r"\s*(?P<open>\[\[?)\s*(?P<name>[^\[\]\n]+?)\s*\]\]?\s*(#.*)?$")
+KEY = re.compile(r"""\s*(?P<key>[A-Za-z0-9_.\-]+|"[^"\n]*"|'[^'\n]*')\s*=\s*(?P<value>.*)$""")
+HEADER = re.compile(r"\s*(?P<open>\[\[?)\s*(?P<name>[^\[\]\n]+)\]\]?\s*(#.*)?$")
 PLAIN = r"""("(?:[^"\\]|\\.)*"|'[^']*'|[-+]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|true|false)"""
 AFTER = re.compile(rf"(?P<value>{PLAIN})\s*(?P<rest>[^\s#].*)$")
 WORD = re.compile(r"[A-Za-z][\w.+\-]*\Z")
-COMMENT = re.compile(r"""\s+#[^"']*$""")
+COMMENT = re.compile(r"""(?<=\s)#[^"']*$""")
+LONGEST = 4000  # characters of a line that is worth mending
 MOST_REPAIRS = 200
 
 
@@ -34,25 +35,28 @@ def parse(text: str, file: str | None = None) -> Document:
     """The document in `text`; ConfigError `not-toml` with the line when it cannot be mended safely."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     problems: list[Problem] = []
-    for _ in range(MOST_REPAIRS):
+    said, number = "", 0
+    for turn in range(MOST_REPAIRS):
         try:
             return Document(tomllib.loads("\n".join(lines)), key_lines(lines), problems)
         except tomllib.TOMLDecodeError as fault:
             said, number = _place(str(fault), lines)
-            mended = _repair(lines, number, said)
+        except ValueError:
+            raise error("not-toml", "holds a number of thousands of digits", file=file, fix="correct it") from None
+        values = _as_kohya_reads("\n".join(lines)) if turn == 0 else None
+        if values is not None:
+            must = f"is not strict TOML ({said}), but the parser that sd-scripts uses takes it"
+            loose = Problem(code="loose-toml", severity="note", must=must, file=file, line=number + 1)
+            return Document(values, key_lines(lines), [loose])
+        mended = _repair(lines, number, said)
         if mended is None:
             break
         problems.append(Problem(code="mended-toml", severity="warning", must=mended, file=file, line=number + 1))
-    values = _as_kohya_reads("\n".join(lines))
-    if values is None:
-        got = lines[number].strip() if number < len(lines) else None
-        raise ConfigError(
-            [*problems, Problem(code="not-toml", must=f"is not TOML: {said}", file=file, line=number + 1, got=got,
-                                fix="mend that line: text needs quotes, paths single quotes, one key a line")]
-        )  # fmt: skip
-    must = f"is not strict TOML ({said}), but the parser that sd-scripts uses takes it"
-    problems.append(Problem(code="loose-toml", severity="note", must=must, file=file, line=number + 1))
-    return Document(values, key_lines(lines), problems)
+    fix = "mend that line: text needs quotes, paths single quotes, one key a line"
+    refused = Problem(
+        code="not-toml", must=f"is not TOML: {said}", file=file, line=number + 1, got=lines[number].strip(), fix=fix
+    )
+    raise ConfigError([*problems, refused])
 
 
 def _as_kohya_reads(text: str) -> dict[str, Any] | None:
@@ -76,6 +80,8 @@ def _place(message: str, lines: list[str]) -> tuple[str, int]:
 def _repair(lines: list[str], number: int, said: str) -> str | None:
     """Mends line `number` in place and says how; None when nothing safe is known."""
     line = lines[number]
+    if len(line) > LONGEST:
+        return None
     match = KEY.match(line)
     if "overwrite" in said.lower():
         return _drop_earlier(lines, number, match)
@@ -90,7 +96,7 @@ def _repair(lines: list[str], number: int, said: str) -> str | None:
         lines[number] = f"# {line}"
         return f"is no setting and was passed over: {line.strip()!r}"
     head, value = line[: match.start("value")], match["value"]
-    value = COMMENT.sub("", value)
+    value = COMMENT.sub("", value).rstrip()
     if value.endswith(","):
         lines[number] = head + value.rstrip(",")
         return "the comma after the value was left out"

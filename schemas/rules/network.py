@@ -190,18 +190,17 @@ def _first(*rates: float | None) -> float:
 
 @rule
 def text_encoder_rates(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """The reference's LoRA uses one rate for both text encoders, the first (traps T48)."""
+    """Each text encoder has its own rate; the reference trains both with the first (traps T48)."""
     rates = config.text_encoder_lr
-    encoders = 2 if family in (None, "sdxl") else 1
     if len(set(rates)) > 1:
-        must = f"the first rate ({rates[0]}) is used for {'both text encoders' if encoders > 1 else 'the text encoder'}"
+        only = "sd15 and sd2 have one text encoder: the first counts" if family in ("sd15", "sd2") else ""
         yield Problem(
-            code="one-text-rate",
+            code="text-rates",
             severity="warning",
             key="text_encoder_lr",
             got=list(rates),
-            must=must,
-            fix=f"--set text_encoder_lr={rates[0]}",
+            must=only or "each text encoder trains at its own rate; Kohya trains both at the first",
+            fix=f"--set text_encoder_lr={rates[0]} to train as Kohya would",
         )
 
 

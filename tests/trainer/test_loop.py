@@ -167,3 +167,19 @@ def test_continuing_from_weights_starts_where_they_stood(start: Start, tmp_path:
 def test_lycoris_trains(start: Start, tmp_path: Path) -> None:
     assert start(network_module="lycoris.kohya", network_args=["algo=lokr", "factor=4"]) == 0
     assert any("lokr_w1" in name for name in weights(tmp_path / "out"))
+
+
+def test_held_out_pictures_are_measured_and_not_trained_on(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(validation_split=0.4, max_train_epochs=2, validation_seed=1, logging_dir=tmp_path / "logs") == 0
+    said = capsys.readouterr().out
+    assert said.count("validation: loss") == 2
+    assert len(losses(tmp_path / "out")) == 12  # 3 of 5 pictures, 2 repeats, 2 epochs
+    assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
+
+
+def test_initial_step_counts_on_and_shortens_the_run(start: Start, tmp_path: Path) -> None:
+    assert start(max_train_steps=6, initial_step=4) == 0
+    lines = (tmp_path / "out" / "n0m3.run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [5, 6]

@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 class Rates(Protocol):
     """The part of the optimizer options that says how fast each part learns."""
 
-    learning_rate: float
-    unet_lr: float | None
-    text_encoder_lr: tuple[float, ...]
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def unet_lr(self) -> float | None: ...
+    @property
+    def text_encoder_lr(self) -> tuple[float, ...]: ...
 
 
 @dataclass(frozen=True)

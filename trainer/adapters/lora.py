@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -69,10 +68,9 @@ class KohyaLayer(LoraLayer):
         self.lora_dropout[NAME] = nn.Identity()
         self.lora_bias[NAME] = self.use_rslora[NAME] = self.use_dora[NAME] = False
         device: torch.device = self.base_layer.weight.device
-        if device.type != "meta":
-            nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
-            nn.init.zeros_(up.weight)
-        self.lora_A[NAME], self.lora_B[NAME] = down.to(device), up.to(device)
+        # torch fills a new Linear or Conv2d with the very Kaiming draw that A needs; B comes from the meta device.
+        up.weight = nn.Parameter(torch.zeros(up.weight.shape, device=device))
+        self.lora_A[NAME], self.lora_B[NAME] = down.to(device), up
         # Plain references: the look-up through two containers would cost more than the small products on a GPU.
         self.__dict__["down"], self.__dict__["up"] = self.lora_A[NAME], self.lora_B[NAME]
         self.set_alpha(shape.alpha)
@@ -130,7 +128,7 @@ class LinearLora(KohyaLayer, peft_lora.Linear):
     def __init__(self, base: nn.Linear, shape: Shape, dropouts: Dropouts) -> None:
         nn.Module.__init__(self)
         down = nn.Linear(base.in_features, shape.rank, bias=False, device=_birthplace(base))
-        up = nn.Linear(shape.rank, base.out_features, bias=False, device=_birthplace(base))
+        up = nn.Linear(shape.rank, base.out_features, bias=False, device="meta")
         self._fill(base, shape, dropouts, down, up)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -151,9 +149,9 @@ class ConvLora(KohyaLayer, peft_lora.Conv2d):
 
     def __init__(self, base: nn.Conv2d, shape: Shape, dropouts: Dropouts) -> None:
         nn.Module.__init__(self)
-        place, rank = _birthplace(base), shape.rank
-        down = nn.Conv2d(base.in_channels, rank, base.kernel_size, base.stride, base.padding, bias=False, device=place)  # type: ignore[arg-type]
-        up = nn.Conv2d(rank, base.out_channels, 1, bias=False, device=place)
+        same: dict[str, Any] = {"kernel_size": base.kernel_size, "stride": base.stride, "padding": base.padding}
+        down = nn.Conv2d(base.in_channels, shape.rank, **same, bias=False, device=_birthplace(base))
+        up = nn.Conv2d(shape.rank, base.out_channels, 1, bias=False, device="meta")
         self._kernel_dim = 4
         self.conv_fn = F.conv2d
         self._fill(base, shape, dropouts, down, up)

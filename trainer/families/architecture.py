@@ -48,7 +48,8 @@ def overrides(metadata: Mapping[str, str], file: str) -> dict[str, Config]:
         document = json.loads(text) if text else {}
     except ValueError:
         raise error("bad-metadata", "is not JSON", file=file, key="kohyakit_config", fix="write it again") from None
-    return {part: values for part, values in document.items() if isinstance(values, dict)}
+    values = document.items() if isinstance(document, dict) else ()
+    return {part: config for part, config in values if isinstance(config, dict)}
 
 
 def count(shapes: Mapping[str, Shape], start: str) -> int:

@@ -1,7 +1,7 @@
-"""Writes a base model of random weights in the real single-file layout: `python -m trainer.families.random_checkpoint -h`.
+"""A base model of random weights in the real single-file layout; `python -m benchmarks.random_checkpoint -h`.
 
-For measuring, and for tests, where no real weights are at hand. Tensors are drawn and written one by one, so that a
-full-size SDXL file needs little memory.
+For measuring, the demo and tests, where no real weights are at hand. Tensors are drawn and written one by one, so that
+a full-size SDXL file needs little memory.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def configs(family: str, *, tiny: bool = False) -> dict[PartName, Config]:
     names: list[PartName] = ["unet", "vae", "text_encoder"]
     if family == "sdxl":
         names.append("text_encoder_2")
-    return {name: full[name] | (small.get(name, TINY_TEXT) if tiny else {}) for name in names}
+    found = {name: full[name] | (small.get(name, TINY_TEXT) if tiny else {}) for name in names}
+    if family == "sd2":  # files hold the last layer too, which is never used
+        found["text_encoder"]["num_hidden_layers"] += 1
+    return found
 
 
 def spread(family: str, *, tiny: bool = False) -> dict[str, tuple[Shape, float | None]]:
@@ -114,7 +117,7 @@ def _numbers(count: int, deviation: float | None, generator: torch.Generator) ->
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer.families.random_checkpoint", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.random_checkpoint", description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT.safetensors")
     parser.add_argument("--family", choices=NAMES, required=True)
     parser.add_argument("--tiny", action="store_true", help="the same structure at widths of 32 to 96 channels")

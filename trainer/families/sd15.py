@@ -21,15 +21,15 @@ class SD15(LatentDiffusion):
         encoder = models.text_encoders[0]
         ids, weights = token_rows(captions, config, self.pad)
         rows = ids.flatten(0, 1).to(device_of(encoder))
-        skip = config.clip_skip or 1
-        output: Any = encoder(rows, output_hidden_states=skip > 1)
-        if skip > 1:
-            if skip >= len(output.hidden_states):
-                must = f"must be at most {len(output.hidden_states) - 1}, the encoder's layers"
+        skip = 1 if config.clip_skip is None else config.clip_skip
+        output: Any = encoder(rows, output_hidden_states=skip != 1)
+        hidden = output.last_hidden_state
+        if skip != 1:
+            layers = len(output.hidden_states) - 1  # the first state is the embedding
+            if not 1 <= skip <= layers:
+                must = f"must be 1 to {layers}, the number of the encoder's layers"
                 raise error("bad-clip-skip", must, key="clip_skip", got=skip, fix="use 1 or 2")
             hidden = final_norm(encoder)(output.hidden_states[-skip])
-        else:
-            hidden = output.last_hidden_state
         return Conditioning(joined(weighted(hidden, weights), len(captions)))
 
     def metadata(self, config: TrainConfig) -> dict[str, str]:

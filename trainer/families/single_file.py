@@ -74,9 +74,10 @@ class SafetensorsFile:
         first, last = rows or (0, info.shape[0] if info.shape else 1)
         row = (info.end - info.start) // max(1, info.shape[0] if info.shape else 1)
         raw = torch.empty((last - first) * row, dtype=torch.uint8)
+        place: Any = raw.numpy()
         with Path(self.file).open("rb") as stream:
             stream.seek(info.start + first * row)
-            stream.readinto(raw.numpy())  # type: ignore[attr-defined]
+            stream.readinto(place)
         return raw.view(stored).reshape((last - first, *info.shape[1:]) if info.shape else ())
 
 

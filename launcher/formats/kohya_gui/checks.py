@@ -88,6 +88,10 @@ def _text_refusals(form: Form, draft: Draft) -> Iterator[Problem]:
     if not 0 <= (form["lr_warmup"] or 0) <= 100:
         must = "must be per cent of the run, 0 to 100"
         yield place.problem("lr_warmup", "bad-value", must, got=form["lr_warmup"], fix="for steps use lr_warmup_steps")
+    preset = form["LyCORIS_preset"]
+    if preset and preset not in keys()["LyCORIS_preset"].choices and not preset.endswith(".toml"):
+        must = "is neither one of the form's presets nor a TOML file; Kohya refuses to start"
+        yield place.problem("LyCORIS_preset", "lycoris-preset", must, severity="warning", got=preset, fix="write full")
     for key in READ_AS_UNSET:
         if key in form.emptied:
             must = "the text False is read as unset; Kohya takes it literally"

@@ -29,6 +29,7 @@ MODELS = {
     "runwayml/stable-diffusion-v1-5": "sd15",
     "CompVis/stable-diffusion-v1-4": "sd15",
 }
+VELOCITY_MODELS = ("stabilityai/stable-diffusion-2-1", "stabilityai/stable-diffusion-2")
 READ_AS_UNSET = ("wandb_api_key", "huggingface_repo_id", "huggingface_token")
 
 
@@ -80,7 +81,7 @@ def _take(form: Form, key: Key, raw: Any, place: Mapping[str, Any], *, words: bo
         return
     if key.name == "LoRA_type" and raw == "LoCon":
         raw = "LyCORIS/LoCon"
-    if key.name == "save_model_as" and raw not in key.choices:
+    if key.name == "save_model_as" and isinstance(raw, str) and raw not in key.choices:
         raw = "safetensors"
     reading = read_key(key, raw, words=words)
     shown = {**place, "key": f"--set {key.name}" if words else key.name, "got": hidden(key.name, raw)}
@@ -121,6 +122,8 @@ def _repair(form: Form, document: Document, file: str | None) -> None:
     for box, family in (("sdxl", "sdxl"), ("v2", "sd2")):
         if raw.get(box) is None and model == family:
             form.values[box] = True
+    if raw.get("v_parameterization") is None and form["pretrained_model_name_or_path"] in VELOCITY_MODELS:
+        form.values["v_parameterization"] = True
     if form["model_list"] not in MODELS:
         form.values["model_list"] = "custom"
 

@@ -14,7 +14,7 @@ from launcher.formats.kohya_gui.form import BOXES
 from launcher.formats.kohya_gui.networks import LORAPLUS, TYPES, as_mapping, key_of, telling, type_for
 from launcher.formats.kohya_gui.parameters import is_flag, pairs_problem
 from launcher.formats.kohya_gui.reader import read_document
-from launcher.formats.kohya_gui.table import Key, defaults, hidden, keys, read_key
+from launcher.formats.kohya_gui.table import Key, defaults, hidden, keys, read_key, unset
 from schemas.config import TrainConfig, from_flat, to_flat
 from schemas.config import table as options
 
@@ -44,7 +44,7 @@ def write(
     _plain(values, want, "sd" if family in ("sd15", "sd2") else family)
     _network(values, want, "sd" if family in ("sd15", "sd2") else family)
     _rates(values, want)
-    _length(values, want)
+    _length(values, want, computed="max_train_steps" not in arguments)
     _rest(values, want, prompts)
     _launch(values, accelerate or {})
     lost += _foreign(values, arguments, family)
@@ -158,8 +158,10 @@ def _rates(values: dict[str, Any], want: Mapping[str, Any]) -> None:
     values["unet_lr"] = 0 if plain or (text_only and not unet_only and unet is None) else unet or rate or 1e-4
 
 
-def _length(values: dict[str, Any], want: Mapping[str, Any]) -> None:
-    values["max_train_steps"] = want["max_train_steps"]
+def _length(values: dict[str, Any], want: Mapping[str, Any], *, computed: bool) -> None:
+    """Steps, epochs, warmup; carried steps of 0 (the form computes them) stay where no others are given."""
+    if not (computed and unset(values["max_train_steps"])):
+        values["max_train_steps"] = want["max_train_steps"]
     if want["max_train_epochs"]:
         values["epoch"] = want["max_train_epochs"]
     warmup = want["lr_warmup_steps"]

@@ -59,12 +59,14 @@ def test_variables(script: str, value: str) -> None:
 
 
 def test_arguments_that_powershell_adds() -> None:
-    script = f'$ext = [System.Collections.ArrayList]::new()\n[void]$ext.Add("--lowram")\n{START} --seed 1 `\n --output_name x'
+    adding = '$ext = [System.Collections.ArrayList]::new()\n[void]$ext.Add("--lowram")'
+    script = f"{adding}\n{START} --seed 1 `\n --output_name x"
     assert values(read(script)) == {"seed": 1, "output_name": "x", "lowram": True}
 
 
 def test_of_several_commands_the_training_one() -> None:
-    script = f"#!/bin/bash\ncd sd-scripts && pip install -r requirements.txt\n# {START} --seed 9\n{START} --seed 1 > log.txt\n"
+    before = "#!/bin/bash\ncd sd-scripts && pip install -r requirements.txt"
+    script = f"{before}\n# {START} --seed 9\n{START} --seed 1 > log.txt\n"
     assert values(read(script)) == {"seed": 1}
 
 
@@ -117,3 +119,12 @@ def test_writing_and_reading_give_the_same() -> None:
     }
     draft = read(write({**given, "huggingface_token": "secret"}))
     assert values(draft) == {name: value for name, value in given.items() if value is not False}
+
+
+def test_each_option_knows_its_own_line() -> None:
+    draft = read(f"# first\n{START} \\\n  --seed 1 \\\n # no\n  --learning_rte 2\n\n--network_dim 3")
+    assert draft.lines == {"seed": 3, "learning_rte": 5, "network_dim": 7}
+
+
+def test_variables_before_the_command_belong_to_it() -> None:
+    assert values(read(f"CUDA_VISIBLE_DEVICES=0 {START} --seed 1")) == {"seed": 1}

@@ -99,6 +99,12 @@ def test_easy_training_modules_follow_from_keys() -> None:
     assert values(easy_training.read("[network_args.args]\nnetwork_dim = 8\n"))["network_module"] == "networks.lora"
 
 
+def test_easy_training_panels_of_other_families() -> None:
+    draft = easy_training.read('[flux_args.args]\nae = "x"\n')
+    assert (draft.family, draft.arguments["network_module"].value) == ("flux", "networks.lora_flux")
+    assert draft.keys["flux_args.args.ae"].status == "other-family"
+
+
 def test_easy_training_json_of_2023() -> None:
     draft = easy_training.read(
         json.dumps(

@@ -7,6 +7,7 @@ import pytest
 
 from launcher import formats
 from launcher.formats import FORMATS, decode, read, recognise
+from schemas.config import from_flat
 from schemas.problems import ConfigError
 
 SAMPLES: list[tuple[str, str]] = [
@@ -105,3 +106,23 @@ def test_the_guis_defaults_are_read_as_a_form(tmp_path: Path) -> None:
     draft = read(path)
     assert (draft.format, draft.arguments["resolution"].value, draft.lines["seed"]) == ("kohya-gui", "640,640", 6)
     assert "gui-defaults" in [problem.code for problem in draft.problems]
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 50_000, '{"unetLR":1,"minSnrGamma":' + '{"a":' * 50_000])
+def test_deep_nesting_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    assert code_of(tmp_path / "a.toml") == "unknown-format"
+
+
+@pytest.mark.parametrize(
+    ("text", "codes"),
+    [("seed = N", {"bad-value", "not-toml"}), ('{"unetLR": N, "minSnrGamma": 5}', {"bad-value", "not-json"})],
+)
+def test_absurd_numbers_are_refused_not_stumbled_over(tmp_path: Path, text: str, codes: set[str]) -> None:
+    found = set()
+    for digits in (400, 6000):
+        (tmp_path / "a.txt").write_text(text.replace("N", "9" * digits))
+        with pytest.raises(ConfigError) as fault:
+            from_flat({name: setting.value for name, setting in read(tmp_path / "a.txt").arguments.items()})
+        found.add(fault.value.problems[-1].code)
+    assert found == codes

@@ -57,3 +57,9 @@ def test_lines_of_keys_by_path() -> None:
 def test_lines_restart_in_the_next_table() -> None:
     text = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'b'\n"
     assert parse(text).lines["datasets.1.subsets.0.image_dir"] == 6
+
+
+def test_what_only_kohyas_parser_takes_is_read_as_it_does() -> None:
+    document = parse("a = [1, 2,\n")
+    assert document.values == {"a": [1, 2]}
+    assert [(problem.code, problem.severity) for problem in document.problems] == [("loose-toml", "note")]

@@ -128,7 +128,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         {"network_train_unet_only": True, "network_train_text_encoder_only": True},
     ),
     ("nothing-trained", "learning_rate", {"unet_lr": 0.0, "network_train_unet_only": True}),
-    ("one-text-rate", "text_encoder_lr", {"text_encoder_lr": (1e-5, 2e-5)}),
+    ("text-rates", "text_encoder_lr", {"text_encoder_lr": (1e-5, 2e-5)}),
     ("dim-without-weights", "dim_from_weights", {"dim_from_weights": True}),
     ("multiplier-without-weights", "base_weights_multiplier", {"base_weights_multiplier": (1.0,)}),
 ]

@@ -44,12 +44,15 @@ TARGETS = [
     Target("unet", "point", "lora_unet_point", "conv1x1", "transformer", 12),
     Target("unet", "conv", "lora_unet_conv", "conv3x3", "resnet", 1),
 ]
-PAIR = [Target("te1", "q", "lora_te1_q", "linear", "text", None), Target("te2", "q", "lora_te2_q", "linear", "text", None)]
+PAIR = [
+    Target("te1", "q", "lora_te1_q", "linear", "text", None),
+    Target("te2", "q", "lora_te2_q", "linear", "text", None),
+]
 
 
 @pytest.fixture
 def net():
-    """attach() on `Net`: net(network options) -> (models, adapter) with B drawn at random, so that it does something."""
+    """attach() on `Net`: net(network options) -> (models, adapter) with B drawn at random."""
 
     def build(targets=TARGETS, *, family="sd15", weights=None, zero=False, dtype=torch.float32, **options):
         torch.manual_seed(0)

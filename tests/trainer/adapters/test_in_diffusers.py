@@ -56,3 +56,18 @@ def test_peft_names_of_diffusers_come_back(tiny, tmp_path, family):
     found = load_weights(tmp_path / "b.safetensors", targets, family)
     for name, tensor in adapter.state_dict().items():
         torch.testing.assert_close(found[name].float(), tensor)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_text_part(tiny, tmp_path, family):
+    models, targets = tiny(family)
+    ids = torch.tensor([[1, 2, 3]])
+    save_weights(tmp_path / "a.safetensors", trained(models, targets).state_dict(), {})
+    wanted = [encoder(ids).last_hidden_state for encoder in models.text_encoders]
+    fresh, _ = tiny(family)
+    loader = LOADERS[family]
+    state, alphas, *_ = loader.lora_state_dict(str(tmp_path / "a.safetensors"), unet_config=fresh.unet.config)
+    for prefix, encoder, output in zip(("text_encoder", "text_encoder_2"), fresh.text_encoders, wanted, strict=False):
+        assert (encoder(ids).last_hidden_state - output).abs().max() > 0.01
+        loader.load_lora_into_text_encoder(state, network_alphas=alphas, text_encoder=encoder, prefix=prefix)
+        torch.testing.assert_close(encoder(ids).last_hidden_state, output, atol=1e-4, rtol=1e-4)

@@ -24,7 +24,7 @@ def difference(layer):
 
 @pytest.mark.parametrize("key", ["lora_unet_proj", "lora_unet_point", "lora_unet_conv"])
 def test_forward_is_the_base_with_the_difference_added(net, key):
-    models, adapter = net(network_dim=3, network_alpha=2.0, network_args=CONV)
+    _, adapter = net(network_dim=3, network_alpha=2.0, network_args=CONV)
     layer, base = adapter.layers[key], adapter.layers[key].base_layer
     x = torch.randn(2, 7, 6) if key.endswith("proj") else torch.randn(2, 3, 8, 8)
     weight = base.weight + difference(layer)

@@ -88,8 +88,9 @@ def test_sd_full_preset_takes_the_ends_of_the_unet_too(tiny):
 
 
 @pytest.mark.parametrize(("preset", "ending", "present"), [
-    ("attn-mlp", "_attn1_to_q", True), ("attn-mlp", "_conv1", False), ("attn-only", "_attn2_to_out_0", True),
-    ("attn-only", "_ff_net_2", False), ("unet-convblock-only", "_conv1", True), ("unet-convblock-only", "_q_proj", False),
+    ("attn-mlp", "_attn1_to_q", True), ("attn-mlp", "_conv1", False),
+    ("attn-only", "_attn2_to_out_0", True), ("attn-only", "_ff_net_2", False),
+    ("unet-convblock-only", "_conv1", True), ("unet-convblock-only", "_q_proj", False),
 ])  # fmt: skip
 def test_presets(tiny, preset, ending, present):
     models, targets = tiny("sd15")

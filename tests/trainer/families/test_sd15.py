@@ -45,10 +45,11 @@ def test_clip_skip_1_is_none(sd15):
     assert torch.equal(first, family.encode(models, CAPTIONS, config).hidden)
 
 
-def test_clip_skip_beyond_the_layers_is_refused(sd15):
+@pytest.mark.parametrize("skip", [0, 3])
+def test_clip_skip_beyond_the_layers_is_refused(sd15, skip):
     family, models, config = sd15
     with pytest.raises(ConfigError, match="clip_skip"):
-        family.encode(models, CAPTIONS, replace(config, clip_skip=3))
+        family.encode(models, CAPTIONS, replace(config, clip_skip=skip))
 
 
 @pytest.mark.parametrize(("length", "positions"), [(None, 77), (150, 152), (225, 227)])

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import replace
+
+from launcher.command import (
+    ROOT, LaunchOptions, decide, environment, free_port, launch_command, launch_words, quoted,
+)  # fmt: skip
+from launcher.machine import Gpu, Machine
+
+CPU = Machine(cores=8)
+GPUS = Machine(gpus=(Gpu("a"), Gpu("b")), cores=8)
+
+
+def words(options: LaunchOptions = LaunchOptions(), machine: Machine = GPUS, **given) -> list[str]:  # noqa: B008
+    return launch_words(decide(options, given, "bf16", machine))
+
+
+def test_one_gpu() -> None:
+    found = words()
+    assert "--multi_gpu" not in found
+    assert "--cpu" not in found
+    assert found[found.index("--mixed_precision") + 1] == "bf16"
+
+
+def test_two_gpus() -> None:
+    found = words(LaunchOptions(processes=2))
+    assert "--multi_gpu" in found
+    assert found[found.index("--num_processes") + 1] == "2"
+
+
+def test_no_gpu_takes_all_cores() -> None:
+    found = words(machine=CPU)
+    assert "--cpu" in found
+    assert found[found.index("--num_cpu_threads_per_process") + 1] == "8"
+
+
+def test_several_cpu_processes_need_the_distributed_starter() -> None:
+    launch = decide(LaunchOptions(processes=2), {}, "no", CPU)
+    assert "--multi_gpu" in launch_words(launch)
+    assert environment(launch, {})["ACCELERATE_USE_CPU"] == "true"
+    assert (launch.threads, launch.as_json()["multi_gpu"]) == (4, False)
+
+
+def test_the_command_line_beats_the_file() -> None:
+    assert decide(LaunchOptions(processes=3), {"num_processes": 2}, "no", GPUS).num_processes == 3
+    assert decide(LaunchOptions(), {"num_processes": "2"}, "no", GPUS).num_processes == 2
+
+
+def test_several_machines() -> None:
+    options = LaunchOptions(processes=8, machines=2, machine_rank=1, main_ip="10.0.0.1", main_port=29501)
+    found = words(options)
+    for name, value in (("machine_rank", "1"), ("main_process_ip", "10.0.0.1"), ("main_process_port", "29501")):
+        assert found[found.index(f"--{name}") + 1] == value
+
+
+def test_the_trainer_gets_one_argument() -> None:
+    found = launch_command(decide(LaunchOptions(), {}, "no", CPU), "out/a b.run/config.toml")
+    assert found[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    assert found[-4:] == ["-m", "trainer", "--config_file", "out/a b.run/config.toml"]
+    assert shlex.split(quoted(found)) == found
+
+
+def test_our_own_trainer_starts_whatever_else_there_is() -> None:
+    found = environment(decide(LaunchOptions(), {}, "no", CPU), {"PYTHONPATH": "/elsewhere"})
+    assert found["PYTHONPATH"].split(os.pathsep)[:2] == [str(ROOT), "/elsewhere"]
+    assert found["PYTHONSAFEPATH"] == "1"
+
+
+def test_threads_that_the_user_chose_stay() -> None:
+    assert environment(decide(LaunchOptions(), {}, "no", CPU), {"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3"
+
+
+def test_ports_are_free_ones() -> None:
+    assert 1024 < free_port() < 65536
+
+
+def test_gpu_ids_are_passed_on() -> None:
+    launch = replace(decide(LaunchOptions(gpu_ids="1"), {}, "no", GPUS))
+    assert launch_words(launch)[-2:] == ["--gpu_ids", "1"]

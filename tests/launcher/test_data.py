@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from launcher.data import carried_files, document, prompt_problems, scan_pictures, unpack
+from launcher.preflight import check_run
+from launcher.resolve import resolve
+
+CIVITAI = {"unetLR": 5e-4, "textEncoderLR": 5e-5, "minSnrGamma": 5, "targetSteps": 10, "numRepeats": 7, "resolution": 512,
+           "trainBatchSize": 2, "maxTrainEpochs": 2, "networkDim": 4, "networkAlpha": 2, "lrSchedulerNumCycles": 1}  # fmt: skip
+
+
+@pytest.fixture
+def civitai(tmp_path: Path, checkpoint):
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps(CIVITAI))
+    sets = {"pretrained_model_name_or_path": str(checkpoint("sd15")), "output_dir": str(tmp_path / "out"), "output_name": "c",
+            "resolution": "64", "min_bucket_reso": "64", "max_bucket_reso": "64"}  # fmt: skip
+    return lambda folder: resolve(str(file), {**sets, "train_data_dir": str(folder)})
+
+
+def test_a_plain_folder_takes_the_files_repeats(civitai, photos: Path) -> None:
+    found = check_run(civitai(photos / "3_frog"))
+    assert {sample.repeats for sample in found.scan.samples} == {7}
+    assert found.resolved.config.dataset_config.endswith("c.run/dataset.toml")
+    assert found.resolved.config.train_data_dir is None
+    assert not [problem for problem in found.problems if problem.severity == "error"]
+
+
+def test_a_numbered_parent_keeps_its_own_repeats(civitai, photos: Path) -> None:
+    resolved = civitai(photos)
+    assert document(resolved) is None
+    assert {sample.repeats for sample in scan_pictures(resolved).samples} == {3}
+
+
+def test_the_carried_document_is_what_will_be_written(civitai, photos: Path) -> None:
+    resolved = unpack(civitai(photos / "3_frog"))
+    text = carried_files(resolved)["dataset.toml"]
+    assert tomllib.loads(text)["datasets"][0]["subsets"] == [{"image_dir": str(photos / "3_frog"), "num_repeats": 7}]
+
+
+def test_prompts_go_into_the_run_folder(preset) -> None:
+    resolved = unpack(resolve(str(preset(sample_prompts="a frog\nb"))))
+    assert carried_files(resolved) == {"prompt.txt": "a frog\nb\n"}
+    assert resolved.config.sample_prompts.endswith("frog.run/prompt.txt")
+
+
+def test_a_prompt_file_of_the_user_stays(preset, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a frog")
+    resolved = unpack(resolve(str(preset(sample_prompts="x")), {"sample_prompts": str(tmp_path / "p.txt")}))
+    assert carried_files(resolved) == {}
+    assert prompt_problems(resolved) == []
+
+
+def test_a_faulty_prompt_file_is_found(preset, tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text("= no")
+    resolved = resolve(str(preset()), {"sample_prompts": str(tmp_path / "p.toml")})
+    assert [problem.severity for problem in prompt_problems(resolved)] == ["error"]
