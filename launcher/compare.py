@@ -19,7 +19,8 @@ def compare(a: Resolved, b: Resolved) -> tuple[list[dict[str, Any]], list[dict[s
     one, other = trained(a), trained(b)
     found: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     for name in one:
-        if one[name] != other[name]:
+        untold = name == "family" and None in (one[name], other[name])
+        if one[name] != other[name] and not untold:
             option = table().get(name)
             beside = option is not None and (option.group in BESIDE or option.marks.get("kit", False))
             found[beside].append({"argument": name, "a": _shown(one[name]), "b": _shown(other[name])})

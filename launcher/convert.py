@@ -14,7 +14,7 @@ from schemas.config import table, to_flat
 
 @dataclass(frozen=True)
 class Written:
-    """`text` is the file itself, `beside` further files that it names (ending -> text), `lost` what could not be said."""
+    """`text` is the file itself, `beside` files that it names (ending -> text), `lost` what could not be said."""
 
     text: str
     suffix: str

@@ -20,12 +20,13 @@ DATASET, PROMPTS = "dataset.toml", "prompt.txt"
 
 def unpack(resolved: Resolved) -> Resolved:
     """The same with arguments that point to where the carried files will be written."""
-    if document(resolved) is not None:
+    found = document(resolved)
+    if found is not None:
+        resolved = replace(resolved, draft=replace(resolved.draft, datasets=found))
         resolved = resolved.change("dataset_config", str(paths.run_folder(resolved) / DATASET), "computed")
         for name in ("train_data_dir", "reg_data_dir", "in_json"):
             if getattr(resolved.config, name):
-                draft = replace(resolved.draft, datasets=document(resolved))
-                resolved = replace(resolved.change(name, None, "computed"), draft=draft)
+                resolved = resolved.change(name, None, "computed")
     if resolved.draft.prompts:
         resolved = resolved.change("sample_prompts", str(paths.run_folder(resolved) / PROMPTS), "computed")
     return resolved

@@ -20,7 +20,7 @@ KNOWN: tuple[tuple[str, str | None, str], ...] = (
     (
         r"OutOfMemoryError|CUDA out of memory|HIP out of memory",
         "the GPU's memory is full",
-        "kohyakit plan FILE --vram GB lists what makes it fit; first gradient_checkpointing=true, then train_batch_size=1",
+        "kohyakit plan FILE --vram GB lists what makes it fit; gradient_checkpointing=true helps most",
     ),
     (
         r"DefaultCPUAllocator: can't allocate|MemoryError|Cannot allocate memory|signal 9|SIGKILL",
@@ -39,7 +39,7 @@ KNOWN: tuple[tuple[str, str | None, str], ...] = (
         None,
         "network_dim, network_alpha and the base model must be those the file was trained with",
     ),
-    (r"CUDA driver version is insufficient|no kernel image is available", None, "install a PyTorch that fits the driver"),
+    (r"CUDA driver version is insufficient|no kernel image", None, "install a PyTorch that fits the driver"),
     (r"EADDRINUSE|Address already in use", "another run uses the same port", "--main-port with a free number"),
     (r"DataLoader worker .* (?:exited|killed)", "a process that prepares data died", "max_data_loader_n_workers=0"),
     (r"Too many open files", None, "max_data_loader_n_workers=0, or raise the limit with ulimit -n"),

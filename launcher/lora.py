@@ -7,7 +7,7 @@ import json
 import mmap
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,33 +182,31 @@ def recovered(draft: Draft, config: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def lines(facts: Mapping[str, Any]) -> list[str]:
+HEADER_FACTS = (
+    "ss_sd_model_name", "ss_base_model_version", "ss_num_train_images", "ss_steps", "ss_epoch", "ss_learning_rate",
+    "ss_unet_lr", "ss_text_encoder_lr", "ss_optimizer", "ss_lr_scheduler", "ss_training_comment",
+)  # fmt: skip
+
+
+def lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """The same for people."""
-    sound = facts["health"]
-    words = [
-        f"{Path(facts['file']).name}: {facts['algo']} for {facts['family']}, {facts['size'] / 2**20:.1f} MiB, keys of {facts['style']} style"
-    ]
-    words.append(
-        f"  rank {facts['dim']}, alpha {facts['alpha']}"
-        + (f", conv rank {facts['conv_dim']}, conv alpha {facts['conv_alpha']}" if facts["conv_dim"] else "")
-    )
-    words.append(
-        f"  {facts['modules']} modules: " + ", ".join(f"{count} in {part}" for part, count in facts["parts"].items())
-    )
-    words.append("  " + ", ".join(f"{count} tensors {dtype}" for dtype, count in facts["dtypes"].items()))
+    kind = f"{facts['algo']} for {facts['family']}, keys of {facts['style']} style"
+    yield f"{Path(facts['file']).name}: {kind}, {facts['size'] / 2**20:.1f} MiB"
+    conv = f", conv rank {facts['conv_dim']}, conv alpha {facts['conv_alpha']}" if facts["conv_dim"] else ""
+    yield f"  rank {facts['dim']}, alpha {facts['alpha']}{conv}"
+    yield f"  {facts['modules']} modules: " + ", ".join(f"{count} in {part}" for part, count in facts["parts"].items())
+    yield "  " + ", ".join(f"{count} tensors {dtype}" for dtype, count in facts["dtypes"].items())
     hashed = facts["hashes"]
-    matches = {None: "", True: " (as its header states)", False: " (its header states another)"}[
-        hashed["model_hash_matches"]
-    ]
-    words += [f"  sha256 {hashed['sha256']}", f"  weights {hashed['model_hash']}{matches}"]
-    state = "sound" if sound["ok"] else "NOT sound"
-    words.append(
-        f"  {state}: "
-        + ("all numbers finite" if sound["finite"] else f"not finite in {len(sound['not_finite'])} tensors")
-        + f", {sound['moved_modules']} of {sound['modules']} modules have moved from their start"
-    )
-    for name in ("ss_sd_model_name", "ss_base_model_version", "ss_num_train_images", "ss_steps", "ss_epoch", "ss_learning_rate",
-                 "ss_unet_lr", "ss_text_encoder_lr", "ss_optimizer", "ss_lr_scheduler", "ss_training_comment"):  # fmt: skip
+    states = {None: "", True: " (as its header states)", False: " (its header states another)"}
+    yield f"  sha256  {hashed['sha256']}"
+    yield f"  weights {hashed['model_hash']}{states[hashed['model_hash_matches']]}"
+    yield _health_line(facts["health"])
+    for name in HEADER_FACTS:
         if facts["metadata"].get(name) not in (None, "None", ""):
-            words.append(f"  {name.removeprefix('ss_'):<20} {facts['metadata'][name]}")
-    return words
+            yield f"  {name.removeprefix('ss_'):<20} {facts['metadata'][name]}"
+
+
+def _health_line(sound: Mapping[str, Any]) -> str:
+    finite = "all numbers finite" if sound["finite"] else f"not finite in {len(sound['not_finite'])} tensors"
+    moved = f"{sound['moved_modules']} of {sound['modules']} modules have moved from their start"
+    return f"  {'sound' if sound['ok'] else 'NOT sound'}: {finite}, {moved}"

@@ -11,18 +11,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 from schemas.config import TrainConfig
-
-WITHOUT_8BIT = {"adamw8bit": "AdamW", "lion8bit": "Lion", "sgdnesterov8bit": "SGDNesterov"}
-WITHOUT_PAGING = {
-    "pagedadamw8bit": "AdamW8bit",
-    "pagedadamw": "AdamW",
-    "pagedadamw32bit": "AdamW",
-    "pagedlion8bit": "Lion8bit",
-}
+from trainer.plan.adapt import Adapted, adapt_to
 
 
 @dataclass(frozen=True)
@@ -42,20 +34,6 @@ class Machine:
     memory: int | None = None
     fast_bf16: bool = False
     packages: frozenset[str] = field(default_factory=frozenset)
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """One argument that this machine cannot honour, and what is used instead."""
-
-    argument: str
-    before: Any
-    after: Any
-    why: str
-
-    def as_json(self) -> dict[str, Any]:
-        """The entry of `plan --json`."""
-        return {"argument": self.argument, "from": self.before, "to": self.after, "why": self.why}
 
 
 @functools.cache
@@ -150,33 +128,5 @@ def _cpu_has(*flags: str) -> bool:
 
 
 def adapt(config: TrainConfig, machine: Machine) -> tuple[TrainConfig, list[Adapted]]:
-    """The config as this machine can run it, and every change with its reason."""
-    changes: list[Adapted] = []
-
-    def use(argument: str, value: Any, why: str) -> None:
-        nonlocal config
-        before = getattr(config, argument)
-        if before != value:
-            changes.append(Adapted(argument, before, value, why))
-            config = replace(config, **{argument: value})
-
-    if not machine.gpus:
-        if config.mixed_precision == "fp16":
-            use("mixed_precision", "no", "fp16 needs a GPU; on this CPU 32 bit is used")
-        use("full_fp16", False, "fp16 gradients need a GPU")
-        use("fp8_base", False, "8-bit floats need a GPU")
-        use("fp8_base_unet", False, "8-bit floats need a GPU")
-        use("cpu_offload_checkpointing", False, "there is no GPU memory to relieve")
-        plain = WITHOUT_PAGING.get(config.optimizer_type.lower())
-        if plain:
-            use("optimizer_type", plain, "paged optimizers need a GPU; the same optimizer without paging")
-    if config.xformers and (not machine.gpus or "xformers" not in machine.packages):
-        missing = "needs a GPU" if "xformers" in machine.packages else "is not installed"
-        use("xformers", False, f"xformers {missing}")
-        use("sdpa", True, f"xformers {missing}; PyTorch's own attention computes the same")
-    if "bitsandbytes" not in machine.packages:
-        base = WITHOUT_PAGING.get(config.optimizer_type.lower(), config.optimizer_type)
-        plain = WITHOUT_8BIT.get(base.lower())
-        if plain:
-            use("optimizer_type", plain, "bitsandbytes is not installed; the same optimizer in 32 bit")
-    return config, changes
+    """The config as `machine` can run it, and every change with its reason."""
+    return adapt_to(config, gpu=bool(machine.gpus), packages=machine.packages)

@@ -1,4 +1,4 @@
-"""What the disk says of a config's paths: inputs that are missing, folders of somebody else's machine, results in the way."""
+"""What the disk says of a config's paths: missing inputs, folders of another machine, results in the way."""
 
 from __future__ import annotations
 

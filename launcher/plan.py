@@ -241,7 +241,8 @@ def _memory(memory: Memory | None, machine: Machine) -> list[Problem]:
         fix = f"add --vram {gigabytes:.0f} to see what makes it fit, and to launch to apply it"
         found.append(Problem(code="gpu-memory", must=must, severity="warning", fix=fix))
     if machine.memory and memory.host_bytes > machine.memory:
-        must = f"about {memory.host_bytes / 2**30:.1f} GiB of main memory are needed, {machine.memory / 2**30:.1f} GiB are free"
+        needed, free = memory.host_bytes / 2**30, machine.memory / 2**30
+        must = f"about {needed:.1f} GiB of main memory are needed, {free:.1f} GiB are free"
         found.append(
             Problem(
                 code="main-memory",

@@ -1,4 +1,4 @@
-"""Everything that can be known before torch loads: rules, machine, paths, base model, pictures, steps. Writes nothing."""
+"""Everything that can be known before torch loads: rules, machine, paths, base model, pictures. Writes nothing."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher import paths
-from launcher.machine import Adapted, Machine, adapt
+from launcher.machine import Machine, adapt
 from launcher.resolve import Resolved
 from schemas.problems import ConfigError, Problem, errors
+from trainer.plan.adapt import Adapted
 
 if TYPE_CHECKING:
     from schemas.weights import LoraFacts

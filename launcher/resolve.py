@@ -155,7 +155,7 @@ def _refuse_unknown(overrides: Mapping[str, str], draft: Draft) -> None:
         fate = draft.keys.get(name)
         if name in ACCELERATE:
             draft.accelerate[name] = value
-        elif name in table() and (fate is None or fate.status == "unknown"):
+        elif name in table() and (fate is None or fate.status in ("unknown", "no-effect")):
             wrong.append(f"--set {name}={value}: must be true or false")
         elif fate is None or fate.status == "unknown":
             guess = nearest(name, [other for other in known if other != name])

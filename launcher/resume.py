@@ -41,7 +41,7 @@ class Found:
     def cut_off(self) -> bool:
         """Whether the last start of the run did not come to its end."""
         starts = record.read_record(self.run).get("starts") if self.run else None
-        return bool(starts) and starts[-1].get("exit") != 0
+        return starts is not None and len(starts) > 0 and starts[-1].get("exit") != 0
 
 
 @dataclass(frozen=True)
@@ -339,7 +339,7 @@ def _json(path: Path) -> dict[str, Any]:
 def start(
     plan: Plan, way: Continuation, *, write: Callable[[bytes], Any], say: Callable[[str], Any], terminal: bool = False
 ) -> Ended:
-    """Trains on: the same run folder for an exact resume, or a new one after the older results have been moved aside."""
+    """Trains on: in the same run folder when exact, else in a new one after older results have been moved aside."""
     from launcher import run
 
     run.probe_writing(plan)

@@ -58,7 +58,7 @@ def with_seed(plan: Plan) -> Plan:
 
 
 def probe_writing(plan: Plan) -> None:
-    """ConfigError where the output folder cannot really be written; access rights alone do not tell (root, full mounts)."""
+    """ConfigError where the output folder cannot really be written; access rights alone do not tell."""
     folder = paths.output_dir(plan.checked.resolved)
     try:
         folder.mkdir(parents=True, exist_ok=True)

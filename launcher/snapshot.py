@@ -9,9 +9,9 @@ from typing import Any
 
 from launcher import paths
 from launcher.files import write_text
-from launcher.machine import Adapted
 from launcher.plan import Plan
 from launcher.resolve import Resolved
+from trainer.plan.adapt import Adapted
 
 MARK = "kohyakit_snapshot"
 

@@ -7,6 +7,7 @@ written), 3 the run failed, 130 interrupted with the state saved.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from typing import Any
 from schemas import ConfigError, Problem, TrainConfig, config, errors, rules, weights
 from schemas.derive import add_flags
 from trainer.dataset.files import Scan, scan
+from trainer.plan.adapt import adapt_to
 
 FAILED, INTERRUPTED = 3, 130
 
@@ -63,15 +65,27 @@ def family_of(read: TrainConfig) -> str:
         family = "sd2" if read.v2 else "sd15"  # a pickle's tensors are only seen on loading, which checks again
     place: dict[str, Any] = {"key": "pretrained_model_name_or_path", "got": model}
     if family not in ("sd15", "sd2", "sdxl"):
-        raise ConfigError([Problem(
-            code="unsupported-family", must=f"is a {family} model; this trainer knows sd15, sd2 and sdxl",
-            fix="give a Stable Diffusion 1.5, 2.x or SDXL checkpoint", **place,
-        )])
+        raise ConfigError(
+            [
+                Problem(
+                    code="unsupported-family",
+                    must=f"is a {family} model; this trainer knows sd15, sd2 and sdxl",
+                    fix="give a Stable Diffusion 1.5, 2.x or SDXL checkpoint",
+                    **place,
+                )
+            ]
+        )
     if read.v2 != (family == "sd2"):
-        raise ConfigError([Problem(
-            code="family-mismatch", must=f"is a {family} model, but v2 is {str(read.v2).lower()}",
-            fix=f"--v2 {'off' if read.v2 else 'on'}, or another checkpoint", **place,
-        )])
+        raise ConfigError(
+            [
+                Problem(
+                    code="family-mismatch",
+                    must=f"is a {family} model, but v2 is {str(read.v2).lower()}",
+                    fix=f"--v2 {'off' if read.v2 else 'on'}, or another checkpoint",
+                    **place,
+                )
+            ]
+        )
     return family
 
 
@@ -105,8 +119,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             for problem in [*notes, *problems]:
                 print(f"{problem.severity}: {problem}", file=sys.stderr)
         quiet()
+        import torch
+
         from trainer.loop import train
 
+        packages = [name for name in ("bitsandbytes", "xformers") if importlib.util.find_spec(name)]
+        read, changes = adapt_to(read, gpu=torch.cuda.is_available(), packages=packages)
+        if first:
+            for change in changes:
+                print(f"adapted: {change.argument}: {change.before} -> {change.after}, {change.why}", flush=True)
         return INTERRUPTED if train(read, family, found).interrupted else 0
     except ConfigError as wrong:
         if first:

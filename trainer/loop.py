@@ -72,7 +72,7 @@ class Run:
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def training_loss(self, batch: Batch) -> torch.Tensor:
-        """The loss of one batch, with gradients; random numbers depend on the seed, the process and the position only."""
+        """The loss of one batch, to be differentiated; its random numbers follow from seed, process and position."""
         rank = self.accelerator.process_index
         mixed = random.Random(f"{self.config.seed}/{rank}/{self.at.epoch}/{self.at.batch}").getrandbits(63)
         torch.manual_seed(mixed)
@@ -91,9 +91,7 @@ class Run:
         with self.accelerator.autocast():
             conditioning = self.conditioning(batch, cached)
             sizes = batch.sizes.to(latents.device)
-            predicted = self.family.predict(
-                self.models.unet, noisy.to(self.unet_dtype), timesteps, conditioning, sizes
-            )
+            predicted = self.family.predict(self.models.unet, noisy.to(self.unet_dtype), timesteps, conditioning, sizes)
         weights, masks = batch.weights.to(latents.device), batch.masks
         masks = None if masks is None else masks.to(latents.device)
         return objective.loss(predicted, wanted, timesteps, weights, masks, self.config, self.schedule)
@@ -156,7 +154,7 @@ class Run:
 
 
 def first_position(config: TrainConfig, steps: Steps) -> Position:
-    """Step 0, or where initial_step or initial_epoch say, the data before it skipped (the reference miscounts, T7, T8)."""
+    """Step 0, or what initial_step or initial_epoch say, the data before it skipped (the reference miscounts it)."""
     step = config.initial_step or (max(config.initial_epoch or 1, 1) - 1) * steps.updates_per_epoch
     if step >= steps.total:
         raise ConfigError([Problem(code="nothing-left", key="initial_step", got=step,
@@ -182,7 +180,7 @@ def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
     steps = count(config, batches_per_epoch(assignment), accelerator.num_processes)
     results = Results(folder, config, steps, accelerator)
     results.prepare()
-    progress = Progress(steps.total, shown=accelerator.is_main_process)
+    progress = Progress(steps.total, config, shown=accelerator.is_main_process)
 
     # What is trained: frozen models, cached data, the adapter on top.
     family = get(family_name)
@@ -193,7 +191,7 @@ def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
     adapter = attach(models, targets, config, weights=weights, trust=config.trust)
     ready_models(models, adapter, config, accelerator, caches)
     for note in adapter.notes:
-        progress.say(f"{note.severity}: {note}")
+        progress.say(f"{note.severity}: {note}", note.severity)
 
     # How it learns.
     groups = adapter.groups(config)

@@ -25,6 +25,7 @@ from trainer.checkpoint import load_weights
 from trainer.dataset.files import Scan, held_out
 from trainer.dataset.order import assign
 from trainer.families import Family, Models
+from trainer.float8 import to_float8
 
 Say = Callable[[str], None]
 Encode = Callable[[torch.Tensor], torch.Tensor]
@@ -41,9 +42,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     minutes = config.ddp_timeout or 30
     handlers: list[Any] = [InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=minutes))]
     if config.ddp_gradient_as_bucket_view or config.ddp_static_graph:
-        handlers.append(DistributedDataParallelKwargs(
-            gradient_as_bucket_view=config.ddp_gradient_as_bucket_view, static_graph=config.ddp_static_graph
-        ))
+        handlers.append(
+            DistributedDataParallelKwargs(
+                gradient_as_bucket_view=config.ddp_gradient_as_bucket_view, static_graph=config.ddp_static_graph
+            )
+        )
     trackers, project = None, None
     if config.log_with or config.logging_dir:
         trackers = ["tensorboard", "wandb"] if config.log_with == "all" else [config.log_with or "tensorboard"]
@@ -93,6 +96,9 @@ def load_models(family: Family, config: TrainConfig, accelerator: Accelerator, s
     for file, strength in zip(config.base_weights, strengths, strict=False):
         merged = merge_weights(models, targets, load_weights(Path(file), targets, family.name), strength)
         say(f"merged {file} x {strength:g} into the base model ({merged} modules)")
+    if config.fp8_base or config.fp8_base_unet:
+        for model in (models.unet, *(models.text_encoders if config.fp8_base else ())):
+            to_float8(model.requires_grad_(False))
     return models
 
 
@@ -158,8 +164,9 @@ def fill_caches(
         return encode_latents(vae, pixels, device, None)
 
     def encode_once(pixels: torch.Tensor) -> torch.Tensor:
-        """The draw depends on the picture and the seed alone, so that a cache made in pieces equals one made at once."""
-        seeds = [zlib.crc32(picture.numpy().tobytes(), int(config.seed or 0) & 0xFFFFFFFF) for picture in pixels.cpu()]
+        """The draw depends on the picture and the seed alone: a cache made in pieces equals one made at once."""
+        first = int(config.seed or 0) & 0xFFFFFFFF
+        seeds = [zlib.crc32(picture.numpy().tobytes(), first) for picture in pixels.cpu()]
         return encode_latents(vae, pixels, device, [torch.Generator().manual_seed(seed) for seed in seeds])
 
     def encode_in_32_bit(pixels: torch.Tensor) -> torch.Tensor:

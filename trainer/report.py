@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 
+from schemas.options import LoggingOptions
+
+LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
 PLAIN_SECONDS = 10.0  # without a terminal, one line at most this often
 
 
@@ -64,10 +67,14 @@ def _lines(path: Path) -> list[str]:
 
 
 class Progress:
-    """A bar with loss and time left on a terminal, else a plain line now and then."""
+    """A bar with loss and time left on a terminal, else a plain line now and then.
 
-    def __init__(self, total: int, *, shown: bool) -> None:
-        self.total, self.shown = total, shown
+    console_log_level above INFO keeps the console to warnings; console_log_file gets every line, with its time.
+    """
+
+    def __init__(self, total: int, options: LoggingOptions, *, shown: bool) -> None:
+        self.total, self.options, self._writes = total, options, shown
+        self.shown = shown and LEVELS[options.console_log_level or "INFO"] <= LEVELS["INFO"]
         self.losses: deque[float] = deque(maxlen=100)
         self._began = self._last = 0.0
         self._first = 0
@@ -81,11 +88,12 @@ class Progress:
     def begin(self, done: int) -> None:
         """The first step after `done` starts now."""
         self._began, self._first = time.monotonic(), done
-        self._bar = _bar(self.total, done) if self.shown and sys.stdout.isatty() else None
+        wanted = self.shown and sys.stdout.isatty() and not self.options.console_log_simple
+        self._bar = _bar(self.total, done) if wanted else None
 
     def step(self, record: Record) -> None:
         self.losses.append(record.loss)
-        if not self.shown:
+        if not self._writes:
             return
         mean, rate = self.average, next(iter(record.lr.values()), 0.0)
         if self._bar:
@@ -93,18 +101,21 @@ class Progress:
         elif record.step == self.total or time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
             left = (self._last - self._began) / (record.step - self._first) * (self.total - record.step)
-            print(
-                f"step {record.step}/{self.total}  epoch {record.epoch}  loss {mean:.4f}  lr {rate:.3g}"
-                f"  {record.seconds:.2f} s/step  left {clock(left)}",
-                flush=True,
-            )
+            line = f"step {record.step}/{self.total}  epoch {record.epoch}  loss {mean:.4f}  lr {rate:.3g}"
+            self.say(f"{line}  {record.seconds:.2f} s/step  left {clock(left)}")
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, severity: str = "note") -> None:
         """A line that does not tear the bar."""
+        self._keep(text)
         if self._bar:
             self._bar.console.print(text, highlight=False, markup=False)
-        elif self.shown:
+        elif self.shown or (self._writes and severity != "note"):
             print(text, flush=True)
+
+    def _keep(self, text: str) -> None:
+        if self._writes and self.options.console_log_file:
+            with open(self.options.console_log_file, "a", encoding="utf-8") as stream:
+                stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def close(self) -> None:
         if self._bar:

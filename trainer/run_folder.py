@@ -40,11 +40,17 @@ class RunFolder:
         """ConfigError naming every planned result that is already there."""
         there = [name for name in planned if (self.output / name).exists()]
         if there:
-            raise ConfigError([Problem(
-                code="results-exist", key="output_name", got=", ".join(there[:5]),
-                must=f"already has results in {self.output}",
-                fix="choose another --output_name, continue with `kohyakit resume`, or give --overwrite",
-            )])
+            raise ConfigError(
+                [
+                    Problem(
+                        code="results-exist",
+                        key="output_name",
+                        got=", ".join(there[:5]),
+                        must=f"already has results in {self.output}",
+                        fix="choose another --output_name, continue with `kohyakit resume`, or give --overwrite",
+                    )
+                ]
+            )
 
     def open(self, config: TrainConfig) -> None:
         """Makes the folder and keeps the config there, unless the launcher has put the same one there already."""

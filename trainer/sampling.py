@@ -55,9 +55,7 @@ def picture(
     models: Models, family: Family, prompt: Prompt, config: TrainConfig, *, device: torch.device
 ) -> Image.Image:
     """One preview. Sides are floored to a multiple of 8, at least 64; without a seed the noise is fresh."""
-    width, height = (
-        max(64, (side or family.preview_size) // 8 * 8) for side in (prompt.width, prompt.height)
-    )
+    width, height = (max(64, (side or family.preview_size) // 8 * 8) for side in (prompt.width, prompt.height))
     scheduler = sampler(prompt.sample_sampler or config.sample_sampler, v_prediction=config.v_parameterization)
     scheduler.set_timesteps(min(max(prompt.sample_steps or 30, 1), 1000), device=device)
     scale = 7.5 if prompt.scale is None else prompt.scale
@@ -122,7 +120,13 @@ def undisturbed(modules: Sequence[torch.nn.Module]) -> Any:
 
 
 def write_previews(
-    models: Models, family: Family, prompts: Sequence[Prompt], config: TrainConfig, *, mark: str, folder: Path,
+    models: Models,
+    family: Family,
+    prompts: Sequence[Prompt],
+    config: TrainConfig,
+    *,
+    mark: str,
+    folder: Path,
     device: torch.device,
 ) -> list[Path]:
     """Pictures of all prompts into `folder`; `mark` is e000001 or a six-digit step."""

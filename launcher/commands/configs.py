@@ -213,19 +213,12 @@ def presets(name: str | None, as_json: bool) -> int:
 @click.argument("name", metavar="FORMAT")
 def schema(name: str, as_json: bool) -> int:
     """Print the JSON Schema of FORMAT. It is JSON with and without --json."""
+    from launcher.json_schemas import SCHEMAS
     from launcher.resolve import UsageError
     from schemas.problems import nearest
 
-    found = schemas()
-    if name not in found:
-        guess = nearest(name, found)
-        raise UsageError(f"{name}: must be one of {', '.join(found)}" + (f"; did you mean {guess}?" if guess else ""))
-    print_json(found[name]())
+    if name not in SCHEMAS:
+        guess = nearest(name, SCHEMAS)
+        raise UsageError(f"{name}: must be one of {', '.join(SCHEMAS)}" + (f"; did you mean {guess}?" if guess else ""))
+    print_json(SCHEMAS[name]())
     return 0
-
-
-def schemas() -> dict[str, Any]:
-    """Format -> function that makes its JSON Schema."""
-    from launcher.formats import schemas as made
-
-    return made.SCHEMAS

@@ -43,7 +43,7 @@ def inspect(lora: str, target: str | None, output: Path | None, show_config: boo
         click.echo(
             "  config: " + ", ".join(f"{count} {known}" for known, count in counts.items()) + " (--config shows it)"
         )
-        for name, entry in config.items() if show_config else ():
-            if entry["known"] != "unknown":
-                click.echo(f"    {entry['known']:<9} {name} = {entry['value']!r}")
+        for name, fact in config.items() if show_config else ():
+            if fact["known"] != "unknown":
+                click.echo(f"    {fact['known']:<9} {name} = {fact['value']!r}")
     return 0 if facts["health"]["finite"] else 1

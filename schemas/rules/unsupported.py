@@ -25,6 +25,9 @@ UNSUPPORTED: dict[str, str] = {
 
 WITHOUT_EFFECT: dict[str, str] = {
     "tokenizer_cache_dir": "the tokenizers are built in",
+    "mem_eff_attn": "PyTorch's own attention, which is used anyway, saves as much memory",
+    "dynamo_backend": "it matters only for torch_compile",
+    "skip_until_initial_step": "data before initial_step is always skipped",
     "conditioning_data_dir": "mask folders are given in the subsets of a dataset_config",
     "huggingface_repo_type": "it matters only for uploads",
     "huggingface_path_in_repo": "it matters only for uploads",

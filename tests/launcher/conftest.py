@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from launcher import machine
+from launcher import machine, run
+from launcher.child import Finished
 from launcher.cli import cli
 
 UNET = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
@@ -25,8 +26,12 @@ SHAPES = {
 MODULE = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 
 
-def safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, float] | None = None,
-                metadata: Mapping[str, str] | None = None) -> Path:
+def safetensors(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    values: Mapping[str, float] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
     """A file of F32 tensors, each filled with its value (0 if not given)."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     body = b""
@@ -48,9 +53,19 @@ def checkpoint(tmp_path: Path) -> Callable[[str], Path]:
 def lora(tmp_path: Path) -> Callable[..., Path]:
     """A LoRA of one module: rank, alpha, what its up half holds, and its context width (768 is SD1.5)."""
 
-    def make(name: str = "lora.safetensors", rank: int = 4, alpha: float = 2, up: float = 0.5, width: int = 768,
-             metadata: Mapping[str, str] | None = None) -> Path:
-        shapes = {f"{MODULE}.lora_down.weight": (rank, width), f"{MODULE}.lora_up.weight": (320, rank), f"{MODULE}.alpha": ()}
+    def make(
+        name: str = "lora.safetensors",
+        rank: int = 4,
+        alpha: float = 2,
+        up: float = 0.5,
+        width: int = 768,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Path:
+        shapes = {
+            f"{MODULE}.lora_down.weight": (rank, width),
+            f"{MODULE}.lora_up.weight": (320, rank),
+            f"{MODULE}.alpha": (),
+        }
         values = {f"{MODULE}.lora_up.weight": up, f"{MODULE}.lora_down.weight": 1.0, f"{MODULE}.alpha": alpha}
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,13 +91,32 @@ def preset(tmp_path: Path, photos: Path, checkpoint: Callable[[str], Path]) -> C
 
     def make(name: str = "frog.json", **changes: Any) -> Path:
         form = {
-            "LoRA_type": "Standard", "pretrained_model_name_or_path": str(checkpoint("sd15")), "train_data_dir": str(photos),
-            "output_dir": str(tmp_path / "out"), "output_name": "frog", "max_resolution": "64,64", "min_bucket_reso": 64,
-            "max_bucket_reso": 64, "network_dim": 4, "network_alpha": 2, "train_batch_size": 2, "epoch": 2,
-            "max_train_steps": 0, "caption_extension": ".txt", "optimizer": "AdamW", "mixed_precision": "no",
-            "save_precision": "float", "xformers": "sdpa", "learning_rate": 1e-4, "unet_lr": 1e-4, "text_encoder_lr": 5e-5,
-            "lr_scheduler": "constant", "lr_warmup": 0, "save_every_n_epochs": 1, "seed": 1,
-        }  # fmt: skip
+            "LoRA_type": "Standard",
+            "pretrained_model_name_or_path": str(checkpoint("sd15")),
+            "train_data_dir": str(photos),
+            "output_dir": str(tmp_path / "out"),
+            "output_name": "frog",
+            "max_resolution": "64,64",
+            "min_bucket_reso": 64,
+            "max_bucket_reso": 64,
+            "network_dim": 4,
+            "network_alpha": 2,
+            "train_batch_size": 2,
+            "epoch": 2,
+            "max_train_steps": 0,
+            "caption_extension": ".txt",
+            "optimizer": "AdamW",
+            "mixed_precision": "no",
+            "save_precision": "float",
+            "xformers": "sdpa",
+            "learning_rate": 1e-4,
+            "unet_lr": 1e-4,
+            "text_encoder_lr": 5e-5,
+            "lr_scheduler": "constant",
+            "lr_warmup": 0,
+            "save_every_n_epochs": 1,
+            "seed": 1,
+        }
         path = tmp_path / name
         path.write_text(json.dumps({**form, **changes}), encoding="utf-8")
         return path
@@ -112,3 +146,30 @@ def tree(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def files() -> Callable[[Path], dict[str, bytes]]:
     return tree
+
+
+@pytest.fixture
+def trainer(monkeypatch, tmp_path: Path):
+    """Stands in for the trainer's process: leaves what it is told to leave, ends with the given code."""
+
+    class Trainer:
+        code = 0
+        lines: tuple[str, ...] = ()
+        steps = 12
+        leaves = ("frog.safetensors",)
+        starts: list[tuple[list[str], dict[str, str]]] = []  # noqa: RUF012
+
+        def __call__(self, words, environment, write, *, terminal=False) -> Finished:
+            self.starts = [*self.starts, (words, dict(environment))]
+            folder = Path(words[-1]).parent
+            with (folder / "log.jsonl").open("a") as log:
+                log.writelines(json.dumps({"step": step + 1}) + "\n" for step in range(self.steps))
+            for name in self.leaves:
+                path = folder.parent / name
+                path.parent.mkdir(exist_ok=True, parents=True)
+                path.write_text("weights")
+            return Finished(self.code, self.lines)
+
+    found = Trainer()
+    monkeypatch.setattr(run, "run_child", found)
+    return found

@@ -33,7 +33,9 @@ def run(code: str, **options) -> tuple[Finished, bytes]:
     return run_child([sys.executable, "-c", code], os.environ, out.append, **options), b"".join(out)
 
 
-@pytest.mark.parametrize("text", [b"a\nb\n", b"no end", b"50%\r60%\r", b"Trace of it\n", b"T", OWN, b"a\n" + OWN + b"b\n"])
+@pytest.mark.parametrize(
+    "text", [b"a\nb\n", b"no end", b"50%\r60%\r", b"Trace of it\n", b"T", OWN, b"a\n" + OWN + b"b\n"]
+)
 def test_output_is_passed_on_unchanged(text) -> None:
     assert passed(text)[0] == text
     assert passed(*(bytes([byte]) for byte in text))[0] == text
@@ -61,12 +63,15 @@ def test_a_terminal_is_a_terminal_for_the_child() -> None:
     assert finished.lines == ("True",)
 
 
-@pytest.mark.parametrize(("line", "code"), [
-    ("subprocess.CalledProcessError: Command '['x']' returned non-zero exit status 130.", 130),
-    ("subprocess.CalledProcessError: Command '['x']' died with <Signals.SIGKILL: 9>.", -9),
-    ("  exitcode  : 3 (pid: 77)", 3),
-    ("something else", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("subprocess.CalledProcessError: Command '['x']' returned non-zero exit status 130.", 130),
+        ("subprocess.CalledProcessError: Command '['x']' died with <Signals.SIGKILL: 9>.", -9),
+        ("  exitcode  : 3 (pid: 77)", 3),
+        ("something else", 1),
+    ],
+)
 def test_the_trainers_own_code_is_found_in_the_launchers_words(line, code) -> None:
     assert exit_code(1, [line]) == code
 
@@ -77,7 +82,8 @@ def stop(number, frame):
     print('saving', flush=True); time.sleep(0.2); print('saved', flush=True); sys.exit(130)
 signal.signal(signal.SIGINT, stop)
 print('ready', flush=True)
-time.sleep(30)
+for _ in range(300):
+    time.sleep(0.1)
 """
 STARTER = "import subprocess, sys; sys.exit(1 if subprocess.call([sys.executable, '-c', {code!r}]) else 0)"
 
@@ -89,7 +95,7 @@ def interrupted(code: str, signals: int) -> Finished:
     def press() -> None:
         ready.wait(20)
         for _ in range(signals):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             time.sleep(0.1)
 
     presser = threading.Thread(target=press)

@@ -6,8 +6,15 @@ import sys
 from dataclasses import replace
 
 from launcher.command import (
-    ROOT, LaunchOptions, decide, environment, free_port, launch_command, launch_words, quoted,
-)  # fmt: skip
+    ROOT,
+    LaunchOptions,
+    decide,
+    environment,
+    free_port,
+    launch_command,
+    launch_words,
+    quoted,
+)
 from launcher.machine import Gpu, Machine
 
 CPU = Machine(cores=8)

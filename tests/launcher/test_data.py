@@ -10,16 +10,33 @@ from launcher.data import carried_files, document, prompt_problems, scan_picture
 from launcher.preflight import check_run
 from launcher.resolve import resolve
 
-CIVITAI = {"unetLR": 5e-4, "textEncoderLR": 5e-5, "minSnrGamma": 5, "targetSteps": 10, "numRepeats": 7, "resolution": 512,
-           "trainBatchSize": 2, "maxTrainEpochs": 2, "networkDim": 4, "networkAlpha": 2, "lrSchedulerNumCycles": 1}  # fmt: skip
+CIVITAI = {
+    "unetLR": 5e-4,
+    "textEncoderLR": 5e-5,
+    "minSnrGamma": 5,
+    "targetSteps": 10,
+    "numRepeats": 7,
+    "resolution": 512,
+    "trainBatchSize": 2,
+    "maxTrainEpochs": 2,
+    "networkDim": 4,
+    "networkAlpha": 2,
+    "lrSchedulerNumCycles": 1,
+}
 
 
 @pytest.fixture
 def civitai(tmp_path: Path, checkpoint):
     file = tmp_path / "c.json"
     file.write_text(json.dumps(CIVITAI))
-    sets = {"pretrained_model_name_or_path": str(checkpoint("sd15")), "output_dir": str(tmp_path / "out"), "output_name": "c",
-            "resolution": "64", "min_bucket_reso": "64", "max_bucket_reso": "64"}  # fmt: skip
+    sets = {
+        "pretrained_model_name_or_path": str(checkpoint("sd15")),
+        "output_dir": str(tmp_path / "out"),
+        "output_name": "c",
+        "resolution": "64",
+        "min_bucket_reso": "64",
+        "max_bucket_reso": "64",
+    }
     return lambda folder: resolve(str(file), {**sets, "train_data_dir": str(folder)})
 
 

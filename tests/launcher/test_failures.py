@@ -7,14 +7,21 @@ from launcher.failures import diagnose, last_error
 WRAPPED = ["subprocess.CalledProcessError: Command '['python']' returned non-zero exit status 3."]
 
 
-@pytest.mark.parametrize(("line", "cause", "advice"), [
-    ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", "the GPU's memory is full", "--vram"),
-    ("ModuleNotFoundError: No module named 'prodigyopt'", "ModuleNotFoundError", "pip install prodigyopt"),
-    ("RuntimeError: Error(s) in loading state_dict: size mismatch for x", "size mismatch", "network_dim"),
-    ("OSError: [Errno 28] No space left on device", "the disk is full", "output_dir"),
-    ("trainer.stopping.TrainingStopped: no known shape", "it ended with code 3", ""),
-    ("ValueError: strange", "ValueError: strange", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("line", "cause", "advice"),
+    [
+        (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+            "the GPU's memory is full",
+            "--vram",
+        ),
+        ("ModuleNotFoundError: No module named 'prodigyopt'", "ModuleNotFoundError", "pip install prodigyopt"),
+        ("RuntimeError: Error(s) in loading state_dict: size mismatch for x", "size mismatch", "network_dim"),
+        ("OSError: [Errno 28] No space left on device", "the disk is full", "output_dir"),
+        ("trainer.stopping.TrainingStopped: no known shape", "it ended with code 3", ""),
+        ("ValueError: strange", "ValueError: strange", ""),
+    ],
+)
 def test_causes(line, cause, advice) -> None:
     found = diagnose(["Traceback (most recent call last):", "  File", line, *WRAPPED], 3)
     assert cause in found.cause

@@ -21,10 +21,17 @@ def test_files_are_written_whole(tmp_path: Path, monkeypatch) -> None:
     assert (target.read_text(), [path.name for path in tmp_path.iterdir()]) == ('{\n  "a": 1\n}\n', ["a.json"])
 
 
-@pytest.mark.parametrize("text", [
-    '{"wandb_api_key": "0123456789", "x": 1}', "wandb_api_key = '0123456789'", "--wandb_api_key 0123456789 --seed 1",
-    "--huggingface_token=0123456789", "token hf_0123456789abcdefgh", '"huggingface_token":"0123456789"',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"wandb_api_key": "0123456789", "x": 1}',
+        "wandb_api_key = '0123456789'",
+        "--wandb_api_key 0123456789 --seed 1",
+        "--huggingface_token=0123456789",
+        "token hf_0123456789abcdefgh",
+        '"huggingface_token":"0123456789"',
+    ],
+)
 def test_secrets_are_blanked(text) -> None:
     assert "0123456789" not in without_secrets(text)
     assert "***" in without_secrets(text)

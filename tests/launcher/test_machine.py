@@ -14,15 +14,18 @@ def adapted(machine: Machine, **options) -> dict[str, object]:
     return {change.argument: change.after for change in changes}
 
 
-@pytest.mark.parametrize(("options", "changes"), [
-    ({"mixed_precision": "fp16", "full_fp16": True}, {"mixed_precision": "no", "full_fp16": False}),
-    ({"mixed_precision": "bf16", "full_bf16": True}, {}),
-    ({"xformers": True}, {"xformers": False, "sdpa": True}),
-    ({"fp8_base": True, "mixed_precision": "bf16"}, {"fp8_base": False}),
-    ({"optimizer_type": "AdamW8bit"}, {}),
-    ({"optimizer_type": "PagedAdamW8bit"}, {"optimizer_type": "AdamW8bit"}),
-    ({"optimizer_type": "pagedadamw"}, {"optimizer_type": "AdamW"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ({"mixed_precision": "fp16", "full_fp16": True}, {"mixed_precision": "no", "full_fp16": False}),
+        ({"mixed_precision": "bf16", "full_bf16": True}, {}),
+        ({"xformers": True}, {"xformers": False, "sdpa": True}),
+        ({"fp8_base": True, "mixed_precision": "bf16"}, {"fp8_base": False}),
+        ({"optimizer_type": "AdamW8bit"}, {}),
+        ({"optimizer_type": "PagedAdamW8bit"}, {"optimizer_type": "AdamW8bit"}),
+        ({"optimizer_type": "pagedadamw"}, {"optimizer_type": "AdamW"}),
+    ],
+)
 def test_without_a_gpu(options, changes) -> None:
     assert adapted(CPU, **options) == changes
 
@@ -34,7 +37,10 @@ def test_a_gpu_takes_everything() -> None:
 def test_without_packages() -> None:
     bare = Machine(gpus=GPU.gpus)
     assert adapted(bare, xformers=True, optimizer_type="AdamW8bit") == {
-        "xformers": False, "sdpa": True, "optimizer_type": "AdamW"}  # fmt: skip
+        "xformers": False,
+        "sdpa": True,
+        "optimizer_type": "AdamW",
+    }
     assert adapted(bare, optimizer_type="PagedLion8bit") == {"optimizer_type": "Lion"}
 
 
@@ -66,11 +72,14 @@ def test_the_driver_tells_names_and_memory(monkeypatch, tmp_path) -> None:
     assert _ask_driver() == [Gpu("Some Card", 8 * 2**30), Gpu("Other", None)]
 
 
-@pytest.mark.parametrize(("text", "build"), [
-    ("cuda: Optional[str] = '12.8'\nhip: Optional[str] = None", "cuda"),
-    ("cuda: Optional[str] = None\nhip: Optional[str] = None", "cpu"),
-    ("cuda: Optional[str] = None\nhip: Optional[str] = '6.2'", "rocm"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "build"),
+    [
+        ("cuda: Optional[str] = '12.8'\nhip: Optional[str] = None", "cuda"),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = None", "cpu"),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = '6.2'", "rocm"),
+    ],
+)
 def test_torchs_build_is_read_from_its_version_file(monkeypatch, tmp_path, text, build) -> None:
     (tmp_path / "version.py").write_text(text)
 

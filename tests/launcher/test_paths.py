@@ -8,8 +8,17 @@ from launcher import paths
 from launcher.resolve import resolve
 
 
-@pytest.mark.parametrize("path", ["C:\\Users\\me\\img", "D:/train", "\\\\server\\share", "/content/drive/img", "/kaggle/x",
-                                  "/home/nobody-of-here/img"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "C:\\Users\\me\\img",
+        "D:/train",
+        "\\\\server\\share",
+        "/content/drive/img",
+        "/kaggle/x",
+        "/home/nobody-of-here/img",
+    ],
+)
 def test_paths_of_other_machines(path) -> None:
     assert paths.foreign(path)
 
@@ -33,7 +42,10 @@ def test_every_foreign_path_is_named_with_its_fix(preset) -> None:
 
 
 def test_a_folder_named_on_the_command_line_is_never_foreign(preset) -> None:
-    assert codes(resolve(str(preset()), {"output_dir": "/brand-new-root/out"})) in ({}, {"--set output_dir": "not-writable"})
+    assert codes(resolve(str(preset()), {"output_dir": "/brand-new-root/out"})) in (
+        {},
+        {"--set output_dir": "not-writable"},
+    )
 
 
 def test_missing_inputs_are_named(preset, tmp_path: Path) -> None:
@@ -47,8 +59,17 @@ def test_an_output_folder_that_is_a_file(preset, tmp_path: Path) -> None:
     assert codes(resolve(str(preset(output_dir=str(tmp_path / "taken" / "below"))))) == {"output_dir": "not-writable"}
 
 
-@pytest.mark.parametrize("name", ["frog.safetensors", "frog-000003.safetensors", "frog-step00000010.safetensors", "frog-state/x",
-                                  "frog.run/log.jsonl", "frog.run/state-00000004/x"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "frog.safetensors",
+        "frog-000003.safetensors",
+        "frog-step00000010.safetensors",
+        "frog-state/x",
+        "frog.run/log.jsonl",
+        "frog.run/state-00000004/x",
+    ],
+)
 def test_results_of_an_earlier_run_are_seen(preset, tmp_path: Path, name) -> None:
     result = tmp_path / "out" / name
     result.parent.mkdir(parents=True)
@@ -59,7 +80,9 @@ def test_results_of_an_earlier_run_are_seen(preset, tmp_path: Path, name) -> Non
     assert paths.overwrite_problem(resolve(str(preset()), {"overwrite": "true"})) is None
 
 
-@pytest.mark.parametrize("name", ["frogs.safetensors", "frog_20260101-000000.json", "frog-v1.safetensors", "frog.run/run.json"])
+@pytest.mark.parametrize(
+    "name", ["frogs.safetensors", "frog_20260101-000000.json", "frog-v1.safetensors", "frog.run/run.json"]
+)
 def test_other_files_are_no_results(preset, tmp_path: Path, name) -> None:
     other = tmp_path / "out" / name
     other.parent.mkdir(parents=True)

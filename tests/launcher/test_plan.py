@@ -9,8 +9,19 @@ from launcher.machine import Gpu, Machine, this_machine
 from launcher.plan import make_plan
 from launcher.resolve import resolve
 
-KEYS = {"family", "arguments", "command", "accelerate", "dataset", "steps", "learning_rate", "disk_bytes", "memory",
-        "adapted", "problems"}  # fmt: skip
+KEYS = {
+    "family",
+    "arguments",
+    "command",
+    "accelerate",
+    "dataset",
+    "steps",
+    "learning_rate",
+    "disk_bytes",
+    "memory",
+    "adapted",
+    "problems",
+}
 
 
 def plan_of(kohyakit, *words) -> dict:
@@ -44,7 +55,10 @@ def test_steps_saves_and_curve(kohyakit, preset) -> None:
     document = plan_of(kohyakit, preset())
     steps = document["steps"]
     assert (steps["batches_per_epoch"], steps["epochs"], steps["total"], steps["warmup"]) == (6, 2, 12, 0)
-    assert [(save["step"], save["file"]) for save in steps["saves"]] == [(6, "frog-000001.safetensors"), (12, "frog.safetensors")]
+    assert [(save["step"], save["file"]) for save in steps["saves"]] == [
+        (6, "frog-000001.safetensors"),
+        (12, "frog.safetensors"),
+    ]
     assert document["learning_rate"][0] == [0, 1e-4]
     assert document["learning_rate"][-1][0] == 12
 

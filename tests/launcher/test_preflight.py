@@ -21,8 +21,14 @@ def test_a_good_file_has_no_errors(preset) -> None:
 
 
 def test_all_errors_come_at_once_and_nothing_is_written(preset, tmp_path: Path, files) -> None:
-    file = preset(pretrained_model_name_or_path="/content/m.safetensors", train_data_dir="D:\\img", output_dir="",
-                  lr_warmup_steps=10, min_timestep=900, max_timestep=100)  # fmt: skip
+    file = preset(
+        pretrained_model_name_or_path="/content/m.safetensors",
+        train_data_dir="D:\\img",
+        output_dir="",
+        lr_warmup_steps=10,
+        min_timestep=900,
+        max_timestep=100,
+    )
     before = files(tmp_path)
     found = set(codes(check_run(resolve(str(file)))))
     assert {"foreign-path", "missing-option", "timestep-range"} <= found
@@ -44,8 +50,10 @@ def test_the_fix_of_a_mismatch_mends_it(preset, checkpoint) -> None:
 
 def test_an_sd_scripts_file_takes_the_family_of_its_checkpoint(checkpoint, photos, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
-    file.write_text(f'pretrained_model_name_or_path = "{checkpoint("sdxl")}"\ntrain_data_dir = "{photos}"\n'
-                    f'output_dir = "{tmp_path}/out"\nresolution = "64"\ncaption_extension = ".txt"\n')  # fmt: skip
+    file.write_text(
+        f'pretrained_model_name_or_path = "{checkpoint("sdxl")}"\ntrain_data_dir = "{photos}"\n'
+        f'output_dir = "{tmp_path}/out"\nresolution = "64"\ncaption_extension = ".txt"\n'
+    )
     checked = check_run(resolve(str(file)))
     assert (checked.family, codes(checked)) == ("sdxl", [])
 
@@ -82,7 +90,10 @@ def test_a_hub_id_is_found_where_it_was_downloaded(preset, tmp_path: Path, monke
 def test_rank_and_alpha_must_be_those_of_the_weights(preset, lora) -> None:
     checked = check_run(resolve(str(preset(network_weights=str(lora(rank=8, alpha=8))))))
     assert codes(checked) == ["rank-mismatch", "rank-mismatch"]
-    assert [problem.fix.split(",")[0] for problem in errors(checked.problems)] == ["--set network_dim=8", "--set network_alpha=8"]
+    assert [problem.fix.split(",")[0] for problem in errors(checked.problems)] == [
+        "--set network_dim=8",
+        "--set network_alpha=8",
+    ]
     fitting = preset(network_weights=str(lora(rank=8, alpha=8)), network_dim=8, network_alpha=8)
     assert codes(check_run(resolve(str(fitting)))) == []
 
@@ -103,9 +114,14 @@ def test_steps_are_counted_as_the_form_does(preset) -> None:
     assert resolved.argument_table()["max_train_steps"]["origin"] == "computed"
 
 
-@pytest.mark.parametrize(("changes", "steps"), [
-    ({"gradient_accumulation_steps": 4}, 3), ({"epoch": 1}, 6), ({"max_train_steps": 7}, 7),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"gradient_accumulation_steps": 4}, 3),
+        ({"epoch": 1}, 6),
+        ({"max_train_steps": 7}, 7),
+    ],
+)
 def test_steps_of_the_form_in_other_cases(preset, changes, steps) -> None:
     assert check_run(resolve(str(preset(**changes)))).resolved.config.max_train_steps == steps
 
@@ -126,7 +142,9 @@ def test_rewrites_are_said_and_reach_the_fates(preset) -> None:
 
 
 def test_validate_needs_neither_model_nor_pictures(preset) -> None:
-    file = preset(pretrained_model_name_or_path="C:\\models\\m.safetensors", train_data_dir="/content/img", output_dir="")
+    file = preset(
+        pretrained_model_name_or_path="C:\\models\\m.safetensors", train_data_dir="/content/img", output_dir=""
+    )
     checked = check_file(resolve(str(file)))
     assert checked.ok
     warned = {problem.key: problem.code for problem in checked.problems if problem.severity == "warning"}
@@ -137,7 +155,11 @@ def test_validate_needs_neither_model_nor_pictures(preset) -> None:
 def test_what_this_machine_cannot_do_is_replaced_and_said(preset) -> None:
     checked = check_run(resolve(str(preset(mixed_precision="fp16", xformers="xformers"))), Machine())
     assert {change.argument for change in checked.adapted} == {"mixed_precision", "xformers", "sdpa"}
-    assert checked.resolved.argument_table()["mixed_precision"] == {"value": "no", "origin": "adapted", "from": "mixed_precision"}
+    assert checked.resolved.argument_table()["mixed_precision"] == {
+        "value": "no",
+        "origin": "adapted",
+        "from": "mixed_precision",
+    }
 
 
 def test_bad_prompts_are_found_before_the_run(preset, tmp_path: Path) -> None:

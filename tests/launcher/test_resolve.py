@@ -79,8 +79,11 @@ def test_epochs_that_are_set_stop_the_forms_own_count(preset) -> None:
 
 def test_all_bad_values_are_collected_with_their_places() -> None:
     draft = Draft("sd-scripts", "a.toml", lines={"network_dim": 3})
-    draft.arguments = {"network_dim": Setting("x", "file", "network_dim"), "seed": Setting("y", "--set"),
-                       "network_alpha": Setting(2, "file", "network_alpha")}  # fmt: skip
+    draft.arguments = {
+        "network_dim": Setting("x", "file", "network_dim"),
+        "seed": Setting("y", "--set"),
+        "network_alpha": Setting(2, "file", "network_alpha"),
+    }
     found = settle(draft)
     assert [(problem.key, problem.line) for problem in found.problems] == [("network_dim", 3), ("--set seed", None)]
     assert found.config.network_alpha == 2

@@ -22,7 +22,9 @@ Start = Callable[..., int]
 def pipeline(models: Models) -> Any:
     """The stock diffusers pipeline around our modules."""
     # steps_offset as the published models have it
-    scheduler = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+    )
     parts: dict[str, Any] = {"vae": models.vae, "unet": models.unet, "scheduler": scheduler}
     parts |= {"text_encoder": models.text_encoders[0], "tokenizer": models.tokenizers[0]}
     if len(models.text_encoders) == 1:

@@ -57,7 +57,8 @@ def test_a_run_leaves_lora_copies_log_and_config(start: Start, tmp_path: Path) -
 def test_text_encoder_and_unet_both_learn(start: Start, tmp_path: Path) -> None:
     assert start(text_encoder_lr=[1e-3]) == 0
     found = weights(tmp_path / "out")
-    assert moved(found, "lora_te_") and moved(found, "lora_unet_")
+    assert moved(found, "lora_te_")
+    assert moved(found, "lora_unet_")
 
 
 def test_sdxl_learns_in_both_text_encoders(start: Start, tmp_path: Path) -> None:
@@ -82,7 +83,8 @@ def test_the_header_says_what_was_trained(start: Start, tmp_path: Path) -> None:
     assert start(max_train_steps=2, optimizer_type="AdamW8bit", min_snr_gamma=5) == 0
     with safe_open(tmp_path / "out" / "n0m3.safetensors", "pt") as file:
         header = file.metadata()
-    assert header["ss_steps"] == "2" and header["ss_network_dim"] == "4" and header["ss_min_snr_gamma"] == "5.0"
+    wanted = {"ss_steps": "2", "ss_network_dim": "4", "ss_min_snr_gamma": "5.0"}
+    assert {name: header[name] for name in wanted} == wanted
     assert header["ss_optimizer"] == "bitsandbytes.optim.adamw.AdamW8bit"
     assert json.loads(header["kohyakit_config"])["network_dim"] == 4
 
@@ -130,14 +132,16 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(
 ) -> None:
     batch_loss = loop.Run.batch_loss
     monkeypatch.setattr(
-        loop.Run, "batch_loss", lambda run, batch: batch_loss(run, batch) * (torch.nan if run.at.step == 2 else 1)
+        loop.Run, "batch_loss", lambda run, *rest: batch_loss(run, *rest) * (torch.nan if run.at.step == 2 else 1)
     )
     assert start() == 3
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out", "n0m3-step00000002").values())
     assert "step 3: the loss is nan" in capsys.readouterr().err
 
 
-def test_existing_results_are_refused_unless_told(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_results_are_refused_unless_told(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert start(max_train_steps=1) == 0
     first = (tmp_path / "out" / "n0m3.safetensors").read_bytes()
     assert start(max_train_steps=1) == 1
@@ -147,12 +151,18 @@ def test_existing_results_are_refused_unless_told(start: Start, tmp_path: Path, 
 
 def test_previews_do_not_change_the_training(start: Start, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("n0m3 --w 64 --h 64 --s 2 --d 1\n(big:1.3) n0m3 --w 64 --h 64 --s 2 --ss euler_a\n", encoding="utf-8")
+    prompts.write_text(
+        "n0m3 --w 64 --h 64 --s 2 --d 1\n(big:1.3) n0m3 --w 64 --h 64 --s 2 --ss euler_a\n", encoding="utf-8"
+    )
     assert start(output_dir=tmp_path / "plain") == 0
-    assert start(output_dir=tmp_path / "shown", sample_prompts=prompts, sample_every_n_steps=2, sample_at_first=True) == 0
+    assert (
+        start(output_dir=tmp_path / "shown", sample_prompts=prompts, sample_every_n_steps=2, sample_at_first=True) == 0
+    )
     assert equal(weights(tmp_path / "plain"), weights(tmp_path / "shown"))
     names = sorted(path.name for path in (tmp_path / "shown" / "sample").iterdir())
-    assert len(names) == 6 and names[0].startswith("n0m3_000002_00_") and names[-1].startswith("n0m3_e000000_01_")
+    assert len(names) == 6
+    assert names[0].startswith("n0m3_000002_00_")
+    assert names[-1].startswith("n0m3_e000000_01_")
 
 
 def test_continuing_from_weights_starts_where_they_stood(start: Start, tmp_path: Path) -> None:
@@ -183,3 +193,17 @@ def test_initial_step_counts_on_and_shortens_the_run(start: Start, tmp_path: Pat
     assert start(max_train_steps=6, initial_step=4) == 0
     lines = (tmp_path / "out" / "n0m3.run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [5, 6]
+
+
+def test_fp16_on_a_cpu_is_adapted_and_said(start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start(mixed_precision="fp16", max_train_steps=1) == 0
+    assert "adapted: mixed_precision: fp16 -> no" in capsys.readouterr().out
+
+
+def test_the_console_can_be_kept_in_a_file_and_quiet(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "console.txt"
+    assert start(max_train_steps=1, console_log_file=kept, console_log_level="WARNING") == 0
+    assert "step 1/1" in kept.read_text(encoding="utf-8")
+    assert "step 1/1" not in capsys.readouterr().out

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from launcher.compare import compare
+from launcher.convert import TARGETS, convert
+from launcher.resolve import resolve
+from launcher.snapshot import MARK
+
+
+@pytest.mark.parametrize("target", ["kohya-gui", "sd-scripts", "args", "snapshot"])
+def test_there_and_back_trains_the_same(preset, tmp_path: Path, target) -> None:
+    one = resolve(
+        str(
+            preset(
+                noise_offset=0.05,
+                max_train_steps=20,
+                min_snr_gamma=5,
+                keep_tokens=1,
+                flip_aug=True,
+                optimizer="AdamW8bit",
+                optimizer_args="weight_decay=0.1",
+                lr_scheduler="cosine",
+                lr_warmup=10,
+            )
+        )
+    )
+    out = tmp_path / "out.x"
+    found = convert(one, target, beside=out)
+    assert found.lost == []
+    out.write_text(found.text)
+    assert compare(one, resolve(str(out)))[0] == []
+
+
+@pytest.mark.parametrize("name", ["sd15-character", "sd15-style", "sdxl-character", "sdxl-8gb"])
+def test_shipped_presets_survive_the_form(tmp_path: Path, name) -> None:
+    one = resolve(name)
+    (tmp_path / "x.json").write_text(convert(one, "kohya-gui").text)
+    assert compare(one, resolve(str(tmp_path / "x.json")))[0] == []
+
+
+def test_what_the_target_cannot_say_is_listed(kohyakit, preset) -> None:
+    found = kohyakit("convert", preset(max_train_epochs=3, network_dropout=0.1), "--to", "civitai", "--json")
+    document = json.loads(found.stdout)
+    assert any(entry.startswith("network_dropout = 0.1") for entry in document["lost"])
+    assert "lost: network_dropout" in found.stderr
+    assert json.loads(document["text"])["networkDim"] == 4
+
+
+def test_steps_are_counted_where_the_pictures_are(preset) -> None:
+    assert tomllib.loads(convert(resolve(str(preset())), "sd-scripts").text)["max_train_steps"] == 12
+
+
+def test_steps_that_cannot_be_counted_are_lost_and_said(preset) -> None:
+    found = convert(resolve(str(preset(train_data_dir="/content/img"))), "sd-scripts")
+    assert any(entry.startswith("epoch = 2") for entry in found.lost)
+
+
+def test_prompts_become_a_file_beside(kohyakit, preset, tmp_path: Path) -> None:
+    out = tmp_path / "run.toml"
+    found = kohyakit(
+        "convert", preset(sample_prompts="a frog", sample_every_n_epochs=1), "--to", "sd-scripts", "-o", out
+    )
+    assert found.exit_code == 0, found.output
+    assert (tmp_path / "run-prompts.txt").read_text() == "a frog\n"
+    assert tomllib.loads(out.read_text())["sample_prompts"] == str(tmp_path / "run-prompts.txt")
+
+
+def test_data_becomes_a_file_beside(kohyakit, photos: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "c.json", tmp_path / "run.toml"
+    source.write_text(
+        json.dumps(
+            {
+                "unetLR": 1e-4,
+                "textEncoderLR": 5e-5,
+                "minSnrGamma": 5,
+                "targetSteps": 9,
+                "numRepeats": 7,
+                "maxTrainEpochs": 2,
+                "trainBatchSize": 1,
+                "networkDim": 4,
+                "networkAlpha": 2,
+            }
+        )
+    )
+    kohyakit("convert", source, "--to", "sd-scripts", "-o", out, "--set", f"train_data_dir={photos / '3_frog'}")
+    data = tomllib.loads((tmp_path / "run-dataset.toml").read_text())
+    assert data["datasets"][0]["subsets"][0]["num_repeats"] == 7
+    assert "train_data_dir" not in tomllib.loads(out.read_text())
+
+
+def test_a_snapshot_says_what_it_is(preset, tmp_path: Path) -> None:
+    document = json.loads(convert(resolve(str(preset())), "snapshot").text)
+    assert document[MARK]["format"] == "kohya-gui"
+
+
+def test_nothing_is_overwritten_unasked(kohyakit, preset, tmp_path: Path) -> None:
+    out = tmp_path / "x.toml"
+    out.write_text("mine")
+    assert kohyakit("convert", preset(), "--to", "sd-scripts", "-o", out).exit_code == 1
+    assert out.read_text() == "mine"
+    assert kohyakit("convert", preset(), "--to", "sd-scripts", "-o", out, "--overwrite").exit_code == 0
+
+
+def test_without_a_file_the_text_alone_is_on_stdout(kohyakit, preset) -> None:
+    assert (
+        tomllib.loads(kohyakit("convert", preset(max_train_steps=5), "--to", "sd-scripts").stdout)["max_train_steps"]
+        == 5
+    )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_secrets_are_never_written(preset, target) -> None:
+    found = convert(resolve(str(preset(wandb_api_key="0" * 40, max_train_steps=5))), target)
+    assert "0" * 40 not in found.text
+    assert any("secrets" in entry for entry in found.lost)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher import run
+from launcher.machine import this_machine
+from launcher.plan import make_plan
+from launcher.resolve import resolve
+from schemas import read
+from schemas.problems import ConfigError
+
+
+def test_a_run_leaves_its_folder_and_its_snapshot(kohyakit, preset, trainer, tmp_path: Path) -> None:
+    assert kohyakit("launch", preset(sample_prompts="a frog")).exit_code == 0
+    folder = tmp_path / "out" / "frog.run"
+    assert {"config.toml", "source.json", "run.json", "prompt.txt"} <= {path.name for path in folder.iterdir()}
+    config, _ = read(folder / "config.toml")
+    assert (config.max_train_steps, config.network_dim, config.sample_prompts) == (12, 4, str(folder / "prompt.txt"))
+    (snapshot,) = (tmp_path / "out").glob("frog_????????-??????.json")
+    assert json.loads(snapshot.read_text())["network_dim"] == 4
+
+
+def test_the_snapshot_trains_the_same(kohyakit, preset, trainer, tmp_path: Path) -> None:
+    file = preset(sample_prompts="a frog", sample_every_n_epochs=1, noise_offset=0.05)
+    kohyakit("launch", file)
+    (snapshot,) = (tmp_path / "out").glob("frog_*.json")
+    found = json.loads(kohyakit("diff", file, snapshot, "--json").stdout)
+    # the steps, computed for the form's file, are a number in the snapshot
+    assert [entry["argument"] for entry in found["differences"]] == ["max_train_steps"]
+    assert json.loads(kohyakit("validate", snapshot, "--json").stdout)["files"][0]["format"] == "snapshot"
+
+
+def test_the_record_names_origins_versions_and_starts(kohyakit, preset, trainer, tmp_path: Path) -> None:
+    kohyakit("launch", preset(mixed_precision="fp16"), "--set", "network_alpha=1")
+    record = json.loads((tmp_path / "out" / "frog.run" / "run.json").read_text())
+    assert record["origins"]["network_alpha"]["origin"] == "--set"
+    assert record["adapted"][0]["argument"] == "mixed_precision"
+    assert {"python", "torch"} <= set(record["versions"])
+    assert record["dataset"]["images"] == 4
+    assert len(record["model"]["fingerprint"]) == 64
+    (start,) = record["starts"]
+    assert (start["exit"], start["last_step"], start["mode"]) == (0, 12, "launch")
+
+
+def test_the_source_is_kept_byte_for_byte_without_secrets(kohyakit, preset, trainer, tmp_path: Path) -> None:
+    file = preset(wandb_api_key="0" * 40, training_comment="grün")
+    kohyakit("launch", file)
+    kept = (tmp_path / "out" / "frog.run" / "source.json").read_bytes()
+    assert kept == file.read_bytes().replace(b"0" * 40, b"***")
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert b"0" * 40 not in everything
+
+
+def test_secrets_reach_the_trainer_by_its_environment(kohyakit, preset, trainer) -> None:
+    kohyakit("launch", preset(), "--set", "wandb_api_key=abc")
+    (_, environment) = trainer.starts[0]
+    assert environment["WANDB_API_KEY"] == "abc"
+    assert environment["KOHYAKIT_LAUNCHED"] == "1"
+
+
+def test_a_missing_seed_is_drawn_and_kept(kohyakit, preset, trainer, tmp_path: Path) -> None:
+    kohyakit("launch", preset(seed=""))
+    assert read(tmp_path / "out" / "frog.run" / "config.toml")[0].seed is not None
+
+
+def test_input_errors_write_nothing(kohyakit, preset, trainer, tmp_path: Path, files) -> None:
+    file = preset(train_data_dir="/content/img", output_dir=str(tmp_path / "new" / "out"))
+    before = files(tmp_path)
+    found = kohyakit("launch", file)
+    assert (found.exit_code, files(tmp_path), trainer.starts) == (1, before, [])
+    assert not (tmp_path / "new").exists()
+
+
+def test_earlier_results_are_kept_until_told(kohyakit, preset, trainer, tmp_path: Path) -> None:
+    assert kohyakit("launch", preset()).exit_code == 0
+    refused = kohyakit("launch", preset())
+    assert (refused.exit_code, len(trainer.starts)) == (1, 1)
+    assert "frog.safetensors" in refused.stderr
+    (tmp_path / "out" / "frog.run" / "state-00000004").mkdir()
+    assert kohyakit("launch", preset(), "--overwrite").exit_code == 0
+    assert not (tmp_path / "out" / "frog.run" / "state-00000004").exists()
+    assert len(json.loads((tmp_path / "out" / "frog.run" / "run.json").read_text())["starts"]) == 1
+
+
+def test_print_command_writes_nothing(kohyakit, preset, trainer, tmp_path: Path, files) -> None:
+    file = preset()
+    before = files(tmp_path)
+    found = kohyakit("launch", file, "--print-command", "--processes", "2")
+    assert (found.exit_code, files(tmp_path), trainer.starts) == (0, before, [])
+    assert "--num_processes 2" in found.stdout
+    assert found.stdout.count("\n") == 1
+
+
+def test_a_failure_names_cause_advice_and_what_was_saved(kohyakit, preset, trainer) -> None:
+    trainer.code, trainer.lines, trainer.steps = 3, ("torch.OutOfMemoryError: CUDA out of memory.",), 5
+    trainer.leaves = ("frog-000001.safetensors",)
+    found = kohyakit("launch", preset())
+    assert found.exit_code == 3
+    assert "failed at step 5 of 12: the GPU's memory is full" in found.stderr
+    assert "frog-000001.safetensors" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "lines", "steps", "ends"),
+    [
+        (130, (), 5, 130),
+        (1, ("error: x",), 0, 1),
+        (1, ("ImportError: y",), 0, 3),
+        (1, (), 4, 3),
+        (-9, (), 4, 3),
+    ],
+)
+def test_exit_codes(kohyakit, preset, trainer, code, lines, steps, ends, tmp_path: Path) -> None:
+    trainer.code, trainer.lines, trainer.steps, trainer.leaves = code, lines, steps, ()
+    assert kohyakit("launch", preset()).exit_code == ends
+    assert json.loads((tmp_path / "out" / "frog.run" / "run.json").read_text())["starts"][0]["exit"] == ends
+
+
+def test_one_document_for_scripts(kohyakit, preset, trainer) -> None:
+    found = kohyakit("launch", preset(), "--json")
+    document = json.loads(found.stdout)
+    assert (document["ok"], document["exit"], document["last_step"]) == (True, 0, 12)
+    assert document["saved"][0].endswith("frog.safetensors")
+
+
+def test_a_folder_that_cannot_be_written_is_refused(preset, trainer, monkeypatch) -> None:
+    plan = make_plan(resolve(str(preset())), this_machine())
+
+    def read_only(*words, **options) -> None:
+        raise OSError(30, os.strerror(30))
+
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", read_only)
+    with pytest.raises(ConfigError, match="Read-only"):
+        run.launch(plan, write=print, say=print)
+    assert trainer.starts == []
+
+
+def test_strict_refuses_to_adapt(kohyakit, preset, trainer) -> None:
+    assert kohyakit("launch", preset(mixed_precision="fp16"), "--strict").exit_code == 1
+    assert trainer.starts == []
+
+
+def test_older_results_are_not_claimed(kohyakit, preset, trainer, tmp_path: Path) -> None:
+    kohyakit("launch", preset())
+    old = tmp_path / "out" / "frog-000009.safetensors"
+    old.write_text("")
+    os.utime(old, (time.time() - 1000,) * 2)
+    document = json.loads(kohyakit("launch", preset(), "--overwrite", "--json").stdout)
+    assert [Path(path).name for path in document["saved"]] == ["frog.safetensors"]

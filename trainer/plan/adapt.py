@@ -1,0 +1,64 @@
+"""What a machine cannot do, and what is used instead; said before the run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+from schemas.config import TrainConfig
+
+WITHOUT_8BIT = {"adamw8bit": "AdamW", "lion8bit": "Lion", "sgdnesterov8bit": "SGDNesterov"}
+WITHOUT_PAGING = {
+    "pagedadamw8bit": "AdamW8bit",
+    "pagedadamw": "AdamW",
+    "pagedadamw32bit": "AdamW",
+    "pagedlion8bit": "Lion8bit",
+}
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """One argument that this machine cannot honour, and what is used instead."""
+
+    argument: str
+    before: Any
+    after: Any
+    why: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry of `plan --json`."""
+        return {"argument": self.argument, "from": self.before, "to": self.after, "why": self.why}
+
+
+def adapt_to(config: TrainConfig, *, gpu: bool, packages: Collection[str]) -> tuple[TrainConfig, list[Adapted]]:
+    """The config as a machine with or without a GPU and with these packages can run it, and every change made."""
+    changes: list[Adapted] = []
+
+    def use(argument: str, value: Any, why: str) -> None:
+        nonlocal config
+        before = getattr(config, argument)
+        if before != value:
+            changes.append(Adapted(argument, before, value, why))
+            config = replace(config, **{argument: value})
+
+    if not gpu:
+        if config.mixed_precision == "fp16":
+            use("mixed_precision", "no", "fp16 needs a GPU; on this CPU 32 bit is used")
+        use("full_fp16", False, "fp16 gradients need a GPU")
+        use("fp8_base", False, "8-bit floats need a GPU")
+        use("fp8_base_unet", False, "8-bit floats need a GPU")
+        use("cpu_offload_checkpointing", False, "there is no GPU memory to relieve")
+        plain = WITHOUT_PAGING.get(config.optimizer_type.lower())
+        if plain:
+            use("optimizer_type", plain, "paged optimizers need a GPU; the same optimizer without paging")
+    if config.xformers and (not gpu or "xformers" not in packages):
+        missing = "needs a GPU" if "xformers" in packages else "is not installed"
+        use("xformers", False, f"xformers {missing}")
+        use("sdpa", True, f"xformers {missing}; PyTorch's own attention computes the same")
+    if "bitsandbytes" not in packages:
+        base = WITHOUT_PAGING.get(config.optimizer_type.lower(), config.optimizer_type)
+        plain = WITHOUT_8BIT.get(base.lower())
+        if plain:
+            use("optimizer_type", plain, "bitsandbytes is not installed; the same optimizer in 32 bit")
+    return config, changes
