@@ -5,12 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,8 @@ class Finished:
 class LineFilter:
     """Passes bytes on at once, but holds tracebacks back until their last line says whose they are.
 
-    `accelerate launch` ends with a traceback of its own whenever the trainer's exit code is not 0; that one is dropped.
+    Whenever the trainer's exit code is not 0, `accelerate launch` ends with a traceback of its own, and with a report
+    if there are several processes; these are dropped.
     """
 
     def __init__(self, write: Callable[[bytes], Any]) -> None:
@@ -41,6 +42,7 @@ class LineFilter:
         self._rest = b""  # a line that has no end yet, of which `_shown` bytes are written
         self._shown = 0
         self._held: list[bytes] = []
+        self._rules = 0  # lines of === still to come that close the distributed starter's own report
 
     def feed(self, data: bytes) -> None:
         """Takes what was read; a lone carriage return ends a line too (progress bars)."""
@@ -48,7 +50,7 @@ class LineFilter:
         self._rest = pieces.pop() if pieces and not pieces[-1].endswith((b"\n", b"\r")) else b""
         for line in pieces:
             self._take(line)
-        if not self._held and self._rest[:9] != TRACEBACK[: len(self._rest[:9])]:
+        if not self._held and not self._rules and self._rest[:9] != TRACEBACK[: len(self._rest[:9])]:
             self.write(self._rest[self._shown :])
             self._shown = len(self._rest)
 
@@ -64,7 +66,9 @@ class LineFilter:
         if text:
             self.lines.append(text)
         fresh, self._shown = line[self._shown :], 0
-        if line.startswith(TRACEBACK):
+        if self._rules:
+            self._rules -= text.startswith("=====")
+        elif line.startswith(TRACEBACK):
             self.write(b"".join(self._held))
             self._held = [line]
         elif not self._held:
@@ -72,7 +76,9 @@ class LineFilter:
         else:
             self._held.append(line)
             if not line.startswith((b" ", b"\r", b"\n")):
-                if not re.match(r"(subprocess\.)?CalledProcessError: Command ", text):
+                if re.match(r"[\w.]*ChildFailedError:", text):
+                    self._rules = 2
+                elif not re.match(r"[\w.]*CalledProcessError: Command ", text):
                     self.write(b"".join(self._held))
                 self._held = []
 
@@ -85,27 +91,40 @@ def run_child(
     The first SIGINT or SIGTERM is passed to the trainer, which finishes its step and saves; the second kills.
     """
     reader, writer = _output(terminal)
-    options: dict[str, Any] = (
+    own_group: dict[str, Any] = (
         {"start_new_session": True} if POSIX else {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
     )
-    child = subprocess.Popen(
-        words, env=dict(environment), stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, **options
-    )
-    os.close(writer)
     lines = LineFilter(write)
-    with _signals(child) as heard:
-        while True:
-            try:
-                data = os.read(reader, 65536)
-            except OSError:  # a pseudo-terminal ends with EIO
-                break
-            if not data:
-                break
+    with Signals() as signals:
+        child = subprocess.Popen(
+            words, env=dict(environment), stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, **own_group
+        )
+        os.close(writer)
+        signals.take(child)
+        for data in _pieces(reader, signals.wakeup):
             lines.feed(data)
         lines.close()
         os.close(reader)
         code = child.wait()
-    return Finished(exit_code(code, lines.lines, len(heard)), tuple(lines.lines), len(heard))
+    return Finished(exit_code(code, lines.lines, signals.heard), tuple(lines.lines), signals.heard)
+
+
+def _pieces(reader: int, wakeup: int) -> Iterator[bytes]:
+    """Output as it comes, until its last writer has closed it. A signal just before a read wakes it by `wakeup`."""
+    while True:
+        if POSIX:
+            ready, _, _ = select.select([reader, wakeup], [], [])
+            if wakeup in ready:
+                os.read(wakeup, 512)
+            if reader not in ready:
+                continue
+        try:
+            data = os.read(reader, 65536)
+        except OSError:  # a pseudo-terminal ends with EIO
+            return
+        if not data:
+            return
+        yield data
 
 
 def _output(terminal: bool) -> tuple[int, int]:
@@ -124,28 +143,48 @@ def _output(terminal: bool) -> tuple[int, int]:
     return os.pipe()
 
 
-@contextmanager
-def _signals(child: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    heard: list[int] = []
+class Signals:
+    """SIGINT and SIGTERM on their way to the child: the first is passed on, the second kills. Counted in `heard`."""
 
-    def hear(number: int, frame: object) -> None:
-        heard.append(number)
-        if len(heard) == 1:
-            _pass_on(child, number)
-        else:
-            _kill(child)
+    def __init__(self) -> None:
+        self.heard = 0
+        self.child: subprocess.Popen[bytes] | None = None
+        self.wakeup, self._bell = os.pipe()
+        os.set_blocking(self._bell, False)
+        self._kept: dict[int, Any] = {}
+        self._kept_bell = -1
 
-    kept = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
+    def __enter__(self) -> Signals:
         try:
-            kept[number] = signal.signal(number, hear)
-        except ValueError:  # not the main thread
-            break
-    try:
-        yield heard
-    finally:
-        for number, handler in kept.items():
+            self._kept_bell = signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._kept[number] = signal.signal(number, self._hear)
+        except ValueError:  # not the main thread: nobody sends it signals
+            pass
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._kept:
+            signal.set_wakeup_fd(self._kept_bell)
+        for number, handler in self._kept.items():
             signal.signal(number, handler)
+        os.close(self.wakeup)
+        os.close(self._bell)
+
+    def take(self, child: subprocess.Popen[bytes]) -> None:
+        """The child that signals go to, also one that came while it was being started."""
+        self.child = child
+        if self.heard:
+            _pass_on(child, signal.SIGINT)
+
+    def _hear(self, number: int, frame: object) -> None:
+        self.heard += 1
+        if self.child is None:
+            return
+        if self.heard == 1:
+            _pass_on(self.child, number)
+        else:
+            _kill(self.child)
 
 
 def _pass_on(child: subprocess.Popen[bytes], number: int) -> None:
@@ -170,7 +209,7 @@ def _children(pid: int) -> list[int]:
             found.append(int(file.split("/")[2]))
     if found or os.path.isdir("/proc/self"):
         return found
-    import psutil  # comes with accelerate
+    import psutil
 
     try:
         return [process.pid for process in psutil.Process(pid).children()]

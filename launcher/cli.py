@@ -97,8 +97,20 @@ def _shipped(module: str) -> bool:
     return (Path(__file__).parent.parent / (module.replace(".", "/") + ".py")).is_file()
 
 
+def _version(ctx: click.Context) -> None:
+    from importlib import metadata
+
+    try:
+        number = metadata.version("kohyakit")
+    except metadata.PackageNotFoundError:
+        number = "(a checkout that is not installed)"
+    click.echo(f"kohyakit {number}")
+    ctx.exit()
+
+
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="kohyakit", message="%(package)s %(version)s")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, help="Show the version and exit.",
+              callback=lambda ctx, option, given: _version(ctx) if given else None)  # fmt: skip
 def cli() -> None:
     """Train LoRAs for Stable Diffusion from any Kohya file."""
 

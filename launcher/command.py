@@ -123,6 +123,9 @@ def environment(launch: Accelerate, base: Mapping[str, str]) -> dict[str, str]:
     found["PYTHONSAFEPATH"] = "1"
     found.setdefault("OMP_NUM_THREADS", str(launch.threads))
     found.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if launch.cpu:
+        # Threads that spin while they wait stall each other for seconds on a machine that does anything else.
+        found.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     found["PYTHONUNBUFFERED"] = "1"
     if launch.cpu:
         found["ACCELERATE_USE_CPU"] = "true"

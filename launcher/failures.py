@@ -24,7 +24,7 @@ KNOWN: tuple[tuple[str, str | None, str], ...] = (
     ),
     (
         r"DefaultCPUAllocator: can't allocate|MemoryError|Cannot allocate memory|signal 9|SIGKILL",
-        "main memory is full",
+        "main memory is full, or the trainer was killed",
         "max_data_loader_n_workers=0, a smaller train_batch_size, or cache_latents_to_disk=true",
     ),
     (r"No space left on device", "the disk is full", "make room, or --set output_dir=FOLDER on another disk"),

@@ -1,17 +1,66 @@
-"""The JSON Schema of each format that is a document, made from the tables that its reader runs on."""
+"""The JSON Schema of each format that is a document, made from the tables that its reader runs on.
+
+`python -m launcher.json_schemas` writes them to schemas/*.schema.json, for editors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from launcher.formats.base import Draft
+from schemas.problems import Problem
+
+FOLDER = Path(__file__).resolve().parent.parent / "schemas"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
+MARK: dict[str, Any] = {"$schema": {"type": "string", "description": "Where an editor finds this schema."}}
 SIZE: dict[str, Any] = {
-    "oneOf": [
+    "anyOf": [
         {"type": "integer", "minimum": 1},
         {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2},
     ]
 }
+# Keys of a dataset file that no argument explains.
+DATASET_WORDS = {
+    "image_dir": "Folder of the pictures, without subfolders.",
+    "metadata_file": "JSON with captions and sizes by picture (fine-tuning form).",
+    "conditioning_data_dir": "Folder of control pictures (ControlNet form).",
+    "is_reg": "These are regularisation pictures.",
+    "alpha_mask": "Use the alpha channel as loss mask.",
+    "class_tokens": "Caption of pictures that have none.",
+    "cache_info": "Remember sizes and captions in the folder, for a faster start.",
+    "custom_attributes": "A table of your own; nothing reads it.",
+    "batch_size": "Pictures per step (train_batch_size).",
+    "num_repeats": "Times that each picture is seen per epoch.",
+    "network_multiplier": "Strength of the adapter while this dataset is trained.",
+    "subsets": "The folders of this dataset.",
+    "validation_seed": "Seed of the choice of validation pictures.",
+    "validation_split": "Share of the pictures that is kept for validation.",
+}
+CIVITAI_WORDS: dict[str, dict[str, Any]] = {
+    "engine": {"enum": ["kohya", "rapid", "flux2-dev", "flux2-dev-edit", "musubi", "ai-toolkit", "x-flux"],
+               "default": "kohya"},
+    "loraType": {"enum": ["lora"], "default": "lora"},
+    "numRepeats": {"type": "integer", "description": "Times that each picture is seen per epoch."},
+    "targetSteps": {"type": "integer", "description": "Computed: pictures x repeats x epochs / batch size."},
+    "resolution": {"type": "integer", "multipleOf": 64, "description": "Side of the square training size."},
+    "unetLR": {"type": "number", "description": "Learning rate of the U-Net."},
+    "textEncoderLR": {"type": "number", "description": "Learning rate of the text encoder; 0 trains the U-Net only."},
+    "optimizerType": {"type": "string", "examples": ["AdamW8Bit", "Adafactor", "Prodigy"]},
+    "optimizerArgs": {"type": "string", "examples": ["weight_decay=0.1"],
+                      "description": "Arguments of the optimizer; the site no longer shows them."},
+    "lrScheduler": {"enum": ["constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "linear"]},
+}  # fmt: skip
+CIVITAI_DEFAULTS: dict[str, Any] = {  # SD1.5; other bases differ
+    "unetLR": 5e-4, "textEncoderLR": 5e-5, "clipSkip": 1, "keepTokens": 0, "networkDim": 32, "networkAlpha": 16,
+    "resolution": 512, "lrScheduler": "cosine_with_restarts", "lrSchedulerNumCycles": 3, "minSnrGamma": 5,
+    "noiseOffset": 0.1, "enableBucket": True, "optimizerType": "AdamW8Bit", "maxTrainEpochs": 10,
+    "shuffleCaption": False, "trainBatchSize": 6, "flipAugmentation": False,
+}  # fmt: skip
 
 
 def kohya_gui() -> dict[str, Any]:
@@ -22,7 +71,7 @@ def kohya_gui() -> dict[str, Any]:
 
 
 def sd_scripts() -> dict[str, Any]:
-    """The training TOML, without sections."""
+    """The training TOML, flat or with sections."""
     from schemas.derive import json_schema
 
     return json_schema()
@@ -35,25 +84,25 @@ def dataset() -> dict[str, Any]:
     shared = _shapes({**SUBSET_KEYS, **{name: kind for keys in KIND_KEYS.values() for name, kind in keys.items()}})
     sizes = _shapes(DATASET_KEYS)
     own = _shapes({name: kind for keys in OWN_KEYS.values() for name, kind in keys.items()})
-    subset = {"type": "object", "properties": {**shared, **own}, "additionalProperties": False}
-    subsets = {"type": "array", "items": subset, "minItems": 1}
-    one = {"type": "object", "properties": {**shared, **sizes, "subsets": subsets}, "additionalProperties": False,
-           "required": ["subsets"]}  # fmt: skip
+    strict = {"type": "object", "additionalProperties": False}
+    subset = {**strict, "title": "one folder", "properties": {**shared, **own}}
+    subsets = {"type": "array", "items": subset, "minItems": 1, "description": DATASET_WORDS["subsets"]}
+    one = {**strict, "title": "one dataset: folders of one size and batch", "required": ["subsets"],
+           "properties": {**shared, **sizes, "subsets": subsets}}  # fmt: skip
+    general = {**strict, "title": "defaults for everything below", "properties": {**shared, **sizes}}
     return {
         "$schema": DRAFT,
         "title": "sd-scripts dataset_config",
-        "type": "object",
-        "properties": {
-            "general": {"type": "object", "properties": {**shared, **sizes}, "additionalProperties": False},
-            "datasets": {"type": "array", "items": one, "minItems": 1},
-        },
+        "description": "Looked up in a subset, then its dataset, then general, then the command line.",
+        **strict,
+        "properties": {**MARK, "general": general, "datasets": {"type": "array", "items": one, "minItems": 1}},
         "required": ["datasets"],
-        "additionalProperties": False,
     }
 
 
 def _shapes(keys: Mapping[str, str]) -> dict[str, Any]:
-    from trainer.dataset.document import FILTERS
+    from schemas.config import table
+    from trainer.dataset.document import ARGUMENTS, FILTERS
 
     number = {"type": "number"}
     shapes: dict[str, Any] = {
@@ -66,7 +115,13 @@ def _shapes(keys: Mapping[str, str]) -> dict[str, Any]:
         "filter": {"enum": list(FILTERS)},
         "resolution": SIZE,
     }
-    return {name: shapes[kind] for name, kind in sorted(keys.items())}
+    found = {}
+    for name, kind in sorted(keys.items()):
+        option = table().get(ARGUMENTS.get(name, name))
+        said = DATASET_WORDS.get(name) or (option.doc if option else name)
+        default = {"default": option.default} if option and option.default not in (None, ()) else {}
+        found[name] = {"title": name, "description": said, **shapes[kind], **default}
+    return found
 
 
 def civitai() -> dict[str, Any]:
@@ -75,15 +130,28 @@ def civitai() -> dict[str, Any]:
     from schemas.config import table
     from schemas.derive import JSON_TYPES
 
-    kinds = {"engine": "string", "numRepeats": "integer", "targetSteps": "integer", "resolution": "integer"}
     properties: dict[str, Any] = {}
     for key in ORDER:
         option = table().get(ARGUMENTS.get(key, ""))
-        shape: dict[str, Any] = {"type": kinds.get(key) or (JSON_TYPES[option.kind] if option else "string")}
+        shape: dict[str, Any] = {"title": key}
+        if option is not None:
+            shape |= {"description": option.doc, "type": JSON_TYPES[option.kind]}
+        shape |= CIVITAI_WORDS.get(key, {})
+        if "enum" in shape:
+            shape.pop("type", None)
         if key in RANGES:
             shape |= dict(zip(("minimum", "maximum"), RANGES[key], strict=True))
-        properties[key] = ({"description": option.doc} if option else {}) | shape
-    return {"$schema": DRAFT, "title": "CivitAI training parameters", "type": "object", "properties": properties}
+        if key in CIVITAI_DEFAULTS:
+            shape["default"] = CIVITAI_DEFAULTS[key]
+        properties[key] = shape
+    outer = {"params": {"$ref": "#", "description": "The same one level down, as in a dump of a model."}}
+    return {
+        "$schema": DRAFT,
+        "title": "CivitAI training parameters",
+        "description": "The Training Params panel of a model on the site (kohya engine). Defaults are those of SD1.5.",
+        "type": "object",
+        "properties": {**MARK, **properties, **outer},
+    }
 
 
 SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -93,3 +161,70 @@ SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
     "dataset": dataset,
     "civitai": civitai,
 }
+PUBLISHED = tuple(name for name in SCHEMAS if name != "snapshot")
+
+
+def text(name: str) -> str:
+    """The published file of one format."""
+    return json.dumps(SCHEMAS[name](), indent=1, ensure_ascii=False) + "\n"
+
+
+@functools.cache
+def _validator(name: str) -> Any:
+    import jsonschema
+
+    return jsonschema.Draft202012Validator(SCHEMAS[name]())
+
+
+def problems(draft: Draft, known: Iterable[Problem]) -> list[Problem]:
+    """What the schema of a draft's format has against the file, without what `known` says of the same key."""
+    if draft.document is None or draft.format not in SCHEMAS:
+        return []
+    told = {problem.key for problem in known}
+    if SCHEMAS[draft.format] is kohya_gui:
+        from launcher.formats.kohya_gui.schema import validate_document
+
+        found = validate_document(draft.document, draft.lines, file=draft.file)
+    else:
+        found = list(_faults(draft))
+    return [problem for problem in found if problem.key not in told]
+
+
+def _faults(draft: Draft) -> Iterator[Problem]:
+    """Schema faults as Problems; unknown and missing keys are left to the reader, which words them better."""
+    said: set[str] = set()
+    for fault in _validator(draft.format).iter_errors(draft.document):
+        path = ".".join(str(part) for part in fault.absolute_path)
+        if fault.validator in ("additionalProperties", "required", "minItems") or path in said:
+            continue
+        said.add(path)
+        place: dict[str, Any] = {"key": path, "file": draft.file, "line": draft.lines.get(path)}
+        must = _must(fault.validator, fault.validator_value)
+        yield Problem(code="bad-value", must=must, got=fault.instance, fix=f"correct {path}", **place)
+
+
+def _must(rule: str, wanted: Any) -> str:
+    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text",
+             "array": "a list", "object": "a table"}  # fmt: skip
+    if rule == "type":
+        kinds = [wanted] if isinstance(wanted, str) else list(wanted)
+        return "must be " + " or ".join(words.get(kind, kind) for kind in kinds)
+    if rule == "enum":
+        return "must be one of " + ", ".join(str(choice) for choice in wanted)
+    bounds = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "more than", "multipleOf": "a multiple of"}
+    if rule in bounds:
+        return f"must be {bounds[rule]} {wanted}"
+    return "must be a whole number or [width, height]" if wanted == SIZE["anyOf"] else "does not fit the format's schema"
+
+
+def main() -> int:
+    """Writes every published schema."""
+    for name in PUBLISHED:
+        path = FOLDER / f"{name}.schema.json"
+        path.write_text(text(name), encoding="utf-8")
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,6 +18,12 @@ ACCELERATE = (
 )  # fmt: skip
 
 
+LENGTHS = ("max_train_steps", "max_train_epochs")
+# Arguments that also decide what a form makes of its other keys: a --set of them is typed into the form too.
+SHAPING = (*LENGTHS, "lr_scheduler", "dataset_config")
+FORMS = ("kohya-gui", "snapshot")
+
+
 class UsageError(Exception):
     """The command line is wrong (exit 2)."""
 
@@ -108,10 +114,13 @@ def resolve(file: str, sets: Mapping[str, str] | None = None, *, format: str | N
     """
     from launcher import formats
 
+    if format is not None and format not in formats.FORMATS:
+        raise UsageError(f"--from {format}: must be one of {', '.join(formats.FORMATS)}")
     sets = dict(sets or {})
     path, origin = _find(file)
     overrides = {name: value for name, value in sets.items() if not _is_argument(name, value)}
-    draft = formats.read(path, {name: value for name, value in overrides.items() if name not in ACCELERATE}, format)
+    typed = {name: value for name, value in sets.items() if name in overrides or name in SHAPING}
+    draft = formats.read(path, {name: value for name, value in typed.items() if name not in ACCELERATE}, format)
     if origin == "preset":
         draft.arguments = {
             name: replace(value, origin="preset") if value.origin == "file" else value
@@ -138,8 +147,8 @@ def _find(file: str) -> tuple[str, Origin]:
 def _is_argument(name: str, value: str) -> bool:
     """Whether a --set word is about the argument of that name, and not about a key of the file's own dialect."""
     option = table().get(name)
-    if option is None:
-        return False
+    if option is None or (name in LENGTHS and value.strip() in ("0", "0.0")):
+        return False  # a length of 0 is a form's word for counting it from the pictures
     if option.kind is bool and value:
         try:
             read_value(option, value)
@@ -155,7 +164,9 @@ def _refuse_unknown(overrides: Mapping[str, str], draft: Draft) -> None:
         fate = draft.keys.get(name)
         if name in ACCELERATE:
             draft.accelerate[name] = value
-        elif name in table() and (fate is None or fate.status in ("unknown", "no-effect")):
+        elif name in LENGTHS and draft.format not in FORMS:
+            wrong.append(f"--set {name}={value}: must be at least 1 here; only a Kohya form counts the steps itself")
+        elif name in table() and name not in LENGTHS and (fate is None or fate.status in ("unknown", "no-effect")):
             wrong.append(f"--set {name}={value}: must be true or false")
         elif fate is None or fate.status == "unknown":
             guess = nearest(name, [other for other in known if other != name])
@@ -172,11 +183,11 @@ def settle(draft: Draft, sets: Mapping[str, str] | None = None) -> Resolved:
     settings = dict(draft.arguments)
     problems = list(draft.problems)
     for name, text in (sets or {}).items():
-        if not _is_argument(name, text):
+        if not _is_argument(name, text) or (text == "" and name in LENGTHS and draft.gui_steps is not None):
             continue
         before = settings.get(name)
         settings[name] = Setting(table()[name].default if text == "" else text, "--set", None)
-        if before is not None and before.key in draft.keys:
+        if before is not None and before.origin != "--set" and before.key in draft.keys:
             draft.keys[before.key] = Fate("no-effect", name, None, f"replaced by --set {name}")
     problems += _length(draft, settings)
     if settings.get("sample_prompts") and settings["sample_prompts"].origin == "--set":
@@ -185,6 +196,7 @@ def settle(draft: Draft, sets: Mapping[str, str] | None = None) -> Resolved:
         draft.datasets = None
     config, found = _config(settings)
     resolved = Resolved(draft, config, settings, (), dict(sets or {}))
+    found = [one for one in found if one.code != "unusual-spelling" or settings[one.key or ""].origin != "--set"]
     placed = tuple(problems) + tuple(resolved.placed(problem) for problem in found)
     return replace(resolved, problems=placed)
 

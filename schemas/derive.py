@@ -6,8 +6,23 @@ import argparse
 from typing import Any
 
 from schemas.config import Option, table
+from schemas.options import DeprecatedOptions
+from schemas.rules.optimizers import OPTIMIZERS
+from schemas.rules.schedule import SCHEDULERS, TORCH_SCHEDULERS
 
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+# Open lists: what editors offer where other text is allowed too.
+EXAMPLES: dict[str, list[Any]] = {
+    "optimizer_type": list(OPTIMIZERS),
+    "lr_scheduler": list(SCHEDULERS),
+    "lr_scheduler_type": list(TORCH_SCHEDULERS),
+    "network_module": ["networks.lora", "networks.lora_fa", "networks.dylora", "lycoris.kohya"],
+    "network_args": [["conv_dim=8", "conv_alpha=4"], ["algo=locon", "preset=full"]],
+    "optimizer_args": [["weight_decay=0.1", "betas=0.9,0.99"]],
+    "resolution": ["512,512", "768,768", "1024,1024"],
+    "caption_extension": [".txt", ".caption"],
+}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,13 +48,16 @@ def _help(option: Option) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """Draft 2020-12 schema of the trainer's flat config."""
+    """Draft 2020-12 schema of the trainer's config; as its reader does, it takes options in sections too."""
+    options = {name: property_schema(option) for name, option in table().items() if not option.kit}
+    section = {"type": "object", "properties": options, "additionalProperties": False}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "kohyakit training config (sd-scripts names)",
+        "title": "sd-scripts training config",
+        "description": "Arguments of the trainer under their long names. Sections mean nothing. Missing is the default.",
         "type": "object",
-        "additionalProperties": False,
-        "properties": {name: property_schema(option) for name, option in table().items()},
+        "properties": {"$schema": {"type": "string", "description": "Where an editor finds this schema."}, **options},
+        "additionalProperties": section,
     }
 
 
@@ -52,5 +70,13 @@ def property_schema(option: Option) -> dict[str, Any]:
     one |= {name: option.marks[mark] for mark, name in bounds.items() if mark in option.marks}
     schema: dict[str, Any] = {"type": "array", "items": one} if option.many else one
     default = list(option.default) if isinstance(option.default, tuple) else option.default
-    head = {"title": option.name, "description": option.doc}
-    return head | schema | ({} if default is None else {"default": default})
+    found = {"title": option.name, "description": option.doc, **schema}
+    if default is not None:
+        found["default"] = default
+    if option.name in EXAMPLES:
+        found["examples"] = EXAMPLES[option.name]
+    if option.secret:
+        found["writeOnly"] = True
+    if option.group is DeprecatedOptions:
+        found["deprecated"] = True
+    return found

@@ -140,6 +140,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         lines.append(f"  {'':<10} {form['default'] if form['default'] not in (None, '') else 'unset'} (Kohya GUI)")
         if form["meaning"] and form["meaning"] != facts.get("meaning"):
             lines.append(f"  {'Kohya GUI':<10} {form['meaning']}")
+        ages = [f"{word} {form[name]}" for name, word in (("since", "since"), ("retired", "retired in")) if form[name]]
+        if ages:
+            lines.append(f"  {'in the GUI':<10} {', '.join(ages)}")
         if form["renamed_to"]:
             lines.append(f"  {'today':<10} {form['renamed_to']}")
     for name, names in facts["names"].items():

@@ -50,7 +50,7 @@ class Draft:
     `arguments` hold sd-scripts names; a name that is absent has the trainer's default. `accelerate` holds the launch
     words by option name without dashes (`num_processes`, ...). `prompts` is prompt text that the file carries itself.
     `datasets` is a dataset_config document where the format describes data itself. `carry` keeps what only the
-    format's own writer needs.
+    format's own writer needs. `document` is the parsed file as the format's JSON Schema describes it, where it has one.
     """
 
     format: str
@@ -66,3 +66,4 @@ class Draft:
     prompts: str | None = None
     datasets: Mapping[str, Any] | None = None
     carry: dict[str, Any] = field(default_factory=dict)
+    document: Any = field(default=None, repr=False)

@@ -65,6 +65,7 @@ NOT_ARGUMENTS: dict[str, str] = {
     "mediaType": "pictures or video",
     "staging": "the site's own",
     "highPriority": "the site's own",
+    "$schema": "tells editors the schema",
     "samplePrompts": "for the site's previews",
     "negativePrompt": "for the site's previews",
 }

@@ -35,7 +35,8 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
         document = toml_text.parse(text, file)
         values, draft.lines, draft.problems = document.values, document.lines, document.problems
     judge(draft, values)
-    draft.datasets = values
+    draft.document = values
+    draft.datasets = {name: value for name, value in values.items() if name != "$schema"}
     return draft
 
 
@@ -50,6 +51,8 @@ def judge(draft: Draft, values: Mapping[str, Any], prefix: str = "") -> None:
                 _dataset(draft, f"{path}.{place}", dataset)
         elif name == "datasets":
             _dataset(draft, path, None)
+        elif path == "$schema":
+            draft.keys[path] = Fate("gui-only", None, None, "tells editors the schema")
         else:
             _unknown(draft, path, name, ("general", "datasets"))
 
@@ -100,7 +103,7 @@ def _unknown(draft: Draft, path: str, name: str, known: tuple[str, ...]) -> None
     right = [place for place, names in places.items() if name in names]
     guess = nearest(name, known)
     fix = f"move it to {right[-1]}" if right else f"did you mean {guess}?" if guess else f"remove {name}"
-    draft.keys[path] = Fate("unknown", None, None, fix)
+    draft.keys[path] = Fate("no-effect" if right else "unknown", None, None, fix)
     draft.problems.append(
         Problem(
             code="unknown-key",

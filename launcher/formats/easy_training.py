@@ -23,6 +23,7 @@ CUSTOM = {
     "lpfadamw": "LoraEasyCustomOptimizer.lpfadamw.LPFAdamW",
     "rmsprop": "LoraEasyCustomOptimizer.rmsprop.RMSProp",
 }
+FORK_KEYS = {"random_crop_padding_percent": "an option of one fork's trainer"}
 DATASET_NAMES = {"train_batch_size": "batch_size"}
 # the older JSON's names
 OLD = {
@@ -63,9 +64,9 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
         if not isinstance(content, Mapping):
             sd_scripts.place(draft, panel, content, document.lines.get(panel))
             continue
-        for name, value in dict(content.get("args") or {}).items():
+        for name, value in _table(draft, panel, content, "args").items():
             _argument(draft, f"{panel}.args.{name}", panel, name, value, network)
-        dataset |= _dataset_args(draft, panel, dict(content.get("dataset_args") or {}))
+        dataset |= _dataset_args(draft, panel, _table(draft, panel, content, "dataset_args"))
         for name in content:
             if name not in ("args", "dataset_args"):
                 sd_scripts.unknown(draft, f"{panel}.{name}", name, document.lines.get(f"{panel}.{name}"))
@@ -73,6 +74,22 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
     _network(draft, network)
     _subsets(draft, values.get("subsets"), dataset)
     return draft
+
+
+def _table(draft: Draft, panel: str, content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The table `name` of a panel; anything else there is a fault."""
+    found = content.get(name) or {}
+    if isinstance(found, Mapping):
+        return found
+    bad_table(draft, f"{panel}.{name}", found, f"[{panel}.{name}]")
+    return {}
+
+
+def bad_table(draft: Draft, path: str, got: Any, fix: str) -> None:
+    """Reports something else where a table must stand."""
+    place: dict[str, Any] = {"key": path, "file": draft.file, "line": draft.lines.get(path), "got": got}
+    draft.keys[path] = Fate("no-effect", None, None, "is not a table")
+    draft.problems.append(Problem(code="bad-value", must="must be a table", fix=f"write {fix}", **place))
 
 
 def _argument(draft: Draft, path: str, panel: str, name: str, value: Any, network: dict[str, Any]) -> None:
@@ -172,11 +189,16 @@ def _subsets(draft: Draft, subsets: Any, dataset: Mapping[str, Any]) -> None:
         return
     kept = []
     for place, subset in enumerate(subsets):
+        if not isinstance(subset, Mapping):
+            bad_table(draft, f"subsets.{place}", subset, "[[subsets]]")
+            continue
         clean = {}
         for name, value in subset.items():
             path = f"subsets.{place}.{name}"
             if name == "name":
                 draft.keys[path] = Fate("gui-only", None, None, "for that tool's window only")
+            elif name in FORK_KEYS:
+                draft.keys[path] = Fate("no-effect", None, None, FORK_KEYS[name])
             elif name in (*dataset_toml.CAPTIONS, *dataset_toml.SUBSET):
                 draft.keys[path] = Fate("used", None, value)
                 if value not in ("", None):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from launcher.formats import toml_text
-from launcher.formats.base import Draft
+from launcher.formats.base import Draft, Fate
 from schemas.problems import Problem
 
 # sections about windows, other tabs and the preparing of pictures
@@ -18,6 +19,16 @@ OTHER_SECTIONS = (
     "convert_lcm", "convert_model", "extract_lora", "merge_lora", "resize_lora", "verify_lora", "merge_lycoris",
     "extract_lycoris_locon", "svd_merge_lora", "extract_dylora",
 )  # fmt: skip
+# fields that the file spells otherwise than a form JSON, by section ("" is any)
+FIELDS = {
+    "": {"lora_type": "LoRA_type", "lycoris_preset": "LyCORIS_preset", "flux1": "flux1_checkbox", "sd3": "sd3_checkbox"},
+    "huggingface": {name: f"huggingface_{name}" for name in
+                    ("repo_id", "token", "repo_type", "repo_visibility", "path_in_repo")},
+    "sd3": {name: f"sd3_{name}" for name in
+            ("text_encoder_batch_size", "clip_l_dropout_rate", "t5_dropout_rate", "enable_scaled_pos_embed")},
+}  # fmt: skip
+# folders that the window opens first, and which of its parts are unfolded
+WINDOW = re.compile(r"(models|vae|state|log_tracker_config|config|.*_data)_dir$|expand_\w*accordion$")
 
 
 def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
@@ -25,17 +36,18 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
     from launcher.formats import kohya_gui
 
     document = toml_text.parse(text, file)
-    fields: dict[str, Any] = {}
-    for name, value in document.values.items():
-        if name not in OTHER_SECTIONS:
-            fields.update(value if isinstance(value, Mapping) else {name: value})
-    for panel in (value for value in document.values.get("lora", {}).values() if isinstance(value, Mapping)):
-        fields.update(panel)
+    fields, names = _fields(document.values)
     plain = {name: value for name, value in fields.items() if isinstance(value, (str, int, float, bool))}
-    draft = kohya_gui.read(json.dumps(plain, indent=1), file=file, overrides=dict(overrides or {}))
+    window = [name for name in plain if name not in kohya_gui.keys() and WINDOW.match(name)]
+    form = {name: value for name, value in plain.items() if name not in window}
+    draft = kohya_gui.read(json.dumps(form, indent=1), file=file, overrides=dict(overrides or {}))
+    for name in window:
+        draft.keys[name] = Fate("gui-only", None, None, "for the GUI's window only")
     draft.kind = "lora"
     draft.problems = [problem for problem in draft.problems if problem.code != "not-a-lora-preset"]
-    draft.lines = {name: document.lines[name] for name in draft.keys if name in document.lines}
+    draft.lines = {
+        name: document.lines[names.get(name, name)] for name in draft.keys if names.get(name, name) in document.lines
+    }
     must = "is the GUI's file of defaults; its fields are read as a form, and arguments are computed from them"
     draft.problems = [
         *document.problems,
@@ -43,3 +55,20 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
         *(dataclasses.replace(problem, line=draft.lines.get(problem.key or "")) for problem in draft.problems),
     ]
     return draft
+
+
+def _fields(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """(form fields, the file's own spelling of those that it spells otherwise)."""
+    fields: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    inner = values.get("lora")
+    panels = inner.items() if isinstance(inner, Mapping) else ()
+    for section, content in [*values.items(), *((name, panel) for name, panel in panels if isinstance(panel, Mapping))]:
+        if section in OTHER_SECTIONS:
+            continue
+        for name, value in (content if isinstance(content, Mapping) else {section: content}).items():
+            field = {**FIELDS[""], **FIELDS.get(section, {})}.get(name, name)
+            if field != name:
+                names[field] = name
+            fields[field] = value
+    return fields, names

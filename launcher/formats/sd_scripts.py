@@ -11,7 +11,8 @@ from typing import Any
 
 from launcher.formats import toml_text
 from launcher.formats.base import Draft, Fate, Kind, Setting, Status
-from schemas.config import BadValue, read_value, table
+from launcher.formats.kohya_gui.table import keys as gui_keys
+from schemas.config import BadValue, flatten, read_value, table
 from schemas.problems import Problem, nearest
 
 # keys that a Kohya GUI leaves in its run files and no LoRA trainer reads
@@ -33,7 +34,17 @@ LEFTOVERS: dict[str, str] = {
     "sdxl_no_half_vae": "the GUI's own; the argument is no_half_vae",
     "sdxl_cache_text_encoder_outputs": "the GUI's own; the argument is cache_text_encoder_outputs",
     "max_train_step": "no trainer reads it",
+    "num_cpu_threads_per_process": "an option of accelerate launch, which reads no such file",
+    "train_inpainting": "newer trainers mask the pictures with it; here the whole picture is learnt",
+    # of a fork whose trainer compared with negative samples
+    "enable_contrastive": "an option of one fork's trainer",
+    "negative_sampling_method": "an option of one fork's trainer",
+    "noise_strength": "an option of one fork's trainer",
+    "contrastive_weight": "an option of one fork's trainer",
+    "contrastive_warmup_steps": "an option of one fork's trainer",
 }
+# leftovers whose absence changes what is trained: said aloud when they are on
+MISSED = ("train_inpainting", "enable_contrastive")
 # arguments of the reference's trainers for other families and kinds of training
 FAMILY_KEYS: dict[str, tuple[str, ...]] = {
     "flux": (
@@ -85,6 +96,7 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
         else:
             place(draft, name, value, document.lines.get(name))
     draft.family, draft.kind = family_and_kind(draft)
+    draft.document = flatten(document.values)
     return draft
 
 
@@ -108,7 +120,9 @@ def place(draft: Draft, key: str, value: Any, line: int | None = None, *, label:
         )
         return
     name = RENAMED.get(key, key)
-    if name == "dynamo_backend" and value == "no":
+    if key == "$schema":
+        draft.keys[label] = Fate("gui-only", None, None, "tells editors the schema")
+    elif name == "dynamo_backend" and value == "no":
         draft.keys[label] = Fate("no-effect", name, None, "no is accelerate's word for not compiling")
     elif name in table():
         accept(draft, name, value, label, line)
@@ -116,12 +130,25 @@ def place(draft: Draft, key: str, value: Any, line: int | None = None, *, label:
         if key == "sdxl" and value is True:
             draft.carry["sdxl"] = True
         draft.keys[label] = Fate("no-effect", None, None, LEFTOVERS[key])
-    elif (family := next((one for one, keys in FAMILY_KEYS.items() if key in keys), None)) is not None:
+        if key in MISSED and value not in (False, "", 0, None):
+            place: dict[str, Any] = {"key": label, "file": draft.file, "line": line, "got": value}
+            must = f"has no effect: {LEFTOVERS[key]}"
+            draft.problems.append(Problem(code="no-effect", severity="warning", must=must, **place))
+    elif (family := family_of(key)) is not None:
         draft.keys[label] = Fate("other-family", None, None, f"an argument for {family}")
     elif key in KIND_KEYS:
         draft.keys[label] = Fate("no-effect", None, None, f"an argument of {KIND_KEYS[key]} training")
     else:
         unknown(draft, label, key, line)
+
+
+def family_of(key: str) -> str | None:
+    """The families whose trainer knows an argument that the one here does not."""
+    for family, names in FAMILY_KEYS.items():
+        if key in names:
+            return family
+    found = dict.fromkeys(family for one in gui_keys().values() if key in (one.name, one.argument) for family in one.only)
+    return " and ".join(found) or None
 
 
 def unknown(draft: Draft, label: str, key: str, line: int | None) -> None:

@@ -47,6 +47,22 @@ def test_the_launchers_own_traceback_is_dropped_but_kept_for_the_diagnosis() -> 
     assert lines[-1].endswith("exit status 3.")
 
 
+REPORT = b"""Traceback (most recent call last):
+  File "torch/distributed/launcher/api.py", line 383, in launch_agent
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+trainer FAILED
+  exitcode  : 3 (pid: 7)
+============================================================
+"""
+
+
+def test_the_distributed_starters_report_is_dropped_too() -> None:
+    text, lines = passed(b"a\n", REPORT, b"b\n")
+    assert text == b"a\nb\n"
+    assert exit_code(1, lines) == 3
+
+
 def test_progress_is_shown_before_its_line_ends() -> None:
     out: list[bytes] = []
     LineFilter(out.append).feed(b"step 1 of 2")
@@ -77,11 +93,11 @@ def test_the_trainers_own_code_is_found_in_the_launchers_words(line, code) -> No
 
 
 SAVES = """
-import signal, sys, time
+import os, signal, sys, time
 def stop(number, frame):
     print('saving', flush=True); time.sleep(0.2); print('saved', flush=True); sys.exit(130)
 signal.signal(signal.SIGINT, stop)
-print('ready', flush=True)
+os.write(1, b'ready\\n')
 for _ in range(300):
     time.sleep(0.1)
 """
@@ -113,11 +129,9 @@ def test_the_first_interrupt_lets_the_trainer_save() -> None:
 
 def test_the_second_interrupt_kills() -> None:
     stubborn = SAVES.replace("time.sleep(0.2); ", "time.sleep(30); ")
-    began = time.monotonic()
     finished = interrupted(stubborn, 2)
     assert "saved" not in finished.lines
     assert finished.code == 130
-    assert time.monotonic() - began < 25
 
 
 def test_handlers_are_put_back(tmp_path: Path) -> None:

@@ -104,3 +104,11 @@ def test_train_is_launch() -> None:
 
     context = click.Context(cli)
     assert cli.get_command(context, "train") is cli.get_command(context, "launch")
+
+
+def test_version(kohyakit) -> None:
+    assert kohyakit("--version").stdout.startswith("kohyakit ")
+
+
+def test_an_unknown_format_is_a_wrong_command_line(kohyakit) -> None:
+    assert kohyakit("plan", "toy", "--from", "no-such").exit_code == 2

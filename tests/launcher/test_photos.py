@@ -352,3 +352,20 @@ def test_pack_does_not_overwrite(tmp_path: Path) -> None:
     (tmp_path / "out.zip").write_bytes(b"mine")
     assert run("pack", trained(tmp_path / "t"), "-o", tmp_path / "out.zip").exit_code == 1
     assert (tmp_path / "out.zip").read_bytes() == b"mine"
+
+
+# caption
+
+
+def test_caption_hands_its_words_to_the_trainer_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr("launcher.demo.run_module", lambda *words: heard.extend(words) or 0)
+    assert run("caption", trained(tmp_path), "--model", "blip", "--prefix", "N0m3, ", "--append").exit_code == 0
+    assert heard[:3] == ["trainer.captioning", str(tmp_path), "--mode=append"]
+    assert {"--model=blip", "--prefix=N0m3, ", "--beams=9", "--min-length=15", "--batch-size=4"} <= set(heard)
+
+
+def test_caption_of_a_missing_folder_exits_1(tmp_path: Path) -> None:
+    refused = run("caption", tmp_path / "missing", "--model", "blip")
+    assert refused.exit_code == 1
+    assert "no such folder" in refused.stderr

@@ -41,6 +41,30 @@ def test_a_key_of_the_form_is_read_by_the_form(preset) -> None:
     assert resolve(str(preset()), {"LoRA_type": "LyCORIS/LoHa"}).config.network_module == "lycoris.kohya"
 
 
+@pytest.mark.parametrize("word", ["0", ""])
+def test_steps_of_0_are_the_forms_word_for_counting_them(preset, word) -> None:
+    found = resolve(str(preset(max_train_steps=500)), {"max_train_steps": word})
+    assert (found.draft.gui_steps, found.problems) == (GuiSteps(2), ())
+    assert "computed" in str(found.draft.keys["max_train_steps"].why)
+    assert resolve(str(preset(max_train_epochs=7)), {"max_train_epochs": word}).config.max_train_epochs is None
+
+
+def test_only_a_form_counts_the_steps(tmp_path) -> None:
+    (tmp_path / "a.toml").write_text("max_train_steps = 5\nmax_train_epochs = 2\n")
+    with pytest.raises(UsageError, match="only a Kohya form"):
+        resolve(str(tmp_path / "a.toml"), {"max_train_steps": "0"})
+
+
+def test_a_set_scheduler_decides_whether_the_form_warms_up(preset) -> None:
+    source = preset(lr_scheduler="constant", lr_warmup=10, max_train_steps=50)
+    assert resolve(str(source)).config.lr_warmup_steps == 0
+    assert resolve(str(source), {"lr_scheduler": "constant_with_warmup"}).config.lr_warmup_steps == 0.1
+
+
+def test_a_set_number_is_not_remarked_upon(preset) -> None:
+    assert resolve(str(preset()), {"max_train_epochs": "3"}).problems == ()
+
+
 def test_the_forms_own_words_are_taken_for_a_flag(preset) -> None:
     found = resolve(str(preset(xformers="sdpa")), {"xformers": "xformers"})
     assert found.config.xformers

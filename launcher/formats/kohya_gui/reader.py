@@ -38,7 +38,7 @@ def read_document(document: Document, *, file: str | None = None, overrides: Map
     """`read` of an already parsed document."""
     overrides = dict(overrides or {})
     form = load(document, overrides, file=file)
-    draft = Draft(format="kohya-gui", file=file, lines=dict(document.lines))
+    draft = Draft(format="kohya-gui", file=file, lines=dict(document.lines), document=document.values)
     draft.kind, draft.family = kind_of(document.values), family_of(form, document.values)
     draft.problems = [*document.problems, *form.problems]
     found = entries(form)
