@@ -62,7 +62,8 @@ class BareUNet:
         full = torch.tensor([[height, width]] * batch, device=weight.device)
         sizes = Sizes(full, torch.zeros_like(full), full)
         timesteps = torch.randint(0, 1000, (batch,)).to(weight.device)
-        self.family.predict(self.unet, noisy, timesteps, Conditioning(hidden, pooled), sizes).sum().backward()
+        predicted = self.family.predict(self.unet, noisy, timesteps, Conditioning(hidden, pooled), sizes)
+        predicted.float().square().mean().backward()  # gradients as small as in training: tiny numbers are slow on CPUs
 
 
 @dataclass
@@ -93,8 +94,8 @@ def alternating(measured: Measured, bare: Callable[[], None], *, profiled: bool)
     """A loader that runs a bare step before every batch, and takes the loop's time until it asks for the next one."""
 
     class Alternating(BatchLoader):
-        def epoch(self, epoch: int, start: int = 0, step: int = 0) -> Iterator[Batch]:
-            batches = super().epoch(epoch, start, step)
+        def epoch(self, *place: Any, **more: Any) -> Iterator[Batch]:
+            batches = super().epoch(*place, **more)
             while True:
                 watch = profiled and len(measured.bare) >= WARM_UP
                 with observed(measured, "bare", watch=watch):

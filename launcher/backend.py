@@ -14,6 +14,7 @@ import click
 
 from launcher import paths
 from launcher.command import quoted
+from launcher.consent import asked_by_sd_scripts
 from launcher.convert import arguments
 from launcher.files import write_text
 from launcher.preflight import Checked, check_run
@@ -25,7 +26,8 @@ OURS = (
     "unsupported-option",
     "unsupported-family",
     "unsupported-kind",
-    "untrusted-module",
+    "unsupported-network-module",
+    "other-family-module",
     "not-downloaded",
     "missing-package",
 )
@@ -40,6 +42,7 @@ def sd_scripts(resolved: Resolved, folder: str | None, *, only_print: bool, as_j
         raise UsageError("--backend sd-scripts needs --sd-scripts-dir")
     checked = check_run(resolved, None, resuming=only_print)
     wrong = [problem for problem in errors(checked.problems) if problem.code not in OURS]
+    wrong += asked_by_sd_scripts(checked.resolved)
     if wrong:
         raise ConfigError(wrong)
     stamp = time.strftime("%Y%m%d-%H%M%S")

@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect": ("launcher.commands.lora", "What a LoRA file says about itself."),
     "presets": ("launcher.commands.configs", "List or show the shipped presets."),
     "dataset": ("launcher.photos", "From a folder of photos to a training folder."),
-    "report": ("launcher.report", "One page of a run: curves, previews, settings."),
+    "report": ("launcher.commands.report", "One page of a run: curves, previews, settings."),
     "schema": ("launcher.commands.configs", "Print the JSON Schema of a format."),
 }
 ALIASES = {"train": "launch"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from launcher import formats
 from launcher.resolve import Resolved
 from schemas import options as o
 from schemas import rules
 from schemas.config import table, to_flat
+from schemas.problems import ConfigError
 
 # These change where results go and what is shown, not what is trained.
 BESIDE = (o.LoggingOptions, o.MetadataOptions, o.HubOptions, o.FileOptions, o.SavingOptions, o.StateOptions,
@@ -22,22 +25,50 @@ def compare(a: Resolved, b: Resolved) -> tuple[list[dict[str, Any]], list[dict[s
         untold = name == "family" and None in (one[name], other[name])
         if one[name] != other[name] and not untold:
             option = table().get(name)
-            beside = option is not None and (option.group in BESIDE or option.marks.get("kit", False))
+            beside = name == "prompts" if option is None else option.group in BESIDE or option.kit
             found[beside].append({"argument": name, "a": _shown(one[name]), "b": _shown(other[name])})
     return found
 
 
 def trained(resolved: Resolved) -> dict[str, Any]:
-    """Every argument as it trains, in one spelling; `family`, `datasets` and the GUI's `epoch` are compared too."""
+    """Every argument as it trains, in one spelling; `family`, `datasets`, `prompts` and the GUI's `epoch` are told too."""
     from launcher.formats.kohya_gui.writer import same
 
     config, _ = rules.effective(resolved.config)
     draft = resolved.draft
     flat = same(to_flat(config, defaults=True))
     flat["optimizer_type"] = rules.optimizers.resolve(config.optimizer_type) or flat["optimizer_type"]
+    parts = config.unet_lr is not None and (config.text_encoder_lr or config.network_train_unet_only)
+    if parts and "adafactor" not in flat["optimizer_type"].lower():
+        flat["learning_rate"] = None  # every part has a rate of its own
     if draft.gui_steps is not None and not config.max_train_epochs:
         flat["max_train_steps"] = f"computed from the pictures, epoch {draft.gui_steps.epoch:g}"
-    return {"family": draft.family, **flat, "datasets": draft.datasets}
+    datasets = draft.datasets if draft.datasets is not None else _named_datasets(config.dataset_config)
+    if datasets is not None:
+        flat["dataset_config"] = None
+    prompts = draft.prompts if draft.prompts is not None else _named_prompts(config.sample_prompts)
+    if prompts is not None:
+        flat["sample_prompts"] = None
+    return {"family": draft.family, **flat, "datasets": datasets, "prompts": prompts and prompts.rstrip("\n")}
+
+
+def _named_datasets(path: str | None) -> Any:
+    """The content of a dataset file that a config names, None where it cannot be read."""
+    if not path or not Path(path).is_file():
+        return None
+    try:
+        return formats.read(path, format="dataset").datasets
+    except ConfigError:
+        return None
+
+
+def _named_prompts(path: str | None) -> str | None:
+    """The text of a plain prompt file, None where it cannot be read."""
+    try:
+        data = Path(path).read_bytes() if path and path.endswith(".txt") else None
+        return None if data is None else formats.decode(data)[0]
+    except (OSError, ConfigError):
+        return None
 
 
 def _shown(value: Any) -> Any:

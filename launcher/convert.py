@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.data import carried_files, document
-from launcher.resolve import Resolved
+from launcher.resolve import Resolved, settle
 from schemas.config import table, to_flat
+
+NAME = re.compile(r"[\s:]")
+OLD_NAMES = {
+    "caption_extention": "caption_extension", "use_8bit_adam": "optimizer_type", "use_lion_optimizer": "optimizer_type",
+}  # fmt: skip
+# What a target says elsewhere than in its text.
+TOLD_AS = {"civitai": ("family", "save_every_n_epochs")}
 
 
 @dataclass(frozen=True)
@@ -24,14 +32,47 @@ class Written:
 
 def convert(resolved: Resolved, target: str, *, beside: Path | None = None) -> Written:
     """`beside` is the file that will be written: further files take its name and are named in the text."""
-    resolved, lost = with_steps(resolved)
+    lost: list[str] = []
+    if target in ("sd-scripts", "args"):
+        resolved, lost = with_steps(resolved)
     lost += [
         f"{name} = ***: secrets are never written"
         for name, option in table().items()
         if option.secret and getattr(resolved.config, name)
     ]
+    repeats = resolved.draft.carry.get("num_repeats")
+    if repeats and target != "civitai" and document(resolved) is None:
+        lost.append(f"num_repeats = {repeats}: call the picture folder {repeats}_NAME, as folder names say the repeats")
     found = TARGETS[target](resolved, beside)
-    return Written(found.text, found.suffix, found.beside, list(dict.fromkeys([*lost, *found.lost])))
+    lost = list(dict.fromkeys([*lost, *found.lost]))
+    return Written(found.text, found.suffix, found.beside, lost + _unsaid(resolved, target, found, lost))
+
+
+def _unsaid(resolved: Resolved, target: str, found: Written, lost: list[str]) -> list[str]:
+    """What reads differently from the text that was written, and is not in `lost` yet: the last check on honesty."""
+    from launcher import formats
+    from launcher.compare import compare
+
+    told = {NAME.split(entry, maxsplit=1)[0] for entry in lost} | {"datasets", "prompts", *TOLD_AS.get(target, ())}
+    told |= {OLD_NAMES[name] for name in told & OLD_NAMES.keys()}
+    if found.beside or {"dataset_config", "sample_prompts"} & told:
+        told |= {"dataset_config", "sample_prompts"}
+    if "epoch" in told or (target == "civitai" and resolved.draft.gui_steps is not None):
+        told |= {"max_train_steps", "max_train_epochs"}
+    reader = "sd-scripts" if target == "args" else target
+    back = settle(formats.read_text(found.text, reader, f"converted{found.suffix}"))
+    training, beside = compare(resolved, back)
+    return [
+        f"{name} = {_plain(entry['a'])}: it reads as {_plain(entry['b'])} there"
+        for entry in [*training, *beside]
+        if (name := entry["argument"]) not in told and not (entry["b"] is None and name == "family")
+    ]
+
+
+def _plain(value: Any) -> str:
+    return (
+        "unset" if value is None else " ".join(map(str, value)) or "nothing" if isinstance(value, list) else str(value)
+    )
 
 
 def with_steps(resolved: Resolved) -> tuple[Resolved, list[str]]:
@@ -77,10 +118,20 @@ def form_text(resolved: Resolved, extra: dict[str, Any] | None = None) -> tuple[
 
 
 def _kohya_gui(resolved: Resolved, beside: Path | None) -> Written:
-    text, lost = form_text(resolved)
-    if resolved.draft.gui_steps is not None:
-        lost = [entry for entry in lost if not entry.startswith("epoch = ")]
-    return Written(text, ".json", {}, lost)
+    """A form names a dataset file, which is written beside it; prompts it holds itself."""
+    from launcher.data import DATASET
+
+    data = None if resolved.config.dataset_config else carried_files(resolved).get(DATASET)
+    if data is None or beside is None:
+        text, lost = form_text(resolved)
+        return Written(text, ".json", {}, lost)
+    place = beside.with_name(f"{beside.stem}-dataset.toml")
+    named = replace(resolved, draft=replace(resolved.draft, datasets=None, gui_steps=None))
+    for name in ("train_data_dir", "reg_data_dir", "in_json"):
+        if getattr(named.config, name):
+            named = named.change(name, None, "computed")
+    text, lost = form_text(named.change("dataset_config", str(place), "computed"))
+    return Written(text, ".json", {"-dataset.toml": data}, lost)
 
 
 def _snapshot(resolved: Resolved, beside: Path | None) -> Written:
@@ -142,11 +193,17 @@ def _args(resolved: Resolved, beside: Path | None) -> Written:
 
 
 def _civitai(resolved: Resolved, beside: Path | None) -> Written:
-    from launcher.formats import civitai
+    from launcher.formats import civitai_writer
 
-    repeats = resolved.draft.carry.get("num_repeats")
-    text, lost = civitai.write(arguments(resolved), num_repeats=int(repeats) if repeats else None)
-    return Written(text, ".json", {}, lost)
+    repeats, steps, given = resolved.draft.carry.get("num_repeats"), resolved.draft.gui_steps, arguments(resolved)
+    if steps is not None and not resolved.config.max_train_epochs and steps.epoch == int(steps.epoch):
+        given["max_train_epochs"] = int(steps.epoch)  # the form's epochs, from which it counts the steps
+    text, lost = civitai_writer.write(given, num_repeats=int(repeats) if repeats else None)
+    if resolved.draft.prompts:
+        lost.append("sample_prompts: the site makes previews of its own")
+    if resolved.draft.datasets is not None:
+        lost.append("datasets: the site takes one set of pictures without settings")
+    return Written(text, ".json", {}, lost + _launch_words_lost(resolved))
 
 
 TARGETS: dict[str, Callable[[Resolved, Path | None], Written]] = {

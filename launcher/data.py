@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import paths
 from launcher.resolve import Resolved
+from schemas.config import table
 from schemas.problems import Problem
 
 if TYPE_CHECKING:
     from trainer.dataset.files import Scan
 
 DATASET, PROMPTS = "dataset.toml", "prompt.txt"
+DOCUMENT_PATHS = ("image_dir", "metadata_file", "conditioning_data_dir")
 
 
 def unpack(resolved: Resolved) -> Resolved:
@@ -62,21 +64,14 @@ def carried_files(resolved: Resolved) -> dict[str, str]:
 
 
 def scan_pictures(resolved: Resolved, *, verify: bool = False) -> Scan:
-    """The scan of the training pictures. A carried document passes through a temporary file outside the run."""
+    """The scan of the training pictures, carried documents included."""
     from trainer.dataset.files import scan
 
     found = document(resolved)
+    result = scan(resolved.config, verify=verify, document=found)
     if found is None:
-        return scan(resolved.config, verify=verify)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / DATASET
-        file.write_text(carried_files(resolved)[DATASET], encoding="utf-8")
-        result = scan(replace(resolved.config, dataset_config=str(file)), verify=verify)
-        return replace(result, problems=[_of_file(problem, str(file), resolved) for problem in result.problems])
-
-
-def _of_file(problem: Problem, temporary: str, resolved: Resolved) -> Problem:
-    return replace(problem, file=resolved.draft.file) if problem.file == temporary else problem
+        return result
+    return replace(result, problems=[replace(one, file=one.file or resolved.draft.file) for one in result.problems])
 
 
 def prompt_problems(resolved: Resolved) -> list[Problem]:
@@ -88,13 +83,61 @@ def prompt_problems(resolved: Resolved) -> list[Problem]:
     if not config.sample_prompts or not (text or Path(config.sample_prompts).is_file()):
         return []
     try:
-        if text is None:
-            read_prompts(config.sample_prompts)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / PROMPTS
-                file.write_text(text, encoding="utf-8")
-                read_prompts(file)
+        read_prompts(config.sample_prompts, text=text)
     except ConfigError as fault:
         return [resolved.placed(replace(problem, key="sample_prompts", file=None)) for problem in fault.problems]
     return []
+
+
+def anchored(resolved: Resolved) -> Resolved:
+    """The same with every path that is here, or will be made here, absolute: a run outlives the folder it began in."""
+    for name, option in table().items():
+        value, setting = getattr(resolved.config, name), resolved.settings.get(name)
+        if not option.path or not value or setting is None:
+            continue
+        made = name in paths.OUTPUTS or setting.origin == "computed"
+        if isinstance(value, tuple):
+            after: Any = tuple(_absolute(path, made=made) for path in value)
+        else:
+            after = _absolute(value, made=made)
+        if after != value:
+            resolved = resolved.change(name, after, setting.origin)
+    held = resolved.draft.datasets
+    if held is None:
+        held = _with_relative_paths(resolved.config.dataset_config)
+        if held is not None:
+            place = (paths.run_folder(resolved) / DATASET).absolute()
+            resolved = resolved.change("dataset_config", str(place), "computed")
+    if held is None:
+        return resolved
+    return replace(resolved, draft=replace(resolved.draft, datasets=_anchored_document(held)))
+
+
+def _absolute(path: str, *, made: bool = False) -> str:
+    if os.path.isabs(path) or paths.foreign(path) or not (made or os.path.exists(path)):
+        return path
+    return os.path.abspath(path)
+
+
+def _anchored_document(held: Any) -> Any:
+    """A dataset_config document with absolute paths."""
+    if isinstance(held, Mapping):
+        return {
+            name: _absolute(value) if name in DOCUMENT_PATHS and isinstance(value, str) else _anchored_document(value)
+            for name, value in held.items()
+        }
+    return [_anchored_document(one) for one in held] if isinstance(held, list) else held
+
+
+def _with_relative_paths(file: str | None) -> Mapping[str, Any] | None:
+    """The document of a dataset_config file that names folders from where the user stands; None for any other."""
+    if not file or not os.path.isfile(file):
+        return None
+    from schemas.problems import ConfigError
+    from trainer.dataset.document import read_document
+
+    try:
+        found = read_document(file, [])
+    except ConfigError:
+        return None
+    return found if _anchored_document(found) != found else None

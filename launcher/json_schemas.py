@@ -71,10 +71,23 @@ def kohya_gui() -> dict[str, Any]:
 
 
 def sd_scripts() -> dict[str, Any]:
-    """The training TOML, flat or with sections."""
+    """The training TOML, flat or with sections; keys that other programs leave in it may stand, and are struck out."""
+    from launcher.formats.kohya_gui import keys
+    from launcher.formats.sd_scripts import FAMILY_KEYS, KIND_KEYS, LEFTOVERS, RENAMED
     from schemas.derive import json_schema
 
-    return json_schema()
+    found = json_schema()
+    idle = {name: f"Old name of {new}." for name, new in RENAMED.items()}
+    idle |= {name: f"For {kind} training only." for name, kind in KIND_KEYS.items()}
+    idle |= {key.argument or key.name: f"For {' and '.join(key.only)} only." for key in keys().values() if key.only}
+    idle |= {name: f"For {family} only." for family, names in FAMILY_KEYS.items() for name in names}
+    idle |= {name: f"Not read: {why}." for name, why in LEFTOVERS.items()}
+    options = found["additionalProperties"]["properties"]
+    options["dynamo_backend"]["enum"].append("no")
+    for name in sorted(idle.keys() - options.keys()):
+        options[name] = {"title": name, "description": idle[name], "deprecated": True}
+    found["properties"] |= options
+    return found
 
 
 def dataset() -> dict[str, Any]:
@@ -195,7 +208,9 @@ def _faults(draft: Draft) -> Iterator[Problem]:
     said: set[str] = set()
     for fault in _validator(draft.format).iter_errors(draft.document):
         path = ".".join(str(part) for part in fault.absolute_path)
-        if fault.validator in ("additionalProperties", "required", "minItems") or path in said:
+        fate = draft.keys.get(path)
+        left = fate is not None and fate.status not in ("used", "renamed", "default")
+        if left or path in said or fault.validator in ("additionalProperties", "required", "minItems"):
             continue
         said.add(path)
         place: dict[str, Any] = {"key": path, "file": draft.file, "line": draft.lines.get(path)}
@@ -211,10 +226,17 @@ def _must(rule: str, wanted: Any) -> str:
         return "must be " + " or ".join(words.get(kind, kind) for kind in kinds)
     if rule == "enum":
         return "must be one of " + ", ".join(str(choice) for choice in wanted)
-    bounds = {"minimum": "at least", "maximum": "at most", "exclusiveMinimum": "more than", "multipleOf": "a multiple of"}
+    bounds = {
+        "minimum": "at least",
+        "maximum": "at most",
+        "exclusiveMinimum": "more than",
+        "multipleOf": "a multiple of",
+    }
     if rule in bounds:
         return f"must be {bounds[rule]} {wanted}"
-    return "must be a whole number or [width, height]" if wanted == SIZE["anyOf"] else "does not fit the format's schema"
+    return (
+        "must be a whole number or [width, height]" if wanted == SIZE["anyOf"] else "does not fit the format's schema"
+    )
 
 
 def main() -> int:

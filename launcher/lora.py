@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from launcher.formats.base import Draft
+from launcher.formats.foreign_header import trainer_of
 from schemas.config import table, to_flat
-from schemas.weights import Header, TensorInfo, lora_facts, read_header
+from schemas.weights import Header, TensorInfo, lora_facts, module_of, read_header
 
 WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-DOWN = ("lora_down.weight", "lora_A.weight", "lora.down.weight")
-UP = ("lora_up.weight", "lora_B.weight", "lora_B.default.weight", "lora.up.weight", "hada_w2_a", "lokr_w2_b", "lokr_w2")
-PART = {"te": ("lora_te_", "text_encoder."), "te1": ("lora_te1_",), "te2": ("lora_te2_", "text_encoder_2."),
-        "unet": ("lora_unet_", "unet.")}  # fmt: skip
+DOWN = ("lora_down.weight", "lora_A.weight", "lora_A.default.weight", "lora.down.weight", "hada_w1_b", "lokr_w2_b")
+# the half of each module that starts at zero
+UP = ("lora_up.weight", "lora_B.weight", "lora_B.default.weight", "lora.up.weight", "hada_w2_a", "lokr_w2_b",
+      "lokr_w2", "oft_blocks", "oft_diag", ".diff", "b2.weight")  # fmt: skip
+PIECE = 2**22  # bytes looked at or hashed at once
+PARTS = (("te1", "lora_te1_"), ("te2", "lora_te2_"), ("te2", "text_encoder_2"), ("te", "lora_te_"),
+         ("te", "text_encoder"), ("te", "text_model"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,12 @@ def health(header: Header) -> Health:
         for name, info in header.tensors.items():
             if info.dtype not in WIDTHS:
                 continue
-            raw = data[info.start : info.end]
-            if not finite(raw, info.dtype):
+            sound, nothing = True, True
+            for start in range(info.start, info.end, PIECE):
+                raw = data[start : min(start + PIECE, info.end)]
+                sound, nothing = sound and finite(raw, info.dtype), nothing and all_zero(raw, info.dtype)
+            if not sound:
                 not_finite.append(name)
-            nothing = all_zero(raw, info.dtype)
             if nothing:
                 zero.append(name)
             if name.endswith(UP):
@@ -109,6 +114,8 @@ def describe(path: str) -> dict[str, Any]:
         "dtypes": dict(Counter(info.dtype for info in header.tensors.values())),
         "hashes": hashes(header),
         "health": health(header).as_json(),
+        "trained_by": trainer_of(header.metadata),
+        "data": pictures(header.metadata),
         "metadata": {name: _shown(name, text) for name, text in sorted(header.metadata.items())},
     }
 
@@ -125,20 +132,38 @@ def _alphas(header: Header) -> Counter[float]:
 
 def parts(header: Header) -> dict[str, int]:
     """Adapted modules by part of the model."""
-    modules = {
-        name.rpartition(".lora")[0] or name.partition(".")[0] for name in header.tensors if not name.endswith(".alpha")
-    }
-    counts = {part: sum(name.startswith(starts) for name in modules) for part, starts in PART.items()}
-    return {part: count for part, count in counts.items() if count}
+    modules = {module for name in header.tensors if (module := module_of(name))}
+    counts = Counter(_part(module) for module in modules)
+    return {part: counts[part] for part in ("te", "te1", "te2", "unet") if counts[part]}
+
+
+def _part(module: str) -> str:
+    bare = module.removeprefix("base_model.model.").removeprefix("lycoris_")
+    return next((part for part, start in PARTS if bare.startswith(start)), "unet")
+
+
+def pictures(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The folders it was trained on, as ss_dataset_dirs tells: name, repeats, number of pictures."""
+    found = []
+    for key, is_reg in (("ss_dataset_dirs", False), ("ss_reg_dataset_dirs", True)):
+        folders = _shown(key, metadata.get(key, ""))
+        for name, facts in folders.items() if isinstance(folders, dict) else ():
+            facts = facts if isinstance(facts, dict) else {}
+            counts = {"repeats": facts.get("n_repeats"), "pictures": facts.get("img_count")}
+            found.append({"folder": name, **counts, "regularisation": is_reg})
+    return found
 
 
 def hashes(header: Header) -> dict[str, Any]:
     """SHA-256 of the file and of its tensor data (the sshs form), against what the header states."""
+    start = min((info.start for info in header.tensors.values()), default=header.size)
+    file, data = hashlib.sha256(), hashlib.sha256()
     with header.path.open("rb") as stream:
-        whole = hashlib.file_digest(stream, "sha256").hexdigest()
-        stream.seek(0)
-        stream.seek(8 + struct.unpack("<Q", stream.read(8))[0])
-        tensors = hashlib.file_digest(stream, "sha256").hexdigest()
+        file.update(stream.read(start))
+        while piece := stream.read(PIECE):
+            file.update(piece)
+            data.update(piece)
+    whole, tensors = file.hexdigest(), data.hexdigest()
     stated = header.metadata.get("sshs_model_hash")
     return {
         "sha256": whole,
@@ -191,7 +216,8 @@ HEADER_FACTS = (
 def lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """The same for people."""
     kind = f"{facts['algo']} for {facts['family']}, keys of {facts['style']} style"
-    yield f"{Path(facts['file']).name}: {kind}, {facts['size'] / 2**20:.1f} MiB"
+    by = f", trained by {facts['trained_by']}" if facts["trained_by"] else ""
+    yield f"{Path(facts['file']).name}: {kind}, {facts['size'] / 2**20:.1f} MiB{by}"
     conv = f", conv rank {facts['conv_dim']}, conv alpha {facts['conv_alpha']}" if facts["conv_dim"] else ""
     yield f"  rank {facts['dim']}, alpha {facts['alpha']}{conv}"
     yield f"  {facts['modules']} modules: " + ", ".join(f"{count} in {part}" for part, count in facts["parts"].items())
@@ -201,6 +227,9 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"  sha256  {hashed['sha256']}"
     yield f"  weights {hashed['model_hash']}{states[hashed['model_hash_matches']]}"
     yield _health_line(facts["health"])
+    for folder in facts["data"]:
+        kind = "regularisation" if folder["regularisation"] else "pictures"
+        yield f"  {kind:<20} {folder['folder']}: {folder['pictures']} x {folder['repeats']} repeats"
     for name in HEADER_FACTS:
         if facts["metadata"].get(name) not in (None, "None", ""):
             yield f"  {name.removeprefix('ss_'):<20} {facts['metadata'][name]}"

@@ -200,10 +200,11 @@ def _with_numbers(plan: Plan, machine: Machine) -> Plan:
         found |= {"steps": steps, "saves": marks.saves(config, steps), "previews": marks.previews(config, steps)}
         found["rates"] = rates.curve(config, steps, 101)
         if checked.family:
-            found["disk_bytes"] = memory.disk_bytes(config, checked.family, steps)
-            found["memory"] = memory.estimate(
-                config, checked.family, largest_bucket(checked), plan.launch.num_processes
-            )
+            shape = memory.shape_of(checked.family, config.pretrained_model_name_or_path)
+            found["disk_bytes"] = memory.disk_bytes(config, checked.family, steps, shape=shape)
+            local = -(-plan.launch.num_processes // plan.launch.num_machines)
+            bucket = largest_bucket(checked)
+            found["memory"] = memory.estimate(config, checked.family, bucket, local, shape=shape)
     except ConfigError as fault:
         problems += [resolved.placed(problem) for problem in fault.problems]
     problems += [*_disk(resolved, found.get("disk_bytes")), *_memory(found.get("memory"), machine)]
@@ -260,8 +261,9 @@ def fit(
     """The config with the changes that bring it under `gigabytes` of GPU memory, and the list of these changes."""
     from trainer.plan import memory
 
-    changes = memory.fit(checked.resolved.config, str(checked.family), largest_bucket(checked), gigabytes)
-    resolved = checked.resolved
+    resolved, family = checked.resolved, str(checked.family)
+    shape = memory.shape_of(family, resolved.config.pretrained_model_name_or_path)
+    changes = memory.fit(resolved.config, family, largest_bucket(checked), gigabytes, shape=shape)
     found = []
     for change in changes:
         resolved = resolved.change(change.argument, change.after, "adapted")

@@ -45,9 +45,11 @@ class Checked:
 
 def check_file(resolved: Resolved) -> Checked:
     """`validate`: what the file says of itself. Paths may belong to another machine, so they are only warned about."""
-    from launcher import data
+    from launcher import consent, data, json_schemas
 
     resolved, problems = effective(data.unpack(resolved))
+    problems += json_schemas.problems(resolved.draft, problems)
+    problems += consent.asked(resolved)
     family = resolved.draft.family
     for problem in rules_say(resolved, family):
         if problem.code == "missing-package" or (problem.code == "missing-option" and problem.key in LEFT_OPEN):
@@ -71,7 +73,7 @@ def rules_say(resolved: Resolved, family: str | None) -> list[Problem]:
 
 def check_run(resolved: Resolved, machine: Machine | None = None, *, resuming: bool = False) -> Checked:
     """`plan` and `launch`: every problem at once, with the disk and, unless None, the machine in view."""
-    from launcher import data
+    from launcher import consent, data
 
     resolved, problems = effective(data.unpack(resolved))
     adapted: list[Adapted] = []
@@ -86,7 +88,7 @@ def check_run(resolved: Resolved, machine: Machine | None = None, *, resuming: b
     mismatch = any(problem.code == "family-mismatch" for problem in found)  # said once is enough
     meant = resolved.draft.family if mismatch else family or resolved.draft.family
     problems += [resolved.placed(problem) for problem in rules_say(resolved, meant)]
-    problems += paths.path_problems(resolved)
+    problems += consent.asked(resolved) + paths.path_problems(resolved)
     problems += network_weights(resolved, family) + data.prompt_problems(resolved)
     if not resuming:
         problems += [problem for problem in [paths.overwrite_problem(resolved)] if problem]
@@ -265,6 +267,8 @@ def gui_steps(resolved: Resolved, scan: Scan) -> tuple[Resolved, list[Problem]]:
     total = sum(
         sample.repeats for sample in scan.samples if not sample.is_reg and sample.path.suffix.lower() in GUI_PICTURES
     )
+    if not total:
+        return resolved, []  # the lack of pictures is told already
     reg = 2 if config.reg_data_dir else 1
     steps = math.ceil(total / config.train_batch_size / config.gradient_accumulation_steps * wanted.epoch * reg)
     if steps < 1:

@@ -251,15 +251,28 @@ def _further(found: Found, sets: Mapping[str, str], epochs: int | None, steps: i
         if value is not None:
             draft.arguments[name] = Setting(value, "--set" if name.startswith("max") else "computed")
     draft.arguments["network_weights"] = Setting(str(found.weights), "computed")
+    dropped = []
     if found.run is None:
         _place(draft, found)
+        dropped = _leave_out(draft)
     resolved = settle(draft, sets)
     length = f"{epochs} epochs" if epochs is not None else f"{steps} steps"
     rank = ", ".join(
         f"{word} {value:g}" for word, value in (("rank", facts.dim), ("alpha", facts.alpha)) if value is not None
     )
     said = [f"continue: a new run of {length} from the weights {found.weights} ({rank}), through network_weights"]
-    return Continuation("continue", resolved, found, said)
+    return Continuation("continue", resolved, found, said + dropped)
+
+
+def _leave_out(draft: Draft) -> list[str]:
+    """Takes out files of the first run that change no weight and are not here; a line for each."""
+    said = []
+    for name in ("sample_prompts", "logging_dir", "log_tracker_config", "console_log_file", "metadata_thumbnail"):
+        setting = draft.arguments.get(name)
+        if setting is not None and setting.value and not Path(str(setting.value)).exists():
+            del draft.arguments[name]
+            said.append(f"    left out: {name}={setting.value}, which is not here")
+    return said
 
 
 def _place(draft: Draft, found: Found) -> None:
@@ -295,35 +308,44 @@ def differences(plan: Plan, found: Found) -> list[str]:
     return said or ["    nothing differs from the first start"]
 
 
-def keep_older(plan: Plan) -> Plan:
-    """Moves results that stand in the way to a numbered name; `network_weights` follows. Returns the plan to start."""
+def moves(plan: Plan) -> list[tuple[Path, Path]]:
+    """(result that stands in the way of a new run, the numbered name that it gets)."""
     resolved = plan.checked.resolved
     folder, name = paths.output_dir(resolved), paths.run_name(resolved)
     there = paths.existing_results(resolved)
     run = paths.run_folder(resolved)
     if run.is_dir() and run not in there:
         there.append(run)
-    if not there:
-        return plan
     number = 1
     while any(folder.glob(f"{name}-v{number}[.-]*")):
         number += 1
-    weights = Path(str(resolved.config.network_weights)).resolve() if resolved.config.network_weights else None
+    return [(path, folder / f"{name}-v{number}{path.name.removeprefix(name)}") for path in there]
+
+
+def renamed(plan: Plan, way: Continuation) -> Plan:
+    """The plan with `network_weights` under the name that the file will have when training starts."""
+    resolved = plan.checked.resolved
+    weights = resolved.config.network_weights
+    if way.mode == "resume" or not weights:
+        return plan
+    for path, target in moves(plan):
+        if path.resolve() == Path(weights).resolve():
+            resolved = resolved.change("network_weights", str(target), "computed")
+    return replace(plan, checked=replace(plan.checked, resolved=resolved))
+
+
+def keep_older(plan: Plan) -> None:
+    """Moves results that stand in the way to a numbered name; all of them, or none and a ConfigError."""
     moved: list[tuple[Path, Path]] = []
     try:
-        for path in there:
-            target = folder / f"{name}-v{number}{path.name.removeprefix(name)}"
-            if weights == path.resolve():
-                resolved = resolved.change("network_weights", str(target), "computed")
+        for path, target in moves(plan):
             path.rename(target)
             moved.append((path, target))
     except OSError as fault:
         for path, target in reversed(moved):
             target.rename(path)
-        raise error(
-            "not-writable", f"cannot be renamed: {fault.strerror}", file=str(folder), fix="check its owner"
-        ) from None
-    return replace(plan, checked=replace(plan.checked, resolved=resolved))
+        must, folder = f"cannot be renamed: {fault.strerror}", paths.output_dir(plan.checked.resolved)
+        raise error("not-writable", must, file=str(folder), fix="check its owner") from None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -342,10 +364,11 @@ def start(
     """Trains on: in the same run folder when exact, else in a new one after older results have been moved aside."""
     from launcher import run
 
+    plan = renamed(run.settled(plan), way)
     run.probe_writing(plan)
     if way.mode == "resume":
         run.write_config(plan)
         return run.start(plan, mode="resume", write=write, say=say, terminal=terminal)
-    plan = keep_older(run.with_seed(plan))
+    keep_older(plan)
     run.prepare(plan)
     return run.start(plan, mode="continue", write=write, say=say, terminal=terminal)

@@ -16,7 +16,7 @@ from typing import Any
 from launcher import paths, record
 from launcher.child import INTERRUPTED, Finished, run_child
 from launcher.command import environment
-from launcher.data import carried_files
+from launcher.data import anchored, carried_files
 from launcher.failures import Failure, diagnose, last_error
 from launcher.files import secrets_of, without_secrets, write_bytes, write_text
 from launcher.plan import Plan
@@ -43,18 +43,19 @@ def launch(plan: Plan, *, write: Callable[[bytes], Any], say: Callable[[str], An
     wrong = errors(plan.problems)
     if wrong:
         raise ConfigError(wrong)
-    plan = with_seed(plan)
+    plan = settled(plan)
     probe_writing(plan)
     prepare(plan)
     return start(plan, mode="launch", write=write, say=say, terminal=terminal)
 
 
-def with_seed(plan: Plan) -> Plan:
-    """A missing seed is drawn here, so that the kept config names it."""
-    if plan.config.seed is not None:
-        return plan
-    resolved = plan.checked.resolved.change("seed", random.SystemRandom().randrange(2**32), "computed")
-    return replace(plan, checked=replace(plan.checked, resolved=resolved))
+def settled(plan: Plan) -> Plan:
+    """With what the kept config must name: a seed, drawn here if there is none, and paths that hold from anywhere."""
+    resolved = anchored(plan.checked.resolved)
+    if plan.config.seed is None:
+        resolved = resolved.change("seed", random.SystemRandom().randrange(2**32), "computed")
+    command = [*plan.command[:-1], str(paths.run_folder(resolved) / "config.toml")]
+    return replace(plan, command=command, checked=replace(plan.checked, resolved=resolved))
 
 
 def probe_writing(plan: Plan) -> None:
@@ -83,8 +84,6 @@ def prepare(plan: Plan) -> None:
         clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(plan)
-    for name, text in carried_files(resolved).items():
-        write_text(folder / name, text)
     keep_source(plan)
     from launcher.snapshot import write_snapshot
 
@@ -92,9 +91,12 @@ def prepare(plan: Plan) -> None:
 
 
 def write_config(plan: Plan) -> None:
-    """The trainer's input."""
+    """The trainer's input, with the files that the user's file carries."""
     resolved = plan.checked.resolved
-    write_text(paths.run_folder(resolved) / "config.toml", config_text(resolved.config))
+    folder = paths.run_folder(resolved)
+    for name, text in carried_files(resolved).items():
+        write_text(folder / name, text)
+    write_text(folder / "config.toml", config_text(resolved.config))
 
 
 def clear(folder: Path) -> None:

@@ -245,6 +245,7 @@ class SavingOptions:
     save_last_n_epochs: int | None = opt(None, "Keep epoch copies of the last n epochs only.", ge=0, resume=True)
     save_last_n_steps: int | None = opt(None, "Keep step copies of the last n steps only.", ge=0, resume=True)
     save_model_as: Literal["ckpt", "pt", "safetensors"] = opt("safetensors", "File form of the trained weights.", resume=True)
+    save_peft: bool = opt(False, "Write a copy for diffusers and peft beside each LoRA, as NAME.peft.safetensors.", kit=True, resume=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -244,6 +244,9 @@ DOWNS = (
 )  # fmt: skip
 
 
+EXTRAS = (".alpha", ".dora_scale", ".rescale", ".scalar", ".w_norm", ".b_norm", ".lora_magnitude_vector")
+
+
 def _is_lora(names: Iterable[str]) -> bool:
     return any(_split(name) for name in names)
 
@@ -257,6 +260,14 @@ def _split(name: str) -> tuple[str, str] | None:
     return None
 
 
+def module_of(name: str) -> str | None:
+    """The adapted module that a tensor belongs to; None for tensors of no adapter."""
+    if name.endswith(EXTRAS):
+        return name.rpartition(".")[0]
+    found = _split(name)
+    return found[0] if found else None
+
+
 def lora_facts(path: str | os.PathLike[str]) -> LoraFacts:
     """Family, style, rank and alpha of a LoRA file. ConfigError `not-lora` when it holds no adapter tensors."""
     header = read_header(path)
@@ -268,7 +279,7 @@ def lora_facts(path: str | os.PathLike[str]) -> LoraFacts:
     modules = {module for module, _ in split.values()}
     algo = Counter(algo for _, algo in split.values()).most_common(1)[0][0]
     ranks = _ranks(shapes)
-    spatial = {module for module in ranks if _is_spatial(module, shapes)}
+    spatial = {module for module in ranks if is_spatial(module, shapes)}
     dim, alpha = _usual(header, {module: rank for module, rank in ranks.items() if module not in spatial})
     conv_dim, conv_alpha = _usual(header, {module: ranks[module] for module in spatial})
     text = {module for module in modules if _in_text_encoder(module)}
@@ -289,7 +300,7 @@ def _ranks(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     return ranks
 
 
-def _is_spatial(module: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def is_spatial(module: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether it adapts a convolution wider than 1x1."""
     kernels = (shapes.get(module + ending, ()) for ending in (*DOWNS, ".lora_mid.weight", ".hada_t1", ".lokr_t2"))
     return any(len(shape) == 4 and shape[2:] != (1, 1) for shape in kernels)

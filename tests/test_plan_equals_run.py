@@ -46,10 +46,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def differ(model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """differ(max_train_steps=4, ...) plans and runs the same file, and fails where the two differ."""
     drawn: list[int] = []
-    monkeypatch.setattr(results, "write_previews", lambda *_, **rest: drawn.append(moment(rest["mark"])) or [])
+    monkeypatch.setattr(results, "write_previews", lambda *rest, **_: drawn.append(moment(rest[2][0].path.name)))
     ends: dict[int, int] = {}
 
-    def moment(mark: str) -> int:
+    def moment(name: str) -> int:
+        mark = name.split("_")[1]
         return ends[int(mark[1:])] if mark.startswith("e") else int(mark)
 
     def compare(**options: Any) -> None:
@@ -169,7 +170,7 @@ MORE: list[dict[str, Any]] = [
     {"max_train_epochs": 2, "train_batch_size": 2, "gradient_accumulation_steps": 100, "sample_every_n_epochs": 1},
     {"max_train_steps": 30, "train_batch_size": 4, "sample_every_n_epochs": 1, "sample_at_first": True},
     {"max_train_steps": 5, "optimizer_type": "AdamWScheduleFree", "save_every_n_steps": 5},
-    {"max_train_epochs": 1, "max_train_steps": 3, "bucket_no_upscale": True, "save_every_n_steps": 1},
+    {"max_train_epochs": 1, "max_train_steps": 3, "bucket_reso_steps": 32, "save_every_n_steps": 1},
 ]  # fmt: skip
 
 

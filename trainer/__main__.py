@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,15 +131,25 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"adapted: {change.argument}: {change.before} -> {change.after}, {change.why}", flush=True)
         return INTERRUPTED if train(read, family, found).interrupted else 0
     except ConfigError as wrong:
-        if first:
-            for problem in wrong.problems:
-                print(f"{problem.severity}: {problem}", file=sys.stderr)
+        if not first:
+            time.sleep(2)  # what the first process says too it has said by then, and its end has taken this one along
+        for problem in wrong.problems:
+            print(f"{problem.severity}: {process()}{problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
-    except Exception:
+    except Exception as fault:
+        if "trainer.connection" in sys.modules and sys.modules["trainer.connection"].lost_peer(fault):
+            print(f"{process()}another process of this run has ended; its own message says why, without one it was "
+                  "killed, often for want of memory", file=sys.stderr)  # fmt: skip
+            return FAILED
         traceback.print_exc()
         return FAILED
+
+
+def process() -> str:
+    """Which one of several is speaking."""
+    return f"process {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
 if __name__ == "__main__":

@@ -204,12 +204,13 @@ class BatchLoader:
         """Batches of one epoch in this process."""
         return -(-batches_per_epoch(self.assignment) // self.processes)
 
-    def epoch(self, epoch: int, start: int = 0, step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0, step: int = 0, shift: int = 0) -> Iterator[Batch]:
         """The batches of 1-based `epoch` from the `start`-th of this process on.
 
         `step` counts the optimizer steps made before that batch; captions that depend on it follow from there.
+        `shift` deals the epoch's batches out from another one on (see `order.shard`).
         """
-        batches = shard(epoch_batches(self.assignment, self.seed, epoch), self.processes, self.rank)
+        batches = shard(epoch_batches(self.assignment, self.seed, epoch), self.processes, self.rank, shift)
         each = self.config.gradient_accumulation_steps
         self._sampler.orders = [
             _Order(batches[number], epoch, step + number // each - start // each)
@@ -230,6 +231,9 @@ def _as_is(made: Any) -> Any:
 
 
 def _quiet(worker: int) -> None:
-    """Workers leave Ctrl-C to the trainer, which still wants their batches to finish its step."""
+    """Workers leave signals to the trainer, which still wants their batches to finish its step.
+
+    SIGTERM too: batch systems send it to every process of a job. Workers end when the trainer lets them or is gone.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -163,11 +163,13 @@ class LatentCache:
         """Encodes what is missing. `encode` takes pictures [B,3,H,W] in [-1,1] and gives latents [B,4,H/8,W/8].
 
         Latents that are not finite are tried once more through `retry`; then ConfigError `nan-latents` names the
-        pictures. On disk, process `rank` takes its share of the files; in memory every process encodes all.
+        pictures. Process `rank` of several takes its share; `exchange` has to follow then.
         """
         missing = self.missing()
         if not self.in_memory:
-            missing = list({self._files[index]: index for index in missing}.values())[rank::processes]
+            missing = list({self._files[index]: index for index in missing}.values())
+        # By index, not by place in the list: another process may have filled some before this one looked.
+        missing = [index for index in missing if index % processes == rank]
         done = 0
         for chunk, pictures, masks in self._decoded(missing):
             latents = self._encoded(encode, retry, pictures, chunk)
@@ -178,6 +180,12 @@ class LatentCache:
             done += len(chunk)
             if progress:
                 progress(done, len(missing))
+
+    def exchange(self, gather: Callable[[list[Any]], list[Any]]) -> None:
+        """Every process gets what the others hold in memory; `gather` joins the lists of all processes."""
+        if self.in_memory:
+            self._memory = dict(gather(list(self._memory.items())))
+        self._ready = set(range(len(self.scan.samples)))
 
     def _chunks(self, indices: Sequence[int]) -> Iterator[list[int]]:
         """Samples that may be encoded together, in the order of their buckets."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.lora_file import load_weights, model_hashes, save_weights
+from trainer.lora_file import load_weights, model_hashes, peft_copy, save_peft_copy, save_weights
 from trainer.metadata import BaseFile, DatasetFacts, RunFacts, build_metadata
 from trainer.states import load_state, newest_state, save_state
 
@@ -15,6 +15,8 @@ __all__ = [
     "load_weights",
     "model_hashes",
     "newest_state",
+    "peft_copy",
+    "save_peft_copy",
     "save_state",
     "save_weights",
 ]

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 
 from schemas import ConfigError, Problem, TrainConfig
 from trainer import objective
-from trainer.adapters import Adapter, attach
+from trainer.adapters import Adapter, attach, is_plugin
 from trainer.batches import Batch, BatchLoader
 from trainer.cache import TextCache
 from trainer.checkpoint import load_weights
@@ -24,7 +24,16 @@ from trainer.families import Conditioning, Family, Models, get
 from trainer.optim import BuiltOptimizer, build_optimizer, build_scheduler
 from trainer.plan import marks
 from trainer.plan.steps import Steps, count
-from trainer.prepare import Caches, drawn_seed, fill_caches, load_models, make_accelerator, precision, ready_models
+from trainer.prepare import (
+    Caches,
+    drawn_seed,
+    fill_caches,
+    load_models,
+    make_accelerator,
+    make_scaler,
+    precision,
+    ready_models,
+)
 from trainer.report import Progress, Record, StepLog, memory_in_use
 from trainer.results import Results
 from trainer.run_folder import RunFolder
@@ -35,11 +44,15 @@ from trainer.validation import Validation
 
 @dataclass
 class Position:
-    """Where a run stands: `step` optimizer steps done; `batch` batches of this process used up in `epoch` (from 1)."""
+    """Where a run stands: `step` optimizer steps done; `batch` batches of this process used up in `epoch` (from 1).
+
+    `shift` is not 0 in an epoch begun on another number of processes: its batches are dealt out from there.
+    """
 
     step: int = 0
     epoch: int = 1
     batch: int = 0
+    shift: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,9 +85,13 @@ class Run:
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def training_loss(self, batch: Batch) -> torch.Tensor:
-        """The loss of one batch, to be differentiated; its random numbers follow from seed, process and position."""
-        rank = self.accelerator.process_index
-        mixed = random.Random(f"{self.config.seed}/{rank}/{self.at.epoch}/{self.at.batch}").getrandbits(63)
+        """The loss of one batch, to be differentiated; its random numbers follow from seed and position alone.
+
+        The position counts the epoch's batches over all processes, so that no two draw the same (trap T27) and any
+        number of processes draws what one would.
+        """
+        position = self.at.batch * self.steps.processes + self.accelerator.process_index + self.at.shift
+        mixed = random.Random(f"{self.config.seed}/{self.at.epoch}/{position}").getrandbits(63)
         torch.manual_seed(mixed)
         random.seed(mixed)
         return self.batch_loss(batch, self.caches.texts)
@@ -115,17 +132,19 @@ class Run:
 
     def update(self, losses: list[torch.Tensor], *, stop: bool) -> tuple[float, bool]:
         """One optimizer step from the gradients at hand; (mean loss over processes, whether any was asked to stop)."""
-        mine = torch.stack([torch.stack(losses).mean(), torch.tensor(float(stop), device=losses[0].device)])
-        loss, stopping = self.accelerator.reduce(mine, "mean").tolist()
-        if not math.isfinite(loss):
-            raise not_finite("loss", loss, self.config)
         parameters = self.adapter.parameters()
         self.share_gradients(parameters)
         self.scaler.unscale_(self.optimizer.optimizer)
+        norm = torch.zeros((), device=losses[0].device)
         if self.config.max_grad_norm:
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
-            if not self.scaler.is_enabled() and not math.isfinite(float(norm)):
-                raise not_finite("gradient norm", float(norm), self.config)
+        # All that the host must know comes over in one transfer, the only wait of a step.
+        mine = torch.stack([torch.stack(losses).mean(), norm.float(), torch.tensor(float(stop), device=norm.device)])
+        loss, length, stopping = self.accelerator.reduce(mine, "mean").tolist()
+        if not math.isfinite(loss):
+            raise not_finite("loss", loss, self.config)
+        if not math.isfinite(length) and not self.scaler.is_enabled():  # the scaler skips such a step by itself
+            raise not_finite("gradient norm", length, self.config)
         self.scaler.step(self.optimizer.optimizer)
         self.scaler.update()
         self.scheduler.step()
@@ -179,7 +198,7 @@ def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
     assignment = assign(found, config)
     steps = count(config, batches_per_epoch(assignment), accelerator.num_processes)
     results = Results(folder, config, steps, accelerator)
-    results.prepare()
+    results.prepare(found)
     progress = Progress(steps.total, config, shown=accelerator.is_main_process)
 
     # What is trained: frozen models, cached data, the adapter on top.
@@ -187,7 +206,9 @@ def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
     models = load_models(family, config, accelerator, progress.say)
     caches = fill_caches(found, config, family, models, accelerator, progress.say)
     targets = family.targets(models)
-    weights = load_weights(Path(config.network_weights), targets, family_name) if config.network_weights else None
+    weights = None
+    if config.network_weights and not is_plugin(config.network_module):  # plug-ins read their own files
+        weights = load_weights(Path(config.network_weights), targets, family_name)
     adapter = attach(models, targets, config, weights=weights, trust=config.trust)
     ready_models(models, adapter, config, accelerator, caches)
     for note in adapter.notes:
@@ -200,16 +221,16 @@ def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
                                    fix="set unet_lr or text_encoder_lr above 0")])  # fmt: skip
     optimizer = build_optimizer(groups, config)
     scheduler = build_scheduler(optimizer.optimizer, config, steps)
-    scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.mixed_precision == "fp16")
+    scaler = make_scaler(config, accelerator.device)
     trains_text = any(not str(group["name"]).startswith("unet") for group in groups)
     texts = TextStates(models, family, config, trained=trains_text)
     schedule = objective.noise_schedule(config.zero_terminal_snr, config.v_parameterization).to(accelerator.device)
     run = Run(config, accelerator, family, models, adapter, optimizer, scheduler, scaler, schedule, texts, caches,
               steps, Position())  # fmt: skip
     results.describe(run, found, assignment)
-    if config.resume:
-        run.at = Position(**results.load_state(run, Path(config.resume)))
-        progress.say(f"resumed at step {run.at.step} of {steps.total} (epoch {run.at.epoch}) from {config.resume}")
+    if results.resumed:
+        run.at = Position(**results.load_state(run))
+        progress.say(f"resumed at step {run.at.step} of {steps.total} (epoch {run.at.epoch}) from {results.resumed}")
     else:
         run.at = first_position(config, steps)
 
@@ -217,14 +238,15 @@ def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
                          rank=accelerator.process_index, cache=caches.latents, max_train_steps=steps.total)  # fmt: skip
     step_log = StepLog(folder.log, keep_until=run.at.step) if accelerator.is_main_process else None
     try:
-        with StopRequest() as stop:
+        with StopRequest() as stop, results.told_when_full(run):
+            results.begin(run)
             interrupted = run_epochs(run, loader, results, progress, step_log, stop)
+            if not interrupted:
+                results.finish(run)
     finally:
         progress.close()
         if step_log:
             step_log.close()
-    if not interrupted:
-        results.finish(run)
     accelerator.end_training()
     return Outcome(run.at.step, interrupted, results.files)
 
@@ -237,14 +259,16 @@ def run_epochs(
     at, steps, config = run.at, run.steps, run.config
     progress.begin(at.step)
     if marks.previews_at_start(config) and at.step == 0 and at.batch == 0:
-        results.preview(run, "e000000")
+        results.preview(run, epoch=0)
     run.adapter.train()
     run.optimizer.train_mode()
     while at.step < steps.total:
+        run.adapter.begin_epoch()
         losses: list[torch.Tensor] = []
         stopping, began = False, time.perf_counter()
-        for batch in loader.epoch(at.epoch, start=at.batch, step=at.step):
+        for batch in loader.epoch(at.epoch, start=at.batch, step=at.step, shift=at.shift):
             # ---------------------------------------------------------------------------------------- one step
+            run.adapter.begin_step()
             loss = run.training_loss(batch)
             run.scaler.scale(loss / config.gradient_accumulation_steps).backward()
             losses.append(loss.detach())
@@ -263,7 +287,7 @@ def run_epochs(
                 step_log.write(record)
                 results.draw_curves(run, record, progress.average)
             if marks.previews_at_step(config, at.step):
-                results.preview(run, f"{at.step:06d}")
+                results.preview(run)
             if marks.saves_at_step(config, at.step):
                 results.save(run, marks.step_save(config, at.step, at.epoch))
             if stopping or at.step == steps.total:
@@ -288,5 +312,5 @@ def end_epoch(run: Run, results: Results) -> None:
     if marks.saves_at_epoch(config, at.epoch, steps.epochs):
         results.save(run, marks.epoch_save(config, at.epoch, steps))
     if marks.previews_at_epoch(config, at.epoch):
-        results.preview(run, f"e{at.epoch:06d}")
-    at.epoch, at.batch = at.epoch + 1, 0
+        results.preview(run, epoch=at.epoch)
+    at.epoch, at.batch, at.shift = at.epoch + 1, 0, 0

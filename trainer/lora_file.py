@@ -18,7 +18,7 @@ from torch import Tensor
 
 from schemas.problems import error
 from schemas.weights import lora_family, read_header
-from trainer.lora_keys import peft_settings, to_kohya
+from trainer.lora_keys import peft_settings, to_kohya, to_peft
 
 if TYPE_CHECKING:
     from trainer.families import Target
@@ -81,6 +81,24 @@ def save_weights(
         stream.write(data)
 
     write_atomically(path, write)
+
+
+def save_peft_copy(
+    path: Path, state_dict: Mapping[str, Tensor], targets: Mapping[str, Target], dtype: torch.dtype | None = None
+) -> Path:
+    """Write a kohya-keyed LoRA beside `path` under peft's names, as diffusers keeps it; returns where.
+
+    KeyError when it holds a module that is no LoRA.
+    """
+    copy = peft_copy(path)
+    tensors, settings = to_peft(state_dict, targets)
+    save_weights(copy, tensors, {"format": "pt", "lora_adapter_metadata": json.dumps(settings)}, dtype=dtype)
+    return copy
+
+
+def peft_copy(path: Path) -> Path:
+    """Where the diffusers copy of a LoRA file goes."""
+    return path.with_name(f"{path.stem}.peft.safetensors")
 
 
 def _ready(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -146,6 +164,7 @@ def load_weights(path: Path, targets: Sequence[Target], family: str | None = Non
     theirs = lora_family({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata)
     ours = family or ("sdxl" if any(target.part == "te2" for target in targets) else "sd15 or sd2")
     known = {target.key for target in targets}
+    known |= {key.replace("lora_", "oft_", 1) for key in known}
     matched = {name.partition(".")[0] for name in weights} & known
     if not matched or (theirs != "unknown" and theirs not in ours):
         said = "no family known here" if theirs == "unknown" else theirs

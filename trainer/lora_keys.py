@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,9 @@ def _kohya_names(targets: Sequence[Target]) -> dict[str, str]:
             names.setdefault(f"lora_unet_{path}", target.key)
         else:
             names.setdefault(f"lora_{target.part}_text_model_{path}", target.key)
-    return names | {target.key: target.key for target in targets}
+    # OFT files (kohya's) have the same names behind another prefix, and keep it
+    twins = {name.replace("lora_", "oft_", 1): key.replace("lora_", "oft_", 1) for name, key in names.items()}
+    return names | twins | {target.key: target.key for target in targets}
 
 
 def _bare(path: str) -> str:
@@ -114,6 +117,43 @@ def _alpha(component: str, path: str, rank: int, settings: Mapping[str, Any]) ->
         return float(rank)
     # rank-stabilised LoRA scales by alpha / √rank
     return float(alpha) * (math.sqrt(rank) if said("use_rslora") else 1.0)
+
+
+def to_peft(
+    weights: Mapping[str, Tensor], targets: Mapping[str, Target]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors under peft's names as diffusers keeps them, the settings for the header) of a kohya-keyed LoRA or DoRA.
+
+    alpha / rank goes into B, so that readers of no settings apply the LoRA as trained; the settings hold the ranks for
+    diffusers. `targets` by kohya key. KeyError for a module that is no LoRA (Tucker, LoHa, LoKr, OFT ...).
+    """
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, dict[str, int]] = {}
+    settings: dict[str, Any] = {}
+    for key in dict.fromkeys(name.partition(".")[0] for name in weights):
+        target = targets[key]
+        component = next(name for name, parts in COMPONENTS.items() if target.part in parts)
+        path = _bare(target.path)
+        place = f"{component}.{'' if target.part == 'unet' else 'text_model.'}{path}"
+        if f"{key}.lora_mid.weight" in weights:
+            raise KeyError(f"{key}.lora_mid.weight")
+        down, up = weights[f"{key}.lora_down.weight"], weights[f"{key}.lora_up.weight"]
+        rank = down.shape[0]
+        ranks.setdefault(component, {})[path] = rank
+        tensors[f"{place}.lora_A.weight"] = down
+        tensors[f"{place}.lora_B.weight"] = up * (float(weights.get(f"{key}.alpha", torch.tensor(rank))) / rank)
+        magnitude = weights.get(f"{key}.dora_scale")
+        if magnitude is not None:
+            settings[f"{component}.use_dora"] = True
+            shape = (-1,) if target.kind == "linear" else (1, -1, 1, 1)
+            tensors[f"{place}.lora_magnitude_vector.weight"] = magnitude.reshape(shape)
+    for component, found in ranks.items():
+        common = Counter(found.values()).most_common(1)[0][0]
+        other = {path: rank for path, rank in found.items() if rank != common}
+        said = {"r": common, "lora_alpha": common, "rank_pattern": other, "alpha_pattern": other}
+        settings |= {f"{component}.{name}": value for name, value in said.items()}
+        settings[f"{component}.target_modules"] = list(found)
+    return tensors, settings
 
 
 def peft_settings(metadata: Mapping[str, str], adapter_config: str | None) -> dict[str, Any]:

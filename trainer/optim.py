@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,20 @@ class BuiltOptimizer:
         """Put the weights where they are sampled from and saved; for schedule-free optimizers, a no-op for others."""
         if self.schedule_free:
             self.optimizer.eval()  # type: ignore[attr-defined]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, eval mode; afterwards train mode with the very weights of before, which two switches would round."""
+        groups = self.optimizer.param_groups if self.schedule_free else []
+        before = [(weight, weight.detach().clone()) for group in groups for weight in group["params"]]
+        self.eval_mode()
+        try:
+            yield
+        finally:
+            self.train_mode()
+            with torch.no_grad():
+                for weight, kept in before:
+                    weight.copy_(kept)
 
 
 def is_schedule_free(optimizer: torch.optim.Optimizer) -> bool:

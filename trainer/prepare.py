@@ -15,11 +15,12 @@ from random import SystemRandom
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from schemas import TrainConfig, table, to_flat
-from trainer.adapters import Adapter, merge_weights
+from trainer import connection
+from trainer.adapters import Adapter, import_plugin, is_plugin, merge_by_plugin, merge_weights
 from trainer.cache import LatentCache, TextCache
 from trainer.checkpoint import load_weights
 from trainer.dataset.files import Scan, held_out
@@ -41,26 +42,34 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """The processes of this run; gradients are accumulated and shared by the loop itself."""
     minutes = config.ddp_timeout or 30
     handlers: list[Any] = [InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=minutes))]
-    if config.ddp_gradient_as_bucket_view or config.ddp_static_graph:
-        handlers.append(
-            DistributedDataParallelKwargs(
-                gradient_as_bucket_view=config.ddp_gradient_as_bucket_view, static_graph=config.ddp_static_graph
-            )
-        )
     trackers, project = None, None
     if config.log_with or config.logging_dir:
         trackers = ["tensorboard", "wandb"] if config.log_with == "all" else [config.log_with or "tensorboard"]
         stamp = time.strftime("%Y%m%d%H%M%S")
         project = Path(config.logging_dir or str(config.output_dir)) / f"{config.log_prefix or ''}{stamp}"
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, kwargs_handlers=handlers, log_with=trackers, project_dir=project
-    )
+    with connection.explained():
+        accelerator = Accelerator(
+            mixed_precision=config.mixed_precision, kwargs_handlers=handlers, log_with=trackers, project_dir=project
+        )
+    connection.self_test(accelerator)
     if trackers:
         accelerator.init_trackers(
             config.log_tracker_name or "network_train", loggable(config) if config.log_config else None,
             tracker_settings(config),
         )  # fmt: skip
     return accelerator
+
+
+class Scaler(torch.amp.GradScaler):
+    """Loss scaling that also takes fp16 gradients, which full_fp16 makes; torch's own refuses them."""
+
+    def _unscale_grads_(self, optimizer: Any, inv_scale: Any, found_inf: Any, allow_fp16: bool) -> Any:
+        return super()._unscale_grads_(optimizer, inv_scale, found_inf, True)
+
+
+def make_scaler(config: TrainConfig, device: torch.device) -> Scaler:
+    """Scales the loss under fp16, does nothing otherwise."""
+    return Scaler(device.type, enabled=config.mixed_precision == "fp16")
 
 
 def tracker_settings(config: TrainConfig) -> dict[str, Any]:
@@ -94,6 +103,10 @@ def load_models(family: Family, config: TrainConfig, accelerator: Accelerator, s
     targets = family.targets(models) if config.base_weights else []
     strengths = [*config.base_weights_multiplier, *[1.0] * len(config.base_weights)]
     for file, strength in zip(config.base_weights, strengths, strict=False):
+        if is_plugin(config.network_module):
+            merge_by_plugin(models, import_plugin(str(config.network_module)), file, strength, precision(config))
+            say(f"{config.network_module} merged {file} x {strength:g} into the base model")
+            continue
         merged = merge_weights(models, targets, load_weights(Path(file), targets, family.name), strength)
         say(f"merged {file} x {strength:g} into the base model ({merged} modules)")
     if config.fp8_base or config.fp8_base_unet:
@@ -196,16 +209,17 @@ def fill_caches(
                 kept.texts.fill(lambda captions: family.encode(models, captions, config))
         for encoder in models.text_encoders:
             encoder.to("cpu")
-    if device.type == "cuda" and not config.highvram:
+    if not config.highvram and device.type == "cuda":
         torch.cuda.empty_cache()
     return caches
 
 
 def fill_latents(cache: LatentCache, encode: Encode, retry: Encode, accelerator: Accelerator, say: Say) -> None:
-    """Encodes what a cache lacks; several processes share the work when it goes to the disk."""
+    """Encodes what a cache lacks; several processes share the work."""
     missing = len(cache.missing())
     say(f"encoding {missing} pictures once" if missing else "all latents were cached already")
     cache.fill(encode, retry=retry, processes=accelerator.num_processes, rank=accelerator.process_index)
+    cache.exchange(gather_object)
     accelerator.wait_for_everyone()
     for note in cache.notes:
         say(f"{note.severity}: {note}")

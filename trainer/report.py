@@ -52,7 +52,10 @@ class StepLog:
     def __init__(self, path: Path, *, keep_until: int) -> None:
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= keep_until]
         scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(kept), encoding="utf-8")
+        with scratch.open("w", encoding="utf-8") as stream:
+            stream.writelines(kept)
+            stream.flush()
+            os.fsync(stream.fileno())
         os.replace(scratch, path)
         self._stream = path.open("a", encoding="utf-8")
 

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import random
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 
 from schemas import TrainConfig
-from trainer import checkpoint
+from trainer import checkpoint, states
 from trainer.dataset.files import Scan
-from trainer.dataset.order import Assignment
+from trainer.dataset.order import Assignment, batches_per_epoch
 from trainer.dataset.prompts import Prompt, read_prompts
 from trainer.plan import marks
 from trainer.plan.steps import Steps
 from trainer.report import Record
-from trainer.run_folder import RunFolder
-from trainer.sampling import write_previews
-from trainer.stopping import TrainingStopped
+from trainer.resuming import data_mark, going_on, state_named
+from trainer.run_folder import Lock, RunFolder
+from trainer.sampling import Preview, show_in_wandb, write_previews
+from trainer.stopping import TrainingStopped, disk_full, size_in_bytes
 
 if TYPE_CHECKING:
     from trainer.loop import Run
 
-STATE_SECONDS = 600.0  # a state is kept at least this often, so that a killed run loses minutes, not hours
+# A state is kept after a minute, then whenever the run has become twice as long, and every ten minutes from then on:
+# a killed run loses at most half of what it has done and never more than ten minutes.
+SOONEST, LATEST = 60.0, 600.0
+SHARE = 50.0  # writing states takes at most one part in so many of the time
 SAVED_AS = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -41,23 +50,55 @@ class Results:
         self.main = accelerator.is_main_process
         self.files: list[Path] = []
         self.prompts: list[Prompt] = read_prompts(str(config.sample_prompts)) if self._previews() else []
-        self._state_due = time.monotonic() + STATE_SECONDS
+        self.resumed: Path | None = None  # the state that this start goes on from
+        self._lock = Lock(folder.path)
+        self._marks: dict[str, Any] = {}
+        self._began = self._state_due = time.monotonic()
         self._facts: checkpoint.RunFacts | None = None
         self._hashing: list[Future[tuple[str, str]]] = []
 
     def _previews(self) -> bool:
         return bool(self.config.sample_prompts) and bool(marks.previews(self.config, self.steps))
 
-    def prepare(self) -> None:
-        """The run folder; ConfigError when an earlier run's results stand where this one's would."""
-        if not self.main:
-            return
-        if not (self.config.resume or self.config.overwrite):
-            self.folder.refuse_overwriting(save.file for save in marks.saves(self.config, self.steps))
-        self.folder.open(self.config)
+    def prepare(self, found: Scan) -> None:
+        """The run folder, swept; `resumed` is known on every process then.
+
+        ConfigError when an earlier run's results stand where this one's would, or another trainer is at work here.
+        """
+        pids = gather_object([os.getpid()])
+        chosen = [self._open(found, pids) if self.main else None]
+        broadcast_object_list(chosen)
+        self.resumed = chosen[0]
+
+    def _open(self, found: Scan, pids: list[int]) -> Path | None:
+        config, folder = self.config, self.folder
+        asked = Path(config.resume) if config.resume else None
+        own = asked is not None and folder.path.resolve() in (asked.resolve(), asked.resolve().parent)
+        if not (own or config.overwrite):
+            self._refuse_overwriting(states.states_in(folder.path))
+        before = self._lock.take(pids)
+        states.sweep_states(folder.path)
+        folder.sweep((sample.path for sample in found.samples), before)
+        state = state_named(asked, folder.path)
+        if own and state is None and not config.overwrite:
+            self._refuse_overwriting([])  # complete already
+        last = _progress(state).get("step", -1) if own and state else -1
+        for newer in states.states_in(folder.path):
+            if _progress(newer)["step"] > last:  # of a past that is being replaced, as are its records in the log
+                states.remove_state(newer)
+        folder.open(config)
+        return state
+
+    def _refuse_overwriting(self, there: list[Path]) -> None:
+        names = [save.file for save in marks.saves(self.config, self.steps)]
+        self.folder.refuse_overwriting(names, [state for state in there if _progress(state)["step"] > 0])
 
     def describe(self, run: Run, found: Scan, assignment: Assignment) -> None:
         """What the header of every file of this run will say; the base model is hashed meanwhile."""
+        self._marks = {
+            "seed": self.config.seed, "processes": self.steps.processes, "batches": batches_per_epoch(assignment),
+            "data": data_mark(found),
+        }  # fmt: skip
         if not self.main:
             return
         config, optimizer = self.config, run.optimizer
@@ -95,16 +136,19 @@ class Results:
     # -- weights -------------------------------------------------------------------------------------------------------
 
     def save(self, run: Run, moment: marks.Save) -> None:
-        """A copy of the weights and, under save_state, its state; then what rotation drops."""
+        """A copy of the weights and the state of this moment; then what rotation drops.
+
+        The state comes last of all that a resume from it would not do again.
+        """
         if not self.main:
             return
         self.write_weights(run, moment.file, moment.epoch)
-        self.save_state(run, keep=moment.state)
         for name in moment.removes:
-            if name.endswith("-state"):
-                shutil.rmtree(self.state_folder(self._state_step(name)), ignore_errors=True)
-            else:
+            if not name.endswith("-state"):
                 (self.folder.output / name).unlink(missing_ok=True)
+                checkpoint.peft_copy(self.folder.output / name).unlink(missing_ok=True)
+        self.save_state(run, moment.state_name if moment.state else None)
+        self._rotate_states(moment)
 
     def finish(self, run: Run) -> None:
         """The final weights first, then the last state if wanted; the safety state has done its work."""
@@ -113,73 +157,125 @@ class Results:
         end = marks.end_save(self.config, self.steps)
         self.write_weights(run, end.file, end.epoch)
         if end.state:
-            self.save_state(run, keep=True)
-        if not self.config.save_state:
-            for state in self.states():
-                if not (end.state and state == self.state_folder(run.at.step)):
-                    shutil.rmtree(state, ignore_errors=True)
+            self.save_state(run, end.state_name)
+        self._drop_unnamed()
+        self._lock.free()
 
     def write_weights(self, run: Run, name: str, epoch: int) -> None:
-        run.optimizer.eval_mode()  # schedule-free optimizers keep the averaged weights apart
         path = self.folder.output / name
         dtype = SAVED_AS.get(self.config.save_precision or "")
         metadata, save_as = self.metadata(epoch, run.at.step), self.config.save_model_as
-        checkpoint.save_weights(path, run.adapter.state_dict(), metadata, save_as=save_as, dtype=dtype)
-        run.optimizer.train_mode()
+        with run.optimizer.averaged():  # schedule-free optimizers keep those weights apart
+            weights = run.adapter.state_dict()
+            checkpoint.save_weights(path, weights, metadata, save_as=save_as, dtype=dtype)
+            if self.config.save_peft:
+                checkpoint.save_peft_copy(path, weights, run.adapter.targets, dtype)
         self.files.append(path)
+
+    @contextmanager
+    def told_when_full(self, run: Run) -> Iterator[None]:
+        """A full disk ends the run with what is needed and how to go on; all that was saved before is whole."""
+        try:
+            yield
+        except (OSError, RuntimeError) as fault:
+            if not disk_full(fault):
+                raise
+            weights, state = size_in_bytes(run.adapter.state_dict()), self._state_bytes(run)
+            kept = states.newest_state(self.folder.path)
+            step = _progress(kept)["step"] if kept else 0
+            raise TrainingStopped(
+                f"No space left on device: {_free(self.folder.output)} are left in {self.folder.output}; a LoRA takes "
+                f"{megabytes(weights)}, a training state {megabytes(state)}. What was saved before is whole, up to "
+                f"step {step}. Make room, then go on with: kohyakit resume {self.folder.path}"
+            ) from fault
 
     # -- states --------------------------------------------------------------------------------------------------------
 
     def state_folder(self, step: int) -> Path:
         return self.folder.path / f"state-{step:08d}"
 
-    def states(self) -> list[Path]:
-        return sorted(self.folder.path.glob("state-[0-9]*"))
-
-    def _state_step(self, name: str) -> int:
-        """The step of a state that the reference would name so."""
-        found = re.search(r"-(step)?(\d+)-state$", name)
-        if found is None:
-            return self.steps.total
-        number = int(found[2])
-        return number if found[1] else self.steps.epoch_end(number)
-
-    def save_state(self, run: Run, *, keep: bool = False) -> None:
-        """The state of this moment; without save_state only the newest one stays."""
-        if not self.main:
-            return
-        folder = self.state_folder(run.at.step)
-        progress = {**asdict(run.at), "seed": run.config.seed, "processes": run.steps.processes}
-        checkpoint.save_state(folder, self.parts(run), progress)
-        if not (keep or self.config.save_state):
-            for older in self.states():
-                if older != folder:
-                    shutil.rmtree(older, ignore_errors=True)
-        self._state_due = time.monotonic() + STATE_SECONDS
-
-    def keep_state_when_due(self, run: Run) -> None:
-        if time.monotonic() > self._state_due:
+    def begin(self, run: Run) -> None:
+        """From here on there always is a state to go on from."""
+        self._began = time.monotonic()
+        self._state_due = self._began + SOONEST
+        if self.main and self.resumed is None:
             self.save_state(run)
 
-    def load_state(self, run: Run, folder: Path) -> dict[str, int]:
+    def save_state(self, run: Run, name: str | None = None) -> None:
+        """The state of this moment. One with a `name` (the reference's) stays, of the others only the newest."""
+        if not self.main:
+            return
+        began, folder = time.monotonic(), self.state_folder(run.at.step)
+        _sync(self.folder.log)  # the state must not know more than the log
+        progress = {**asdict(run.at), **self._marks, "saves": [name] if name else []}
+        if states.is_whole(folder):  # the same step: only its place in the run has another name
+            progress["saves"] = list(dict.fromkeys([*_names(folder), *progress["saves"]]))
+            states.write_progress(folder, progress)
+        else:
+            states.save_state(folder, self.parts(run), progress)
+        self._drop_unnamed(but=folder)
+        now = time.monotonic()
+        self._state_due = now + max(min(max(now - self._began, SOONEST), LATEST), (now - began) * SHARE)
+
+    def keep_state_when_due(self, run: Run) -> None:
+        """A state for the case of a kill; without room for it the run goes on."""
+        if not self.main or time.monotonic() <= self._state_due:
+            return
+        try:
+            self.save_state(run)
+        except (OSError, RuntimeError) as fault:
+            if not disk_full(fault):
+                raise
+            self._state_due = time.monotonic() + LATEST
+            print(f"warning: no room for a training state: it takes {megabytes(self._state_bytes(run))}, "
+                  f"{_free(self.folder.path)} are left in {self.folder.path}", flush=True)  # fmt: skip
+
+    def _drop_unnamed(self, but: Path | None = None) -> None:
+        for state in states.states_in(self.folder.path):
+            if state != but and not _names(state):
+                states.remove_state(state)
+
+    def _rotate_states(self, moment: marks.Save) -> None:
+        """A state may stand for a step and for an epoch: it goes with its last name."""
+        for state in states.states_in(self.folder.path):
+            names = _names(state)
+            left = [name for name in names if name not in moment.removes]
+            if names and not left:
+                states.remove_state(state)
+            elif left != names:
+                states.write_progress(state, {**_progress(state), "saves": left})
+
+    def load_state(self, run: Run) -> dict[str, int]:
         """Puts everything back where it was; the position to go on from."""
-        progress = checkpoint.load_state(folder, self.parts(run))
-        if progress["processes"] != run.steps.processes:
-            # The same pictures are left, cut differently over the processes.
-            progress["batch"] = progress["batch"] * progress["processes"] // run.steps.processes
-        return {name: int(progress[name]) for name in ("step", "epoch", "batch")}
+        assert self.resumed is not None
+        progress = states.load_state(self.resumed, self.parts(run))
+        position, notes = going_on(progress, self._marks, self.steps, self.config)
+        if position["step"] != progress["step"] and isinstance(run.scheduler, torch.optim.lr_scheduler.LambdaLR):
+            run.scheduler.last_epoch = position["step"] - 1
+            run.scheduler.step()
+        if self.main:
+            for note in notes:
+                print(note, flush=True)
+            for moment in marks.saves(self.config, self.steps):
+                if moment.step == position["step"]:  # the kill may have come before its rotation
+                    self._rotate_states(moment)
+        return position
 
     @staticmethod
     def parts(run: Run) -> dict[str, Any]:
         return {"adapter": run.adapter, "optimizer": run.optimizer.optimizer, "scheduler": run.scheduler,
                 "scaler": run.scaler}  # fmt: skip
 
+    def _state_bytes(self, run: Run) -> int:
+        return size_in_bytes([run.adapter.exact_state(), run.optimizer.optimizer.state_dict()])
+
     def save_interrupted(self, run: Run) -> None:
         """Weights and state of an asked stop."""
         if not self.main:
             return
-        self.save_state(run)
         self.write_weights(run, marks.step_name(self.config, run.at.step), run.at.epoch)
+        self.save_state(run)
+        self._lock.free()
         print(f"stopped at step {run.at.step} of {self.steps.total}; saved {self.files[-1]}\n"
               f"go on with: kohyakit resume {self.folder.path}", flush=True)  # fmt: skip
 
@@ -193,15 +289,32 @@ class Results:
 
     # -- pictures and curves -------------------------------------------------------------------------------------------
 
-    def preview(self, run: Run, mark: str) -> None:
-        """Pictures of the prompt file into sample/, without disturbing the training."""
-        if not (self.main and self.prompts):
+    def preview(self, run: Run, epoch: int | None = None) -> None:
+        """Pictures of the prompt file into sample/, shared out over the processes; training is not disturbed."""
+        if not self.prompts:
             return
-        run.optimizer.eval_mode()
-        with torch.no_grad(), run.accelerator.autocast():
-            write_previews(run.models, run.family, self.prompts, self.config, mark=mark, folder=self.folder.samples,
-                           device=run.accelerator.device)  # fmt: skip
-        run.optimizer.train_mode()
+        stamp = time.strftime("%Y%m%d%H%M%S")
+        planned = [
+            Preview(index, prompt, self.folder.samples / marks.preview_name(
+                self.config, index=index, step=run.at.step, time=stamp, epoch=epoch, seed=prompt.seed))
+            for index, prompt in enumerate(self.prompts)
+        ]  # fmt: skip
+        mine = planned[self.accelerator.process_index :: self.accelerator.num_processes]
+        with run.optimizer.averaged(), torch.no_grad(), run.accelerator.autocast():
+            write_previews(run.models, run.family, mine, self.config, device=run.accelerator.device)
+        made: list[Preview] = gather_object(mine)
+        if self.main:
+            if self.resumed:
+                self._drop_twins([preview.path for preview in made])
+            show_in_wandb(run.accelerator.trackers, made)
+
+    def _drop_twins(self, made: list[Path]) -> None:
+        """Previews that a killed start made at the same mark: their names differ by the time alone."""
+        for path in made:
+            start = re.match(r".*_\d\d_(?=\d{14})", path.name)
+            for other in path.parent.glob(f"{glob.escape(start[0] if start else path.name)}*.png"):
+                if other not in made:
+                    other.unlink()
 
     def draw_curves(self, run: Run, record: Record, average: float) -> None:
         """The reference's tags (section 14)."""
@@ -211,3 +324,25 @@ class Results:
             if "d" in group:  # D-Adaptation and Prodigy find their own step size
                 values[f"lr/d*lr/{group.get('name', 0)}"] = group["d"] * group["lr"]
         run.accelerator.log(values, step=record.step)
+
+
+def _progress(state: Path) -> dict[str, Any]:
+    return states.read_progress(state) or {"step": -1}
+
+
+def _names(state: Path) -> list[str]:
+    return list(_progress(state).get("saves", []))
+
+
+def _sync(path: Path) -> None:
+    if path.is_file():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _free(folder: Path) -> str:
+    return megabytes(shutil.disk_usage(folder).free)
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
-from collections.abc import Iterable
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
+
+import psutil
 
 from schemas import ConfigError, Problem, TrainConfig
 from schemas import config as schema
 
 DEFAULT_NAME = "last"  # the reference's name for the final file when output_name is unset
+LOCK = ".lock"  # there while a run is under way: who works on it
+IDLE_SECONDS = 60.0  # a cache file half written for longer has lost its writer, wherever that one ran
+TEMPORARY = re.compile(r"\.(?P<name>.+?)(?:\.(?P<pid>\d+))?\.(?:tmp|partial)")
 
 
 @dataclass(frozen=True)
@@ -36,9 +48,10 @@ class RunFolder:
     def samples(self) -> Path:
         return self.output / "sample"
 
-    def refuse_overwriting(self, planned: Iterable[str]) -> None:
-        """ConfigError naming every planned result that is already there."""
+    def refuse_overwriting(self, planned: Iterable[str], states: Sequence[Path]) -> None:
+        """ConfigError naming every planned result that is already there, and states that could be gone on from."""
         there = [name for name in planned if (self.output / name).exists()]
+        there += [f"{self.path.name}/{state.name}" for state in states]
         if there:
             raise ConfigError(
                 [
@@ -58,6 +71,109 @@ class RunFolder:
         kept = self.path / "config.toml"
         if not kept.is_file():
             write_text(kept, schema.write(config))
+
+    def sweep(self, pictures: Iterable[Path], before: Sequence[int]) -> None:
+        """Removes the temporary files of earlier starts that were killed, in this folder and beside the pictures.
+
+        Whoever calls this holds the lock, so temporary results of this run's name are nobody's. Beside the pictures
+        other runs may be writing: there a file goes if a process of this run's last start (`before`) made it, or if
+        nobody has touched it for a while.
+        """
+        base = re.escape(self.name)
+        ours = re.compile(rf"\.{base}(-\d{{6}}|-step\d{{8}})?\.(safetensors|ckpt|pt)\.\d+\.tmp")
+        half = [path for path in _files(self.output) if ours.fullmatch(path.name)]
+        half += [path for path in _files(self.path) if TEMPORARY.fullmatch(path.name) or path.name == "log.tmp"]
+        shown = re.compile(rf"({base}_)?e?\d{{6}}_\d\d_\d{{14}}(_\d+)?\.tmp")
+        half += [path for path in _files(self.samples) if shown.fullmatch(path.name)]
+        for folder in {picture.parent for picture in pictures}:
+            for path in _files(folder):
+                match = TEMPORARY.fullmatch(path.name)
+                if match and match["pid"] and match["name"].endswith(".npz"):
+                    if int(match["pid"]) in before or _idle(path, int(match["pid"])):
+                        half.append(path)
+        for path in half:
+            path.unlink(missing_ok=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+
+
+def _idle(path: Path, pid: int) -> bool:
+    try:
+        return not psutil.pid_exists(pid) and time.time() - path.stat().st_mtime > IDLE_SECONDS
+    except OSError:
+        return False
+
+
+class Lock:
+    """Keeps a second trainer out of a run folder; a killed one's lock opens by itself.
+
+    The system lets go of it with the process; where the file system knows no locks there is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK
+        self._stream: IO[str] | None = None
+
+    def take(self, pids: Sequence[int]) -> list[int]:
+        """The processes of the last start if that was killed on this machine; ConfigError while it still runs."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self._path.open("a+", encoding="utf-8")
+        self._stream.seek(0)
+        text = self._stream.read()
+        try:
+            said = json.loads(text or "{}")
+        except ValueError:
+            said = {}
+        if not _locked(self._stream):
+            self._stream.close()
+            self._stream = None
+            raise ConfigError(
+                [
+                    Problem(
+                        code="run-in-use",
+                        key="output_name",
+                        got=str(self._path.parent),
+                        must=f"is being trained by process {said.get('pids', ['?'])[0]} on {said.get('host', '?')}",
+                        fix="wait for it or stop it, or choose another --output_name",
+                    )
+                ]
+            )
+        self._stream.truncate(0)
+        self._stream.write(json.dumps({"host": socket.gethostname(), "pids": list(pids)}))
+        self._stream.flush()
+        here = said.get("host") == socket.gethostname()
+        return [int(pid) for pid in said.get("pids", []) if here and pid not in pids]
+
+    def free(self) -> None:
+        """The work is done: nothing is left of the lock."""
+        if self._stream is not None:
+            if sys.platform == "win32":  # an open file cannot be removed there
+                self._stream.close()
+            self._path.unlink(missing_ok=True)
+            self._stream.close()
+            self._stream = None
+
+
+def _locked(stream: IO[str]) -> bool:
+    """Whether the lock is ours now; True as well where locks are not to be had."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        stream.seek(0x7FFFFFF)  # a place beyond the text, which stays readable
+        try:
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: data workers would inherit it and outlive us
+    except OSError as fault:  # anything else than "taken": not every network file system has locks
+        return fault.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import diffusers
 import torch
 from PIL import Image
+from torch import Tensor
 
 from schemas import TrainConfig
 from trainer.dataset.prompts import Prompt
 from trainer.families import Conditioning, Family, Models, Sizes
+from trainer.families.unet import device_of, joined, token_rows
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -27,7 +28,8 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "heun": ("HeunDiscreteScheduler", {}),
     "dpm_2": ("KDPM2DiscreteScheduler", {}),
     "dpm_2_a": ("KDPM2AncestralDiscreteScheduler", {}),
-    "dpmsolver": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver"}),
+    # that one ends at the lowest noise level, diffusers refuses it at none
+    "dpmsolver": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
     "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "dpmsingle": ("DPMSolverSinglestepScheduler", {}),
 }
@@ -50,61 +52,113 @@ def sampler(name: str, *, v_prediction: bool) -> Any:
     return scheduler
 
 
+@dataclass(frozen=True)
+class Preview:
+    """One picture to be made: the prompt's place in the prompt file, and where the PNG goes."""
+
+    index: int
+    prompt: Prompt
+    path: Path
+
+
 @torch.no_grad()
-def picture(
-    models: Models, family: Family, prompt: Prompt, config: TrainConfig, *, device: torch.device
-) -> Image.Image:
-    """One preview. Sides are floored to a multiple of 8, at least 64; without a seed the noise is fresh."""
+def write_previews(
+    models: Models, family: Family, previews: Sequence[Preview], config: TrainConfig, *, device: torch.device
+) -> None:
+    """Makes the pictures on `device`. Modes, random states and the places of VAE and text encoders stay as they were."""
+    with undisturbed([models.unet, models.vae, *models.text_encoders]):
+        with moved(models.text_encoders, device):
+            words = [prompt_states(models, family, preview.prompt, config).to(device) for preview in previews]
+        with moved([models.vae], device):
+            for preview, states in zip(previews, words, strict=True):
+                latents = denoised(models, family, preview.prompt, states, config)
+                image = decode(models.vae, latents / family.latent_scale)
+                preview.path.parent.mkdir(parents=True, exist_ok=True)
+                scratch = preview.path.with_suffix(".tmp")
+                image.save(scratch, format="PNG")
+                scratch.replace(preview.path)
+
+
+def denoised(models: Models, family: Family, prompt: Prompt, words: Conditioning, config: TrainConfig) -> Tensor:
+    """Latents [1,4,h,w] of one preview, still scaled; `words` holds the negative prompt, then the prompt.
+
+    Sides are floored to a multiple of 8, at least 64; without a seed the noise is fresh.
+    """
+    device = words.hidden.device
     width, height = (max(64, (side or family.preview_size) // 8 * 8) for side in (prompt.width, prompt.height))
     scheduler = sampler(prompt.sample_sampler or config.sample_sampler, v_prediction=config.v_parameterization)
-    scheduler.set_timesteps(min(max(prompt.sample_steps or 30, 1), 1000), device=device)
-    scale = 7.5 if prompt.scale is None else prompt.scale
-    words = encode_prompts(models, family, [prompt.negative_prompt or "", prompt.prompt], config)
+    scheduler.set_timesteps(min(max(prompt.sample_steps, 1), 1000), device=device)
     seed = prompt.seed if prompt.seed is not None else random.SystemRandom().getrandbits(32)
     torch.manual_seed(seed)  # ancestral samplers draw from the global generator
-    random.seed(seed)
     # Drawn on the CPU, so that a seed gives the same picture on every device.
-    noise = torch.randn(1, 4, height // 8, width // 8)
-    latents = noise.to(device) * scheduler.init_noise_sigma
-    sizes = _sizes(height, width, device)
+    latents = torch.randn(1, 4, height // 8, width // 8).to(device) * scheduler.init_noise_sigma
+    computing = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if computing else torch.float32
+    full = torch.tensor([[height, width]] * 2, device=device)
+    sizes, words = Sizes(full, torch.zeros_like(full), full), words.to(device, dtype)
     for t in scheduler.timesteps:
-        noisy = scheduler.scale_model_input(torch.cat([latents] * 2), t)
+        noisy = scheduler.scale_model_input(torch.cat([latents] * 2), t).to(dtype)
         steps = torch.full((2,), float(t), device=device)
         without, guided = family.predict(models.unet, noisy, steps, words, sizes).float().chunk(2)
-        latents = scheduler.step(without + scale * (guided - without), t, latents).prev_sample
-    return decode(models.vae, latents / family.latent_scale)
+        latents = scheduler.step(without + prompt.scale * (guided - without), t, latents).prev_sample
+    return latents
 
 
-def encode_prompts(models: Models, family: Family, texts: Sequence[str], config: TrainConfig) -> Conditioning:
-    """All texts in the shortest form that holds the longest, with (emphasis:1.2) understood."""
-    ids = models.tokenizers[0](list(texts), truncation=False, padding=False)["input_ids"]
-    longest = max(len(row) for row in ids) - 2
+def prompt_states(models: Models, family: Family, prompt: Prompt, config: TrainConfig) -> Conditioning:
+    """Negative prompt and prompt in the shortest form that holds both, with (emphasis:1.2) understood."""
+    texts = [prompt.negative_prompt or "", prompt.prompt]
+    longest = max(len(models.tokenizers[0](text, truncation=False, verbose=False)["input_ids"]) for text in texts) - 2
     length: Literal[150, 225] | None = None if longest <= 75 else 150 if longest <= 150 else 225
-    return family.encode(models, texts, replace(config, max_token_length=length, weighted_captions=True))
+    asked = replace(config, max_token_length=length, weighted_captions=True)
+    words = family.encode(models, texts, asked)
+    _, weights = token_rows(texts, asked)
+    assert weights is not None
+    spread = joined(weights.flatten(0, 1).unsqueeze(-1), len(texts)).to(words.hidden)
+    widths = [int(encoder.config.hidden_size) for encoder in models.text_encoders]  # type: ignore[union-attr,arg-type]
+    parts = [renormalised(part, spread) for part in words.hidden.split(widths, dim=-1)]
+    return Conditioning(torch.cat(parts, dim=-1), words.pooled)
 
 
-def decode(vae: torch.nn.Module, latents: torch.Tensor) -> Image.Image:
-    """One picture of [1,4,h,w] unscaled latents."""
+def renormalised(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Hidden states [B,T,D] that were multiplied by `weights` [B,T,1], brought back to their mean before that.
+
+    Only training leaves the mean as emphasis makes it (reference section 5.5). A mean near 0 says nothing: no change.
+    """
+    kept = weights != 0  # what a weight of 0 has wiped out does not count on either side
+    before = torch.where(kept, hidden / torch.where(kept, weights, 1), 0).float().mean((1, 2), keepdim=True)
+    after = hidden.float().mean((1, 2), keepdim=True)
+    telling = after.abs() > 0.01 * hidden.float().abs().mean((1, 2), keepdim=True)
+    weighty = (weights != 1).any(dim=1, keepdim=True) & telling
+    return hidden * torch.where(weighty, before / after, 1).to(hidden)
+
+
+def decode(vae: torch.nn.Module, latents: Tensor) -> Image.Image:
+    """One picture of [1,4,h,w] unscaled latents; in 32 bit where the VAE overflows in half precision."""
     dtype = next(vae.parameters()).dtype
     with torch.autocast(latents.device.type, enabled=False):
         pixels = vae.decode(latents.to(dtype)).sample  # type: ignore[operator]
+        if dtype != torch.float32 and not pixels.isfinite().all():
+            pixels = vae.float().decode(latents.float()).sample
+            vae.to(dtype)
     values = ((pixels[0].float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
 
 
-def _sizes(height: int, width: int, device: torch.device) -> Sizes:
-    full = torch.tensor([[height, width]] * 2, device=device)
-    return Sizes(original=full, crop=torch.zeros_like(full), target=full)
-
-
-def file_name(prefix: str | None, mark: str, index: int, seed: int | None, now: time.struct_time) -> str:
-    """The reference's name: [output_name_]{e000001|000100}_{index}_{YYYYmmddHHMMSS}[_seed].png."""
-    words = [prefix, mark, f"{index:02d}", time.strftime("%Y%m%d%H%M%S", now), None if seed is None else str(seed)]
-    return "_".join(word for word in words if word) + ".png"
+@contextmanager
+def moved(modules: Sequence[torch.nn.Module], device: torch.device) -> Iterator[None]:
+    """Modules on `device`, and afterwards back where each of them was."""
+    homes = [device_of(module) for module in modules]
+    for module in modules:
+        module.to(device)
+    try:
+        yield
+    finally:
+        for module, home in zip(modules, homes, strict=True):
+            module.to(home)
 
 
 @contextmanager
-def undisturbed(modules: Sequence[torch.nn.Module]) -> Any:
+def undisturbed(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     """Puts modules into eval mode and gives back their modes and every random state afterwards."""
     modes = [(module, module.training) for root in modules for module in root.modules()]
     python_state = random.getstate()
@@ -119,27 +173,12 @@ def undisturbed(modules: Sequence[torch.nn.Module]) -> Any:
             random.setstate(python_state)
 
 
-def write_previews(
-    models: Models,
-    family: Family,
-    prompts: Sequence[Prompt],
-    config: TrainConfig,
-    *,
-    mark: str,
-    folder: Path,
-    device: torch.device,
-) -> list[Path]:
-    """Pictures of all prompts into `folder`; `mark` is e000001 or a six-digit step."""
-    folder.mkdir(parents=True, exist_ok=True)
-    made, vae_home = [], next(models.vae.parameters()).device
-    with undisturbed([models.unet, models.vae, *models.text_encoders]):
-        models.vae.to(device)
-        for index, prompt in enumerate(prompts):
-            image = picture(models, family, prompt, config, device=device)
-            path = folder / file_name(config.output_name, mark, index, prompt.seed, time.localtime())
-            scratch = path.with_suffix(".tmp")
-            image.save(scratch, format="PNG")
-            scratch.replace(path)
-            made.append(path)
-        models.vae.to(vae_home)
-    return made
+def show_in_wandb(trackers: Iterable[Any], previews: Sequence[Preview]) -> None:
+    """The pictures as sample_{index} with their prompts, joined to the next record of the run (reference section 13)."""
+    for tracker in trackers:
+        if tracker.name == "wandb":
+            import wandb
+
+            for preview in previews:
+                picture = wandb.Image(str(preview.path), caption=preview.prompt.prompt)
+                tracker.tracker.log({f"sample_{preview.index}": picture}, commit=False)

@@ -1,11 +1,12 @@
-"""Training states: a folder of plain files that appears whole, and brings a run back to the bit."""
+"""Training states: a folder of plain files that appears and goes as a whole, and brings a run back to the bit."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch import Tensor
 from schemas.problems import ConfigError, error
 from trainer.lora_file import sync_folder, write_atomically
 
-COMPLETE = "complete"
+COMPLETE = "complete"  # written last; lists the bytes of every other file
 PROGRESS = "progress.json"
+UNDER_WAY = re.compile(r"\.(?P<name>.*state.*)\.\d+\.(?:tmp|old)")  # temporary names of a state folder
 
 
 def save_state(folder: Path, parts: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
@@ -33,12 +35,11 @@ def save_state(folder: Path, parts: Mapping[str, Any], progress: Mapping[str, An
         scratch.mkdir()
         for name, part in parts.items():
             _write_part(scratch, name, part)
-        text = json.dumps(dict(progress), indent=1).encode()
-        write_atomically(scratch / PROGRESS, lambda stream: stream.write(text))
-        write_atomically(scratch / COMPLETE, lambda stream: None)
+        _write_json(scratch / PROGRESS, progress)
+        _write_json(scratch / COMPLETE, {path.name: path.stat().st_size for path in _parts_in(scratch)})
         if folder.exists():
             old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-            folder.rename(old)
+            folder.rename(old)  # a kill between the two renames is mended by `sweep_states`
             scratch.rename(folder)
             shutil.rmtree(old, ignore_errors=True)
         else:
@@ -46,6 +47,16 @@ def save_state(folder: Path, parts: Mapping[str, Any], progress: Mapping[str, An
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     sync_folder(folder.parent)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    text = json.dumps(dict(value), indent=1).encode()
+    write_atomically(path, lambda stream: stream.write(text))
+
+
+def _parts_in(folder: Path) -> Iterator[Path]:
+    """The files that must not change any more; progress may be written anew."""
+    return (path for path in folder.iterdir() if path.name not in (COMPLETE, PROGRESS))
 
 
 def _write_part(folder: Path, name: str, part: Any) -> None:
@@ -60,7 +71,7 @@ def _write_part(folder: Path, name: str, part: Any) -> None:
 
 def load_state(folder: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
     """Put every part back and return the progress; ConfigError when the state is unfinished, damaged or another's."""
-    if not (folder / COMPLETE).is_file():
+    if not is_whole(folder):
         raise error("unfinished-state", "is not a finished training state", key="resume", got=str(folder),
                     fix="name an older state")  # fmt: skip
     for name, part in parts.items():
@@ -72,8 +83,7 @@ def load_state(folder: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
             reason = str(fault).partition("\n")[0] or type(fault).__name__
             raise error("state-mismatch", f"has a part that does not fit this run: {name} ({reason})", key="resume",
                         got=str(folder), fix="resume with the options of the first run") from fault  # fmt: skip
-    progress: dict[str, Any] = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-    return progress
+    return read_progress(folder) or {}
 
 
 def _read_part(folder: Path, name: str, part: Any) -> None:
@@ -85,14 +95,68 @@ def _read_part(folder: Path, name: str, part: Any) -> None:
         part.load_state_dict(torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True))
 
 
-def newest_state(run_folder: Path) -> Path | None:
-    """The finished state of the highest step in a run folder; None when there is none."""
+def is_whole(folder: Path) -> bool:
+    """Whether a state is finished and every file of it has its full length (a copy may have been cut off)."""
+    try:
+        text = (folder / COMPLETE).read_text(encoding="utf-8")
+        sizes: dict[str, int] = json.loads(text)
+        return all((folder / name).stat().st_size == size for name, size in sizes.items()) and bool(
+            read_progress(folder)
+        )
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def read_progress(folder: Path) -> dict[str, Any] | None:
+    """progress.json of a state; None when it cannot be read."""
+    try:
+        found = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) and int(found["step"]) >= 0 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_progress(folder: Path, progress: Mapping[str, Any]) -> None:
+    """A new progress for a finished state: the weights are the same, the position may be another name for it."""
+    _write_json(folder / PROGRESS, progress)
+
+
+def states_in(run_folder: Path) -> list[Path]:
+    """The finished states of a run folder, by step."""
     found = []
     for folder in run_folder.glob("*state*") if run_folder.is_dir() else ():
-        if (folder / COMPLETE).is_file() and not folder.name.startswith("."):
-            try:
-                step = int(json.loads((folder / PROGRESS).read_text(encoding="utf-8"))["step"])
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-            found.append((step, folder.name, folder))
-    return max(found)[2] if found else None
+        if not folder.name.startswith(".") and is_whole(folder):
+            progress = read_progress(folder)
+            found.append((int(progress["step"]) if progress else -1, folder.name, folder))
+    return [folder for _, _, folder in sorted(found)]
+
+
+def newest_state(run_folder: Path) -> Path | None:
+    """The finished state of the highest step in a run folder; None when there is none."""
+    return next(reversed(states_in(run_folder)), None)
+
+
+def remove_state(folder: Path) -> None:
+    """Out of sight first: a removal that is cut off must not leave a part that looks like a state."""
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(gone, ignore_errors=True)
+    try:
+        folder.rename(gone)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def sweep_states(run_folder: Path) -> None:
+    """Remove what a killed start left under temporary names; a finished state whose last rename was missed is kept.
+
+    Nobody else may be writing in this folder.
+    """
+    for path in sorted(run_folder.glob(".*"), key=lambda path: path.suffix != ".tmp"):  # the newer ones first
+        match = UNDER_WAY.fullmatch(path.name)
+        if match is None:
+            continue
+        if path.suffix == ".tmp" and is_whole(path) and not (run_folder / match["name"]).exists():
+            path.rename(run_folder / match["name"])
+        else:
+            shutil.rmtree(path, ignore_errors=True)

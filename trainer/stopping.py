@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import signal
+from collections.abc import Mapping
 from types import FrameType, TracebackType
 from typing import Any
+
+import torch
 
 from schemas import TrainConfig
 
@@ -47,3 +51,21 @@ def not_finite(what: str, value: float, config: TrainConfig) -> TrainingStopped:
         causes.append(f"a learning rate of {max(rates):g} is high: try a tenth of it")
     causes.append("a broken picture or cache file: run `kohyakit dataset check`")
     return TrainingStopped(f"the {what} is {value}; likely causes: " + "; ".join(causes))
+
+
+def disk_full(fault: BaseException | None) -> bool:
+    """Whether a full disk or quota is behind a fault; libraries wrap the system's own error."""
+    while fault is not None:
+        if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        fault = fault.__cause__ or fault.__context__
+    return False
+
+
+def size_in_bytes(value: Any) -> int:
+    """Bytes of all tensors in nested containers: about what they take in a file."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(size_in_bytes(item) for item in value.values())
+    return sum(size_in_bytes(item) for item in value) if isinstance(value, list | tuple) else 0

@@ -58,14 +58,12 @@ class Validation:
         assert run.caches.held is not None
         seed = int((self.config.seed if self.config.validation_seed is None else self.config.validation_seed) or 0)
         losses: list[torch.Tensor] = []
-        run.optimizer.eval_mode()
-        with undisturbed([run.models.unet, *run.models.text_encoders]):
+        with run.optimizer.averaged(), undisturbed([run.models.unet, *run.models.text_encoders]):
             for batch in itertools.islice(self.loader.epoch(1), self.config.max_validation_steps):
                 for timestep in self.timesteps():
                     torch.manual_seed(seed)
                     random.seed(seed)
                     losses.append(run.batch_loss(batch, run.caches.held.texts, timestep))
-        run.optimizer.train_mode()
         mean = float(torch.stack(losses).mean())
         progress.say(f"validation: loss {mean:.4f} at step {run.at.step}")
         tag = f"loss/validation/{when}"

@@ -96,8 +96,8 @@ def convert(
     if errors(list(resolved.problems)):
         raise ConfigError(resolved.problems)
     found = converted(resolved, target, beside=output)
-    files = _places(output, found.text, found.beside)
-    _write(files, overwrite)
+    files = places(output, found.text, found.beside)
+    write_files(files, overwrite)
     for entry in found.lost:
         click.echo(f"{click.style('lost', fg='yellow')}: {entry}", err=True)
     if as_json:
@@ -119,13 +119,14 @@ def convert(
     return 0
 
 
-def _places(output: Path | None, text: str, beside: dict[str, str]) -> dict[Path, str]:
+def places(output: Path | None, text: str, beside: dict[str, str]) -> dict[Path, str]:
+    """The files to write: `output`, and those beside it by their endings; none without `output`."""
     if output is None:
         return {}
     return {output: text, **{output.with_name(f"{output.stem}{ending}"): more for ending, more in beside.items()}}
 
 
-def _write(files: dict[Path, str], overwrite: bool) -> None:
+def write_files(files: dict[Path, str], overwrite: bool) -> None:
     """All or nothing is checked before the first is written."""
     from launcher.files import write_text
 

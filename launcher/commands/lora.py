@@ -6,20 +6,22 @@ from pathlib import Path
 
 import click
 
-from launcher.commands import command, print_json
-from launcher.commands.configs import FORMATS
+from launcher.commands import command, print_json, tell
+from launcher.commands.configs import FORMATS, places, write_files
 
 
 @command("inspect")
 @click.argument("lora")
 @click.option("--to", "target", type=click.Choice(FORMATS), help="Also write the recovered config in this format.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to write it.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--config", "show_config", is_flag=True, help="Show the recovered config.")
-def inspect(lora: str, target: str | None, output: Path | None, show_config: bool, as_json: bool) -> int:
+def inspect(
+    lora: str, target: str | None, output: Path | None, overwrite: bool, show_config: bool, as_json: bool
+) -> int:
     """What a LoRA file says about itself: ranks, modules, hashes, health, and the config it was trained with."""
     from launcher import lora as facts_of
     from launcher.convert import convert
-    from launcher.files import write_text
     from launcher.resolve import UsageError, resolve
 
     if (target is None) != (output is None):
@@ -29,11 +31,19 @@ def inspect(lora: str, target: str | None, output: Path | None, show_config: boo
     config = facts_of.recovered(resolved.draft, resolved.config)
     if target is not None and output is not None:
         written = convert(resolved, target, beside=output)
-        write_text(output, written.text)
+        write_files(places(output, written.text, written.beside), overwrite)
         for entry in written.lost:
             click.echo(f"lost: {entry}", err=True)
     if as_json:
-        print_json({**facts, "config": config, "problems": [problem.as_json() for problem in resolved.problems]})
+        unknown = [name for name, entry in config.items() if entry["known"] == "unknown"]
+        print_json(
+            {
+                **facts,
+                "config": config,
+                "unknown": unknown,
+                "problems": [problem.as_json() for problem in resolved.problems],
+            }
+        )
     else:
         click.echo("\n".join(facts_of.lines(facts)))
         counts = {
@@ -43,6 +53,7 @@ def inspect(lora: str, target: str | None, output: Path | None, show_config: boo
         click.echo(
             "  config: " + ", ".join(f"{count} {known}" for known, count in counts.items()) + " (--config shows it)"
         )
+        tell(list(resolved.problems), notes=False)
         for name, fact in config.items() if show_config else ():
             if fact["known"] != "unknown":
                 click.echo(f"    {fact['known']:<9} {name} = {fact['value']!r}")

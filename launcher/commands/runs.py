@@ -236,6 +236,7 @@ def resume(
     if words["print_command"]:
         print_json({"command": made.command, "said": said}) if as_json else click.echo(quoted(made.command))
         return 0
+    made = going_on.renamed(made, way)
     for line in said:
         click.echo(line, err=as_json)
     tell(made.problems, notes=False)

@@ -14,7 +14,7 @@ from launcher.formats.base import Draft
 from launcher.formats.recognise import recognise
 from schemas.problems import ConfigError, Problem, error
 
-__all__ = ["FORMATS", "Draft", "decode", "read", "recognise"]
+__all__ = ["FORMATS", "Draft", "decode", "read", "read_text", "recognise"]
 
 # name -> module with read(text, *, file, overrides) -> Draft
 FORMATS: dict[str, str] = {
@@ -55,6 +55,17 @@ def read(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = Non
         return lora_header.read_file(file, overrides=overrides or {})
     try:
         text, said = decode(data)
+    except ConfigError as fault:
+        raise ConfigError([_placed(problem, file) for problem in fault.problems]) from None
+    draft = read_text(text, format, file, overrides)
+    if said:
+        draft.problems.insert(0, Problem(code="text-encoding", severity="note", must=said, file=file))
+    return draft
+
+
+def read_text(text: str, format: str | None, file: str, overrides: Mapping[str, Any] | None = None) -> Draft:
+    """`read` of text that has no file yet; `file` is the name that messages give it."""
+    try:
         if not text.strip():
             raise error("empty-file", "is empty", fix="choose the right file")
         name = format or recognise(text, file)
@@ -66,8 +77,6 @@ def read(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = Non
     except ConfigError as fault:
         raise ConfigError([_placed(problem, file) for problem in fault.problems]) from None
     draft.format, draft.file = name, file
-    if said:
-        draft.problems.insert(0, Problem(code="text-encoding", severity="note", must=said, file=file))
     return draft
 
 

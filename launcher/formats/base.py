@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from schemas.problems import Problem
+from schemas.problems import Problem, nearest
 
 Kind = Literal["lora", "dreambooth", "finetune", "textual-inversion"]
 Status = Literal["used", "default", "renamed", "no-effect", "gui-only", "unknown", "other-family"]
 Origin = Literal["file", "preset", "--set", "default", "computed", "adapted"]
+MOST_GUESSES, LONGEST_NAME = 100, 100
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,9 @@ class Draft:
     datasets: Mapping[str, Any] | None = None
     carry: dict[str, Any] = field(default_factory=dict)
     document: Any = field(default=None, repr=False)
+    guesses: int = 0
+
+    def guess(self, name: str, known: Iterable[str]) -> str | None:
+        """The known name most like `name`; a file with very many strange names is not puzzled over for ever."""
+        self.guesses += 1
+        return nearest(name, known) if self.guesses <= MOST_GUESSES and len(name) <= LONGEST_NAME else None

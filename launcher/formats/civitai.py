@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from launcher.formats import civitai_text, sd_scripts
 from launcher.formats.base import Draft, Fate, Setting
 from schemas.config import table
-from schemas.problems import Problem, nearest
+from schemas.problems import Problem
 from schemas.rules.schedule import SCHEDULERS
 
 # the order in which the site's database prints them
@@ -99,6 +99,7 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
         **{key: _literal(value) for key, value in (overrides or {}).items() if key in ORDER or key in NOT_ARGUMENTS},
     }
     draft = Draft(format="civitai", file=file, problems=mended.problems)
+    draft.document = {key: value for key, value in _unwrap(mended.values)[0].items() if value not in (None, "")}
     draft.lines = {key: line for key, line in mended.lines.items() if key in params or key in outer}
     for key in outer:
         draft.keys[key] = Fate("no-effect", None, None, NOT_ARGUMENTS.get(key, "the site's own"))
@@ -240,7 +241,7 @@ def _range(draft: Draft, key: str, name: str, value: Any) -> None:
 def _unknown(draft: Draft, key: str, value: Any, params: Mapping[str, Any]) -> None:
     """An unknown key; a scheduler's name under it is a guess worth offering, not applying."""
     fix = f"remove {key}"
-    guess = nearest(key, ARGUMENTS)
+    guess = draft.guess(key, ARGUMENTS)
     if value in SCHEDULERS and "lrScheduler" not in params:
         fix = f"probably lrScheduler: --set lr_scheduler={value}"
     elif guess:
@@ -321,99 +322,3 @@ def _problem(
             line=draft.lines.get(key),
         )
     )
-
-
-def write(
-    arguments: Mapping[str, Any], *, num_repeats: int | None = None, pictures: int | None = None
-) -> tuple[str, list[str]]:
-    """(JSON text in the site's order, what it cannot say). `arguments` hold sd-scripts names and values."""
-    given = {
-        name: value
-        for name, value in arguments.items()
-        if name in table() and value not in (None, table()[name].default, [], ())
-    }
-    found, said, lost = _spoken(arguments, given)
-    if num_repeats is not None:
-        found["numRepeats"] = num_repeats
-    epochs, batch = found.get("maxTrainEpochs"), found["trainBatchSize"]
-    if pictures and epochs:
-        found["targetSteps"] = math.ceil(pictures * (num_repeats or 200) * epochs / batch)
-    silent = {
-        "pretrained_model_name_or_path",
-        "train_data_dir",
-        "reg_data_dir",
-        "output_dir",
-        "output_name",
-        "logging_dir",
-    }
-    for name, value in sorted(given.items()):
-        if name not in said:
-            why = "the site asks for it elsewhere" if name in silent else "the site has no such setting"
-            lost.append(f"{name} = {'***' if table()[name].secret else value}: {why}")
-    for key, (low, high) in RANGES.items():
-        value = found.get(key)
-        if value is not None and not low <= value <= high:
-            lost.append(f"{key} = {value}: the site takes {low} to {high}")
-    return json.dumps({key: found[key] for key in ORDER if key in found}, indent=2) + "\n", lost
-
-
-def _spoken(arguments: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], set[str], list[str]]:
-    """(keys, arguments that they say, arguments of which they say only a part)."""
-    options, lost = table(), []
-
-    def value(name: str) -> Any:
-        return arguments[name] if arguments.get(name) is not None else options[name].default
-
-    said = set(ARGUMENTS.values()) | {
-        "learning_rate",
-        "network_train_unet_only",
-        "caption_extension",
-        "max_bucket_reso",
-    }
-    rates: Sequence[float] = value("text_encoder_lr")
-    sides = str(value("resolution") or "512").split(",")
-    name = str(value("optimizer_type") or "AdamW")
-    site = {"adamw8bit": "AdamW8Bit", "adafactor": "Adafactor", "prodigy": "Prodigy"}.get(name.lower())
-    if site is None:
-        lost.append(f"optimizer_type = {name}: the site has AdamW8Bit, Adafactor and Prodigy; AdamW8Bit written")
-    if len(set(sides)) > 1:
-        lost.append(f"resolution = {value('resolution')}: the site trains square; {sides[0]} written")
-    scheduler = value("lr_scheduler")
-    if scheduler not in SITE_SCHEDULERS:
-        lost.append(f"lr_scheduler = {scheduler}: the site has {', '.join(SITE_SCHEDULERS)}; constant written")
-        scheduler = "constant"
-    if given.get("network_module", "networks.lora") != "networks.lora":
-        lost.append(f"network_module = {given['network_module']}: the site trains networks.lora only")
-    if "save_every_n_steps" in given:
-        lost.append(f"save_every_n_steps = {given['save_every_n_steps']}: the site saves after each epoch")
-    if "save_every_n_epochs" in given and given["save_every_n_epochs"] == 1:
-        said.add("save_every_n_epochs")
-    unet_only = value("network_train_unet_only")
-    unet = value("unet_lr") if arguments.get("unet_lr") is not None else value("learning_rate")
-    found = {
-        "engine": "kohya",
-        "unetLR": unet,
-        "clipSkip": value("clip_skip") or 1,
-        "loraType": "lora",
-        "keepTokens": value("keep_tokens"),
-        "networkDim": value("network_dim") or 4,
-        "resolution": int(sides[0]),
-        "lrScheduler": scheduler,
-        "minSnrGamma": value("min_snr_gamma") or 0,
-        "noiseOffset": value("noise_offset") or 0,
-        "enableBucket": value("enable_bucket"),
-        "networkAlpha": value("network_alpha"),
-        "optimizerArgs": ", ".join(value("optimizer_args")) or None,
-        "optimizerType": site or "AdamW8Bit",
-        "textEncoderLR": 0 if unet_only else rates[0] if rates else value("learning_rate"),
-        "maxTrainEpochs": value("max_train_epochs"),
-        "shuffleCaption": value("shuffle_caption"),
-        "trainBatchSize": value("train_batch_size"),
-        "flipAugmentation": value("flip_aug"),
-        "lrSchedulerNumCycles": value("lr_scheduler_num_cycles"),
-    }
-    whole = {
-        key: int(number) if isinstance(number, float) and number == int(number) else number
-        for key, number in found.items()
-    }
-    return {key: number for key, number in whole.items() if number is not None}, said, lost

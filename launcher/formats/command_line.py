@@ -50,10 +50,11 @@ STOP = ("|", "||", "&&", "&", ";", ">", ">>", "2>&1", "<")
 
 @dataclass(frozen=True)
 class Word:
-    """One word of a command and the line it stands in."""
+    """One word of a command and the line it stands in. Quotes around any of it keep it from ending the command."""
 
     text: str
     line: int
+    quoted: bool = False
 
 
 def is_command_line(text: str, file: str | None = None) -> bool:
@@ -152,7 +153,7 @@ def _commands(text: str, draft: Draft) -> list[list[Word]]:
 
 def _logical_lines(text: str) -> list[tuple[str, int]]:
     """(line with its continuations, each after a line end, without comments; its first number)."""
-    found: list[tuple[str, int]] = []
+    found: list[tuple[list[str], int]] = []
     open_ended = False
     for number, line in enumerate(text.split("\n"), 1):
         bare = line.strip()
@@ -161,19 +162,19 @@ def _logical_lines(text: str) -> list[tuple[str, int]]:
         goes_on = bare.endswith(("\\", "^", "`")) and not bare.endswith("\\\\")
         bare = bare[:-1].rstrip() if goes_on else bare
         # a command also goes on with lines that are nothing but options
-        if found and (open_ended or (bare.startswith("--") and found[-1][0])):
-            before, first = found[-1]
-            found[-1] = (before + "\n" * (number - first - before.count("\n")) + bare, first)
+        if found and (open_ended or bare.startswith("--")):
+            lines, first = found[-1]
+            lines += [""] * (number - first - len(lines)) + [bare]
         elif bare:
-            found.append((bare, number))
+            found.append(([bare], number))
         open_ended = goes_on
-    return found
+    return [("\n".join(lines), first) for lines, first in found]
 
 
 def _split(line: str, number: int) -> list[Word]:
     """Words of a line; quotes group, a backslash escapes only quotes and blanks (Windows paths keep theirs)."""
     words: list[Word] = []
-    word, quote, begun = "", "", False
+    word, quote, begun, quoted = "", "", False, False
     place, here = 0, number
     while place < len(line):
         letter = line[place]
@@ -188,17 +189,17 @@ def _split(line: str, number: int) -> list[Word]:
         if quote:
             quote, word = ("", word) if letter == quote else (quote, word + letter)
         elif letter in "\"'":
-            quote, begun = letter, True
+            quote, begun, quoted = letter, True, True
         elif letter.isspace():
             if begun:
-                words.append(Word(word, here))
-            word, begun = "", False
+                words.append(Word(word, here, quoted))
+            word, begun, quoted = "", False, False
             number += letter == "\n"
             here = number
         else:
             word, begun = word + letter, True
         place += 1
-    return [*words, Word(word, here)] if begun else words
+    return [*words, Word(word, here, quoted)] if begun else words
 
 
 def _ends_path(line: str, place: int, quote: str) -> bool:
@@ -227,7 +228,7 @@ def _until_stop(words: list[Word]) -> list[list[Word]]:
     found: list[list[Word]] = [[]]
     skip = False
     for word in words:
-        if word.text in STOP or word.text.endswith(";"):
+        if not word.quoted and (word.text in STOP or word.text.endswith(";")):
             if word.text not in STOP:
                 found[-1].append(Word(word.text.rstrip(";"), word.line))
             skip = word.text in (">", ">>", "<", "2>&1")

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.formats import json_text, toml_text
 from launcher.formats.base import Draft, Fate
-from schemas.problems import Problem, nearest
+from schemas.problems import Problem
 
 CAPTIONS = (
     "num_repeats", "shuffle_caption", "caption_separator", "keep_tokens", "keep_tokens_separator",
@@ -101,7 +101,7 @@ def _unknown(draft: Draft, path: str, name: str, known: tuple[str, ...]) -> None
     """The reference refuses any key that its schema does not hold; so an error."""
     places = {"general": (*CAPTIONS, *DATASET), "a dataset": (*CAPTIONS, *DATASET), "a subset": (*CAPTIONS, *SUBSET)}
     right = [place for place, names in places.items() if name in names]
-    guess = nearest(name, known)
+    guess = draft.guess(name, known)
     fix = f"move it to {right[-1]}" if right else f"did you mean {guess}?" if guess else f"remove {name}"
     draft.keys[path] = Fate("no-effect" if right else "unknown", None, None, fix)
     draft.problems.append(

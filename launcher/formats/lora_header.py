@@ -1,4 +1,4 @@
-"""A LoRA file as a config: `kohyakit_config` in its header where present, else the ss_* facts, else its tensors.
+"""A LoRA file as a config: `kohyakit_config` in its header where present, else its trainer's facts, else its tensors.
 
 Facts: reference section 12. Each argument's origin is `file` when stated, `computed` when inferred from tensors;
 `carry["unknown"]` names those that the file says nothing about.
@@ -12,11 +12,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from launcher.formats import foreign_header
 from launcher.formats.base import Draft, Fate, Setting
 from schemas.config import BadValue, read_value, table
+from schemas.lora_shape import AdapterShape, adapter_shape
 from schemas.problems import Problem
 from schemas.rules.optimizers import OPTIMIZERS, TORCH
-from schemas.weights import LoraFacts, lora_facts
+from schemas.weights import Header, LoraFacts, lora_facts, read_header
 
 # ss_ key -> argument, where the name is not ss_ + argument
 OTHER_NAMES = {
@@ -24,8 +26,20 @@ OTHER_NAMES = {
     "ss_sd_model_name": "pretrained_model_name_or_path",
     "ss_vae_name": "vae",
     "ss_debiased_estimation": "debiased_estimation_loss",
+    "ss_reso": "resolution",
 }
-NAMES_ONLY = ("pretrained_model_name_or_path", "vae")
+# network modules of the past -> today's with the same layers
+OLD_MODULES = {"locon.locon_kohya": "networks.lora", "lycoris.locon_kohya": "lycoris.kohya"}
+# argument -> its name in ss_datasets, whose entries stand for a dataset_config
+DATASET = {
+    "resolution": "resolution", "train_batch_size": "batch_size_per_device", "enable_bucket": "enable_bucket",
+    "min_bucket_reso": "min_bucket_reso", "max_bucket_reso": "max_bucket_reso",
+}  # fmt: skip
+SUBSET = (
+    "shuffle_caption", "keep_tokens", "keep_tokens_separator", "secondary_separator", "enable_wildcard", "color_aug",
+    "flip_aug", "random_crop", "caption_prefix", "caption_suffix",
+)  # fmt: skip
+SAVED = {"F32": "float", "F16": "fp16", "BF16": "bf16"}
 
 
 def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
@@ -35,7 +49,7 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
 
 def read_file(file: str, *, overrides: Mapping[str, Any] | None = None) -> Draft:
     """The draft of a LoRA file; ConfigError when it is none. `overrides` are ignored: it has no keys of its own."""
-    facts = lora_facts(file)
+    facts, header = lora_facts(file), read_header(file)
     draft = Draft(format="lora", file=file, family=facts.family if facts.family != "unknown" else None)
     stated = facts.metadata.get("kohyakit_config")
     config = _own_config(stated, draft) if stated else None
@@ -43,11 +57,17 @@ def read_file(file: str, *, overrides: Mapping[str, Any] | None = None) -> Draft
         _take_own(draft, config)
     else:
         _take_ss(draft, facts.metadata)
-    _infer(draft, facts)
+        _take_datasets(draft, facts.metadata.get("ss_datasets"))
+        for name, value, key in foreign_header.facts(facts.metadata, file):
+            if name not in draft.arguments:
+                _set(draft, name, value, key)
+        _reconcile(draft)
+    _infer(draft, facts, header, complete=config is not None)
     for key in facts.metadata:
         draft.keys.setdefault(key, Fate("no-effect", None, None, "a fact about the run, not a setting"))
     draft.carry["unknown"] = [name for name in table() if name not in draft.arguments] if config is None else []
     draft.carry["weights"] = file
+    draft.carry["trainer"] = foreign_header.trainer_of(facts.metadata)
     return draft
 
 
@@ -96,6 +116,13 @@ def _take_ss(draft: Draft, metadata: Mapping[str, str]) -> None:
         if text in ("None", "", "null"):
             draft.keys[key] = Fate("no-effect", name, None, "not set")
             continue
+        if text == "Dynamic":
+            draft.keys[key] = Fate("no-effect", name, None, "the file was resized; its tensors tell")
+            continue
+        if name == "vae":
+            _note(draft, "name-only", key, text, "only the VAE's name is kept, so it is left out", "--set vae=PATH")
+            draft.keys[key] = Fate("no-effect", name, None, "only its name is kept; give the path with --set")
+            continue
         _set(draft, name, _value(name, text), key)
     _optimizer(draft, metadata.get("ss_optimizer"))
     version = metadata.get("ss_base_model_version", "")
@@ -106,6 +133,51 @@ def _take_ss(draft: Draft, metadata: Mapping[str, str]) -> None:
     for key in ("ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_datasets"):
         if metadata.get(key):
             draft.carry[key] = metadata[key]
+    if metadata.get("ss_num_epochs", "").isdigit() and not {"max_train_steps", "max_train_epochs"} & set(
+        draft.arguments
+    ):
+        _set(draft, "max_train_epochs", metadata["ss_num_epochs"], "ss_num_epochs")
+
+
+def _take_datasets(draft: Draft, text: str | None) -> None:
+    """What all datasets of an ss_datasets list have in common, where nothing else states it."""
+    datasets = [entry for entry in _json(text, list) if isinstance(entry, Mapping)]
+    subsets = [subset for entry in datasets for subset in entry.get("subsets") or () if isinstance(subset, Mapping)]
+    places = [(name, key, datasets) for name, key in DATASET.items()] + [(name, name, subsets) for name in SUBSET]
+    for name, key, entries in places:
+        found = {json.dumps(entry[key]) for entry in entries if entry.get(key) is not None}
+        if len(found) == 1 and name not in draft.arguments:
+            value = json.loads(found.pop())
+            _set(draft, name, _value(name, str(value)) if name == "resolution" else value, "ss_datasets")
+        elif len(found) > 1:
+            said = f"its datasets differ in {name}, which is left open"
+            _note(draft, "datasets-differ", "ss_datasets", sorted(found), said, f"--set {name}=VALUE")
+
+
+def _reconcile(draft: Draft) -> None:
+    """Statements that were without effect in their time, and would be refused today."""
+    module = draft.arguments.get("network_module")
+    if module is not None and module.value in OLD_MODULES:
+        draft.arguments["network_module"] = Setting(OLD_MODULES[module.value], "file", module.key)
+    shape = draft.arguments.get("lr_scheduler", Setting("constant")).value
+    warmup = draft.arguments.get("lr_warmup_steps")
+    if warmup is not None and warmup.value and str(shape) in ("constant", "adafactor"):
+        said = f"the schedule {shape} had no warmup; it is left out"
+        _note(draft, "warmup-without-use", warmup.key, warmup.value, said, None)
+        draft.keys[warmup.key or ""] = Fate("no-effect", "lr_warmup_steps", 0, said)
+        del draft.arguments["lr_warmup_steps"]
+
+
+def _note(draft: Draft, code: str, key: str | None, got: Any, must: str, fix: str | None) -> None:
+    draft.problems.append(Problem(code=code, severity="warning", key=key, got=got, must=must, fix=fix, file=draft.file))
+
+
+def _json(text: str | None, kind: type) -> Any:
+    try:
+        found = json.loads(text or "")
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, kind) else kind()
 
 
 def _set(draft: Draft, name: str, value: Any, key: str) -> None:
@@ -123,18 +195,15 @@ def _set(draft: Draft, name: str, value: Any, key: str) -> None:
     draft.arguments[name] = Setting(read, "file", key)
     if key != "kohyakit_config":
         shown = list(read) if isinstance(read, tuple) else read
-        why = "only the name is kept; give the path with --set" if name in NAMES_ONLY else None
+        why = "only the name is kept; give the path with --set" if name == "pretrained_model_name_or_path" else None
         draft.keys[key] = Fate("used" if key == f"ss_{name}" else "renamed", name, shown, why)
 
 
 def _value(name: str, text: str) -> Any:
     """An ss_ text (str() of the Python value, section 12) as the argument's value."""
     if name == "network_args":
-        try:
-            given = json.loads(text)
-        except ValueError:
-            return text
-        return [f"{key}={value}" for key, value in given.items()] if isinstance(given, Mapping) else text
+        given = _json(text, dict)
+        return [f"{key}={value}" for key, value in given.items() if value not in (None, "None")] if given else text
     if name == "resolution":
         return ",".join(re.findall(r"\d+", text))
     if table()[name].many and text[:1] in "[(":
@@ -162,27 +231,57 @@ def _optimizer(draft: Draft, text: str | None) -> None:
         draft.keys["ss_optimizer"] = Fate("renamed", "optimizer_type", f"{short} {' '.join(items)}")
 
 
-def _infer(draft: Draft, facts: LoraFacts) -> None:
-    """What the tensors show and the header does not say."""
-    shape = {"network_dim": facts.dim, "network_alpha": facts.alpha}
-    for name, value in shape.items():
+def _infer(draft: Draft, facts: LoraFacts, header: Header, *, complete: bool) -> None:
+    """What the tensors show and the header does not say. A `complete` header is only compared with them."""
+    shape = adapter_shape(header, facts)
+    for said in shape.doubts:
+        _note(draft, "shape-unclear", None, None, said, "compare the ranks of `kohyakit inspect --json`")
+    _compare(draft, shape)
+    if complete:
+        return
+    found: dict[str, Any] = {
+        "network_dim": shape.dim,
+        "network_alpha": shape.alpha,
+        "network_train_unet_only": (facts.unet and not facts.text_encoder) or None,
+        "network_train_text_encoder_only": (facts.text_encoder and not facts.unet) or None,
+        "v2": facts.family == "sd2" or None,
+        "save_precision": _precision(header),
+    }
+    if "network_module" not in draft.arguments:
+        found["network_module"] = shape.module
+        found["network_args"] = shape.network_args or None
+    elif "network_args" not in draft.arguments and draft.arguments["network_module"].value == shape.module:
+        found["network_args"] = shape.network_args or None
+    elif "network_args" in draft.arguments:
+        _complete_args(draft, shape)
+    for name, value in found.items():
         if value is not None and name not in draft.arguments:
             draft.arguments[name] = Setting(value, "computed", None)
-    if "network_module" not in draft.arguments:
-        module = "lycoris.kohya" if facts.style == "lycoris" or facts.algo != "lora" else "networks.lora"
-        draft.arguments["network_module"] = Setting(module, "computed", None)
-        pairs = {
-            "algo": facts.algo if module == "lycoris.kohya" else None,
-            "conv_dim": facts.conv_dim,
-            "conv_alpha": facts.conv_alpha,
-        }
-        found = tuple(f"{name}={value}" for name, value in pairs.items() if value is not None)
-        if found and "network_args" not in draft.arguments:
-            draft.arguments["network_args"] = Setting(found, "computed", None)
-    trained = {
-        "network_train_unet_only": facts.unet and not facts.text_encoder,
-        "network_train_text_encoder_only": facts.text_encoder and not facts.unet,
-    }
-    for name, holds in trained.items():
-        if holds and name not in draft.arguments:
-            draft.arguments[name] = Setting(True, "computed", None)
+
+
+def _compare(draft: Draft, shape: AdapterShape) -> None:
+    """A rank or alpha stated otherwise than the tensors have it: they are what `network_weights` must fit."""
+    for name, shown in (("network_dim", shape.dim), ("network_alpha", shape.alpha)):
+        stated = draft.arguments.get(name)
+        if stated is None or shown is None or shape.module != "networks.lora" or not stated.value:
+            continue
+        if float(stated.value) != float(shown):
+            said = f"the header states {stated.value:g}, the tensors have {shown:g}, which is taken"
+            _note(draft, "header-and-tensors", stated.key, stated.value, said, None)
+            draft.arguments[name] = Setting(shown, "computed", stated.key)
+
+
+def _complete_args(draft: Draft, shape: AdapterShape) -> None:
+    """Stated network_args of another trainer leave out what the tensors show, such as the preset."""
+    stated = draft.arguments["network_args"]
+    names = {word.partition("=")[0] for word in stated.value}
+    if (stated.key or "").startswith("ss_") or draft.arguments["network_module"].value != shape.module:
+        return
+    more = tuple(word for word in shape.network_args if word.partition("=")[0] not in names)
+    draft.arguments["network_args"] = Setting((*stated.value, *more), "file", stated.key)
+
+
+def _precision(header: Header) -> str | None:
+    """save_precision where all weights have one number format."""
+    found = {info.dtype for name, info in header.tensors.items() if not name.endswith(".alpha")}
+    return SAVED.get(found.pop()) if len(found) == 1 else None

@@ -13,7 +13,7 @@ from launcher.formats import toml_text
 from launcher.formats.base import Draft, Fate, Kind, Setting, Status
 from launcher.formats.kohya_gui.table import keys as gui_keys
 from schemas.config import BadValue, flatten, read_value, table
-from schemas.problems import Problem, nearest
+from schemas.problems import Problem
 
 # keys that a Kohya GUI leaves in its run files and no LoRA trainer reads
 LEFTOVERS: dict[str, str] = {
@@ -81,6 +81,7 @@ MODULE_FAMILIES = {
     "lora_anima": "anima",
     "lora_hunyuan": "hunyuan",
 }
+MOST_ITEMS = 1000
 ON_WORDS = ("xformers", "sdpa", "on", "yes")
 OFF_WORDS = ("none", "no", "off")
 
@@ -147,13 +148,15 @@ def family_of(key: str) -> str | None:
     for family, names in FAMILY_KEYS.items():
         if key in names:
             return family
-    found = dict.fromkeys(family for one in gui_keys().values() if key in (one.name, one.argument) for family in one.only)
+    found = dict.fromkeys(
+        family for one in gui_keys().values() if key in (one.name, one.argument) for family in one.only
+    )
     return " and ".join(found) or None
 
 
 def unknown(draft: Draft, label: str, key: str, line: int | None) -> None:
     """Reports a key that nobody knows, with the nearest name."""
-    guess = nearest(key, table())
+    guess = draft.guess(key, table())
     draft.keys[label] = Fate("unknown", None, None, f"did you mean {guess}?" if guess else "no trainer reads it")
     draft.problems.append(
         Problem(
@@ -172,6 +175,12 @@ def accept(draft: Draft, name: str, value: Any, label: str, line: int | None) ->
     """Files an argument's value, read as the reference reads it; an unreadable one is left for `resolve` to refuse."""
     option = table()[name]
     name, value, said = _lenient(name, value)
+    if isinstance(value, (list, tuple)) and len(value) > MOST_ITEMS:
+        place: dict[str, Any] = {"key": label, "file": draft.file, "line": line}
+        must = f"must be a list of at most {MOST_ITEMS} entries (it has {len(value)})"
+        draft.problems.append(Problem(code="bad-value", must=must, fix=f"shorten {label}", **place))
+        draft.keys[label] = Fate("no-effect", name, None, "its value cannot be read")
+        return
     if said:
         draft.problems.append(
             Problem(code="unusual-value", severity="warning", must=said, key=label, file=draft.file, line=line)

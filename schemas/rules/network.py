@@ -8,9 +8,20 @@ from typing import Any
 from schemas.config import TrainConfig
 from schemas.problems import Problem, Severity, nearest
 from schemas.rules.arguments import network_args
+from schemas.rules.optimizers import installed
 from schemas.rules.registry import rule, trusted
 
-SUPPORTED = ("networks.lora", "lycoris.kohya")
+SUPPORTED = (
+    "networks.lora",
+    "networks.dylora",
+    "networks.lora_fa",
+    "networks.oft",
+    "networks.loha",
+    "networks.lokr",
+    "lycoris.kohya",
+)
+LORAS = SUPPORTED[:3]
+BY_LYCORIS = SUPPORTED[-3:]
 LORA_PLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 RATES = ("down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold")
 BLOCKS = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
@@ -31,6 +42,12 @@ MODULES: dict[str, tuple[str, ...]] = {
         "unbalanced_factorization", "rank_dropout_scale", "train_on_input", "unit",
     ),
 }  # fmt: skip
+# network_args that a module takes and does nothing with
+NO_EFFECT: dict[str, tuple[str, ...]] = {
+    "networks.lora": (),
+    "networks.dylora": ("rank_dropout", "module_dropout", "dropout", *BLOCKS, *RATES),
+    "networks.lora_fa": LORA_PLUS,
+}
 OTHER_FAMILIES = (
     "networks.lora_flux",
     "networks.oft_flux",
@@ -47,7 +64,15 @@ ALGOS = ("lora", "locon", "loha", "lokr", "dylora", "glora", "full", "diag-oft",
 def network_module(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """The adapter's module is one that the trainer has; a foreign one needs trust."""
     module = config.network_module or "networks.lora"
-    supported = " and ".join(SUPPORTED)
+    supported = ", ".join(SUPPORTED)
+    if module in BY_LYCORIS and not installed("lycoris"):
+        yield Problem(
+            code="missing-package",
+            key="network_module",
+            got=module,
+            must="needs the package lycoris-lora, which is not installed",
+            fix="pip install lycoris-lora",
+        )
     if module in SUPPORTED or trusted(config, module):
         return
     facts: dict[str, Any] = {"key": "network_module", "got": module}
@@ -57,13 +82,6 @@ def network_module(config: TrainConfig, family: str | None) -> Iterator[Problem]
             **facts,
             must="adapts another model family than SD and SDXL",
             fix="--set network_module=networks.lora",
-        )
-    elif module in MODULES:
-        yield Problem(
-            code="unsupported-network-module",
-            **facts,
-            must=f"is not built in; supported are {supported}",
-            fix="--set network_module=networks.lora, or train with --backend sd-scripts",
         )
     else:
         guess = nearest(module, MODULES)
@@ -154,6 +172,71 @@ def _rates_or_shape(text: str, most: int) -> bool:
         return _reads(_numbers, text) and len(text.split(",")) <= most
     shape, sign, offset = text.partition("+")
     return shape in SHAPES and (not sign or _reads(float, offset))
+
+
+@rule
+def ranks_of_dylora(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """networks.dylora trains `unit` ranks at a time, of which every rank is a multiple (reference section 7.10)."""
+    given, _ = network_args(config.network_args)
+    if config.network_module != "networks.dylora" or not _reads(int, given.get("unit", "1") or "1"):
+        return
+    unit = max(int(given.get("unit") or 1), 1)
+    ranks: list[tuple[str, int]] = [("network_dim", config.network_dim or 4)]
+    if _reads(int, given.get("conv_dim", "")):
+        ranks.append(("conv_dim", int(given["conv_dim"])))
+    for name, rank in ranks:
+        if rank % unit:
+            yield Problem(
+                code="bad-network-arg",
+                key="network_dim" if name == "network_dim" else "network_args",
+                got=rank,
+                must=f"{name} must be a multiple of unit={unit}",
+                fix=f"set {name} to {-(-rank // unit) * unit}, or change unit",
+            )
+
+
+@rule
+def oft_is_for_the_unet(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """networks.oft adapts the U-Net only, and its alpha is the constraint on the rotation (reference section 7.10)."""
+    if config.network_module != "networks.oft":
+        return
+    if config.network_train_text_encoder_only:
+        yield Problem(
+            code="nothing-trained",
+            key="network_train_text_encoder_only",
+            got=True,
+            must="leaves nothing to train: networks.oft adapts the U-Net only",
+            fix="remove it, or --set network_module=networks.lora",
+        )
+    if config.network_alpha >= 1:
+        yield Problem(
+            code="loose-constraint",
+            severity="warning",
+            key="network_alpha",
+            got=config.network_alpha,
+            must="is the constraint of networks.oft, which bounds nothing from 1 on",
+            fix="--set network_alpha=1e-3",
+        )
+
+
+@rule
+def peft_copies(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """A copy for diffusers can be made of plain LoRAs and DoRAs only."""
+    if not config.save_peft:
+        return
+    module = config.network_module or "networks.lora"
+    given, _ = network_args(config.network_args)
+    algo = given.get("algo", "lora").lower()
+    tucker = any(given.get(name, "").lower() in ("true", "1", "yes") for name in ("use_tucker", "use_cp"))
+    plain = module in LORAS or (module == "lycoris.kohya" and algo in ("lora", "locon", "dylora") and not tucker)
+    if not plain:
+        yield Problem(
+            code="no-peft-copy",
+            key="save_peft",
+            got=True,
+            must=f"works for {', '.join(LORAS)} and for lycoris.kohya with algo=locon; other kinds have no form there",
+            fix="--set save_peft=false",
+        )
 
 
 def _bad(name: str, value: str, must: str) -> Problem:

@@ -44,6 +44,8 @@ PACKAGES: dict[str, str] = {
     "prodigyplus": "prodigy-plus-schedule-free",
     "pytorch_optimizer": "pytorch-optimizer",
 }
+# of packages that hold much besides optimizers, only these modules
+ONLY = {"torch": "torch.optim", "transformers": "transformers.optimization"}
 _FOLDED = {name.lower(): path for name, path in OPTIMIZERS.items()}
 
 
@@ -60,6 +62,12 @@ def resolve(name: str) -> str | None:
 def sets_its_own_rate(path: str) -> bool:
     """D-Adaptation and Prodigy find the rate themselves and want learning rates of about 1."""
     return path.startswith(("dadaptation.", "prodigyopt.", "prodigyplus."))
+
+
+def known_class(dotted: str) -> bool:
+    """Whether a dotted class lies in a package whose optimizers may be named without trust."""
+    package = dotted.partition(".")[0]
+    return package in PACKAGES and dotted.startswith(f"{ONLY.get(package, package)}.")
 
 
 @functools.cache
@@ -101,7 +109,7 @@ def known_optimizer(config: TrainConfig, family: str | None) -> Iterator[Problem
         )
         return
     package = path.split(".")[0]
-    if package not in PACKAGES and not trusted(config, path):
+    if not known_class(path) and not trusted(config, path):
         yield Problem(
             code="untrusted-module",
             key="optimizer_type",

@@ -33,6 +33,8 @@ WITHOUT_EFFECT: dict[str, str] = {
     "huggingface_path_in_repo": "it matters only for uploads",
     "huggingface_token": "it matters only for uploads",
     "huggingface_repo_visibility": "it matters only for uploads",
+    "ddp_gradient_as_bucket_view": "gradients are shared in one transfer, without DistributedDataParallel's buckets",
+    "ddp_static_graph": "gradients are shared in one transfer, without DistributedDataParallel",
     "zero_stage": "it matters only for DeepSpeed",
     "offload_optimizer_device": "it matters only for DeepSpeed",
     "offload_optimizer_nvme_path": "it matters only for DeepSpeed",

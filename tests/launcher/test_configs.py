@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from launcher.commands.explain import lookup
+from launcher.explain import lookup
 from launcher.resolve import presets
 from schemas.config import table
 

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from pathlib import Path
+
+import pytest
 
 from launcher.command import LaunchOptions
 from launcher.machine import Gpu, Machine, this_machine
 from launcher.plan import make_plan
 from launcher.resolve import resolve
+from tests.launcher.conftest import UNET
 
 KEYS = {
     "family",
@@ -104,18 +108,44 @@ def test_the_derivation_can_be_followed(kohyakit, preset) -> None:
     assert "/ 2 accumulated = 3 steps an epoch x 2 epochs = 6 steps, set by max_train_epochs" in text
 
 
-def test_less_memory_is_a_list_of_changes(preset) -> None:
+@pytest.fixture
+def full_size(tmp_path: Path) -> str:
+    """A checkpoint with as many parameters as SD1.5, all in the file system's imagination."""
+    parts = {UNET: (859_520_964 // 768, 768), "cond_stage_model.transformer.x": (123_060_480,)}
+    header, end = {}, 0
+    for name, shape in parts.items():
+        size = 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    path = tmp_path / "full.safetensors"
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        stream.truncate(8 + len(text) + end)
+    return str(path)
+
+
+def test_less_memory_is_a_list_of_changes(preset, full_size) -> None:
     machine = Machine(gpus=(Gpu("card", 80 * 2**30),), packages=this_machine().packages)
-    plan = make_plan(resolve(str(preset(gradient_checkpointing=False))), machine, vram=2)
+    file = preset(gradient_checkpointing=False, pretrained_model_name_or_path=full_size)
+    plan = make_plan(resolve(str(file)), machine, vram=2)
     assert plan.fits
     assert plan.config.gradient_checkpointing
     assert {"argument", "from", "to", "saves_bytes", "cost", "changes_result"} <= set(plan.fits[0])
     assert plan.checked.resolved.argument_table()["gradient_checkpointing"]["origin"] == "adapted"
 
 
-def test_too_little_gpu_memory_is_warned_of(preset) -> None:
-    plan = make_plan(resolve(str(preset())), Machine(gpus=(Gpu("card", 2**30),)))
+def test_too_little_gpu_memory_is_warned_of(preset, full_size) -> None:
+    machine = Machine(gpus=(Gpu("card", 2**30),))
+    plan = make_plan(resolve(str(preset(pretrained_model_name_or_path=full_size))), machine)
     assert "gpu-memory" in [problem.code for problem in plan.problems]
+
+
+def test_memory_follows_the_checkpoint_at_hand(preset, full_size) -> None:
+    small = make_plan(resolve(str(preset())), Machine()).memory
+    large = make_plan(resolve(str(preset(pretrained_model_name_or_path=full_size))), Machine()).memory
+    assert small.parts["unet"] < 1e6 < 3.4e9 < large.parts["unet"]
+    assert small.host_bytes < 2.1e9
 
 
 def test_more_processes_than_gpus(preset) -> None:

@@ -126,6 +126,14 @@ def test_steps_of_the_form_in_other_cases(preset, changes, steps) -> None:
     assert check_run(resolve(str(preset(**changes)))).resolved.config.max_train_steps == steps
 
 
+def test_no_pictures_is_said_once(preset, photos) -> None:
+    for path in (photos / "3_frog").iterdir():
+        path.unlink()
+    said = [problem.code for problem in check_run(resolve(str(preset()))).problems]
+    assert "no-images" in said
+    assert "no-steps" not in said
+
+
 def test_regularisation_pictures_double_the_forms_count(preset, photos, tmp_path: Path) -> None:
     (tmp_path / "reg").mkdir()
     (photos / "3_frog").rename(tmp_path / "reg" / "1_frog")

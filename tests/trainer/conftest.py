@@ -45,12 +45,24 @@ def start(base_models: dict[str, Path], pictures: Path, tmp_path: Path) -> Calla
         for state in (AcceleratorState, GradientState, PartialState):
             state._shared_state.clear()
         values = {
-            "pretrained_model_name_or_path": base_models[family], "train_data_dir": pictures,
-            "output_dir": tmp_path / "out", "output_name": "n0m3", "resolution": "64,64", "enable_bucket": True,
-            "min_bucket_reso": 64, "max_bucket_reso": 128, "caption_extension": ".txt",
-            "network_module": "networks.lora", "network_dim": 4, "learning_rate": 1e-3, "max_train_steps": 4, "cache_latents": True, "seed": 7,
-            "max_data_loader_n_workers": 0, **options,
-        }  # fmt: skip
+            "pretrained_model_name_or_path": base_models[family],
+            "train_data_dir": pictures,
+            "output_dir": tmp_path / "out",
+            "output_name": "n0m3",
+            "resolution": "64,64",
+            "enable_bucket": True,
+            "min_bucket_reso": 64,
+            "max_bucket_reso": 128,
+            "caption_extension": ".txt",
+            "network_module": "networks.lora",
+            "network_dim": 4,
+            "learning_rate": 1e-3,
+            "max_train_steps": 4,
+            "cache_latents": True,
+            "seed": 7,
+            "max_data_loader_n_workers": 0,
+            **options,
+        }
         words: list[str] = []
         for name, value in values.items():
             if value is False or value is None:

@@ -9,16 +9,30 @@ from torch import Tensor
 
 from schemas.options import NetworkOptions
 from schemas.problems import error
+from schemas.rules.network import SUPPORTED
 from trainer.adapters.adapter import Adapter, Loaded
-from trainer.adapters.lora import attach_lora
+from trainer.adapters.lora import Lora, attach_lora
+from trainer.adapters.lora_variants import DyLora, LoraFa
 from trainer.adapters.merge import merge_weights
+from trainer.adapters.oft import attach_oft
+from trainer.adapters.plugin import attach_plugin, import_plugin, is_plugin, merge_by_plugin
 
 if TYPE_CHECKING:
     from trainer.families import Models, Target
 
-__all__ = ["KINDS", "Adapter", "Loaded", "attach", "merge_weights"]
+__all__ = [
+    "KINDS",
+    "Adapter",
+    "Loaded",
+    "attach",
+    "import_plugin",
+    "is_plugin",
+    "merge_by_plugin",
+    "merge_weights",
+]
 
-KINDS = ("lycoris.kohya", "networks.lora")
+KINDS = SUPPORTED
+LORAS: dict[str, type[Lora]] = {kind.module: kind for kind in (Lora, DyLora, LoraFa)}
 
 
 def attach(
@@ -32,27 +46,21 @@ def attach(
     """Freeze the models and put the adapter that `options` ask for onto `targets`.
 
     `weights` (kohya keys) are loaded into it; with dim_from_weights they also give ranks and alphas. What the user
-    should hear of stands in `.notes`. ConfigError for a network module that is not built in
-    (`unsupported-network-module`), for bad network_args, and for weights that do not fit.
+    should hear of stands in `.notes`. A module in `trust` is imported as a plug-in, which reads network_weights itself.
+    ConfigError for a network module that is neither (`unsupported-network-module`), for bad network_args, and for
+    weights that do not fit.
     """
     module = options.network_module or "networks.lora"
-    if module == "networks.lora":
-        return attach_lora(models, targets, options, weights)
-    if module == "lycoris.kohya":
-        from trainer.adapters.lycoris import attach_lycoris
+    if module in LORAS:
+        return attach_lora(models, targets, options, weights, LORAS[module])
+    if module == "networks.oft":
+        return attach_oft(models, targets, options, weights)
+    if module in KINDS:
+        from trainer.adapters.lycoris import attach_lycoris, attach_product
 
-        return attach_lycoris(models, targets, options, weights)
-    must = f"must be one of {', '.join(KINDS)}"
-    if module in trust:
-        must += "; a trusted module cannot take their place"
-    raise error("unsupported-network-module", must, key="network_module", got=module, fix=_instead(module))
-
-
-def _instead(module: str) -> str:
-    known = {
-        "networks.dylora": "set network_module to lycoris.kohya with algo=dylora",
-        "networks.oft": "set network_module to lycoris.kohya with algo=diag-oft",
-        "networks.lora_fa": "set network_module to networks.lora",
-        "locon.locon_kohya": "set network_module to lycoris.kohya",
-    }
-    return known.get(module, "set network_module to networks.lora")
+        build = attach_lycoris if module == "lycoris.kohya" else attach_product
+        return build(models, targets, options, weights)
+    if any(module == name or module.startswith(f"{name}.") for name in trust):
+        return attach_plugin(models, options, import_plugin(module))
+    raise error("unsupported-network-module", f"must be one of {', '.join(KINDS)}", key="network_module", got=module,
+                fix=f"set network_module to networks.lora, or trust {module}")  # fmt: skip

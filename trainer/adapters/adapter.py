@@ -84,6 +84,12 @@ class Adapter:
         if missing:
             raise KeyError(missing[0])
 
+    def begin_epoch(self) -> None:
+        """To be called before each epoch; only plug-ins do something then."""
+
+    def begin_step(self) -> None:
+        """To be called before each forward pass of training; only plug-ins do something then."""
+
     def parameters(self) -> list[nn.Parameter]:
         """The weights that train."""
         return [parameter for _, parameter in self.named_parameters() if parameter.requires_grad]

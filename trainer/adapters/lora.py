@@ -2,181 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners import lora as peft_lora
-from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from schemas.options import NetworkOptions
 from schemas.problems import Problem, error
 from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, find_modules, freeze, model_of
+from trainer.adapters.lora_layers import NAME, ConvLora, Dropouts, KohyaLayer, LinearLora, Shape
 from trainer.adapters.network_args import LoraArgs, lora_args
 
 if TYPE_CHECKING:
     from trainer.families import Models, Target
 
-NAME = "default"  # peft's name of the one adapter
 DEFAULT_DIM = 4
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Rank and alpha of one module."""
-
-    rank: int
-    alpha: float
-
-
-@dataclass(frozen=True)
-class Dropouts:
-    """Chances of dropping one r-dim activation, one rank channel of a sample, one whole module."""
-
-    activation: float = 0.0
-    rank: float = 0.0
-    module: float = 0.0
-
-    @property
-    def inner(self) -> bool:
-        return self.activation > 0 or self.rank > 0
-
-
-class KohyaLayer(LoraLayer):
-    """The half that Linear and Conv2d share: y = W x + (multiplier α / r) B A x.
-
-    It sits in peft's slots (`lora_A`, `lora_B`, `scaling`), so peft's merging works on it; only the forward is ours. A
-    is Kaiming-uniform with a = √5, B is 0; both are float32 and drawn on the CPU, so that a seed gives the same start
-    anywhere.
-    """
-
-    base_layer: Any
-    down: Any
-    up: Any
-
-    def _fill(self, base: nn.Module, shape: Shape, dropouts: Dropouts, down: Any, up: Any) -> None:
-        LoraLayer.__init__(self, base)
-        self._active_adapter = NAME
-        self.fan_in_fan_out = False
-        self.dropouts = dropouts
-        self.multiplier = 1.0
-        self.r[NAME] = shape.rank
-        self.lora_dropout[NAME] = nn.Identity()
-        self.lora_bias[NAME] = self.use_rslora[NAME] = self.use_dora[NAME] = False
-        device: torch.device = self.base_layer.weight.device
-        # torch fills a new Linear or Conv2d with the very Kaiming draw that A needs; B comes from the meta device.
-        up.weight = nn.Parameter(torch.zeros(up.weight.shape, device=device))
-        self.lora_A[NAME], self.lora_B[NAME] = down.to(device), up
-        # Plain references: the look-up through two containers would cost more than the small products on a GPU.
-        self.__dict__["down"], self.__dict__["up"] = self.lora_A[NAME], self.lora_B[NAME]
-        self.set_alpha(shape.alpha)
-
-    @property
-    def rank(self) -> int:
-        return self.r[NAME]
-
-    @property
-    def alpha(self) -> float:
-        return self.lora_alpha[NAME]
-
-    def set_alpha(self, alpha: float) -> None:
-        """The alpha that is saved and that scales."""
-        self.lora_alpha[NAME] = alpha
-        self.scaling[NAME] = self.multiplier * alpha / self.rank
-
-    def set_multiplier(self, multiplier: float) -> None:
-        """Strength on top of alpha / r."""
-        self.multiplier = multiplier
-        self.set_alpha(self.alpha)
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """(A [r, in·k·k], B [out, r]) with ΔW = (α / r) B A."""
-        return self.down.weight.flatten(1), self.up.weight.flatten(1)
-
-    def _weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A and B in the dtype that meets `x`; under autocast the products cast for themselves."""
-        a, b = self.down.weight, self.up.weight
-        if a.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
-            return a.to(x.dtype), b.to(x.dtype)
-        return a, b
-
-    def _idle(self) -> bool:
-        """Whether this call is the base layer alone: switched off, merged, of no strength, or dropped as a whole."""
-        if self._disable_adapters or self.merged_adapters or self.scaling[NAME] == 0:
-            return True
-        return self.training and self.dropouts.module > 0 and bool(torch.rand(()) < self.dropouts.module)
-
-    def _drop(self, h: Tensor, channel: int) -> Tensor:
-        """Dropout on the r-dim activations; rank dropout zeroes whole channels of a sample, both keep the mean."""
-        if self.dropouts.activation:
-            h = F.dropout(h, self.dropouts.activation)
-        if self.dropouts.rank:
-            keep = 1 - self.dropouts.rank
-            shape = [1] * h.dim()
-            shape[0], shape[channel] = h.shape[0], h.shape[channel]
-            h = h * torch.empty(shape, dtype=h.dtype, device=h.device).bernoulli_(keep).div_(keep)
-        return h
-
-
-class LinearLora(KohyaLayer, peft_lora.Linear):
-    """Linear: A [r, in], B [out, r]."""
-
-    def __init__(self, base: nn.Linear, shape: Shape, dropouts: Dropouts) -> None:
-        nn.Module.__init__(self)
-        down = nn.Linear(base.in_features, shape.rank, bias=False, device=_birthplace(base))
-        up = nn.Linear(shape.rank, base.out_features, bias=False, device="meta")
-        self._fill(base, shape, dropouts, down, up)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y: Tensor = self.base_layer(x, *args, **kwargs)
-        if self._idle():
-            return y
-        a, b = self._weights(x)
-        h = F.linear(x, a)
-        if self.training and self.dropouts.inner:
-            h = self._drop(h, channel=-1)
-        # One fused product-and-add instead of three passes over the output.
-        total = torch.addmm(y.flatten(0, -2), h.flatten(0, -2), b.t(), alpha=self.scaling[NAME])
-        return total.view(y.shape)
-
-
-class ConvLora(KohyaLayer, peft_lora.Conv2d):
-    """Conv2d: A [r, in, k, k] with the base's stride and padding, B [out, r, 1, 1]."""
-
-    def __init__(self, base: nn.Conv2d, shape: Shape, dropouts: Dropouts) -> None:
-        nn.Module.__init__(self)
-        same: dict[str, Any] = {"kernel_size": base.kernel_size, "stride": base.stride, "padding": base.padding}
-        down = nn.Conv2d(base.in_channels, shape.rank, **same, bias=False, device=_birthplace(base))
-        up = nn.Conv2d(shape.rank, base.out_channels, 1, bias=False, device="meta")
-        self._kernel_dim = 4
-        self.conv_fn = F.conv2d
-        self._fill(base, shape, dropouts, down, up)
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y: Tensor = self.base_layer(x, *args, **kwargs)
-        if self._idle():
-            return y
-        a, b = self._weights(x)
-        h = F.conv2d(x, a, None, self.base_layer.stride, self.base_layer.padding)
-        if self.training and self.dropouts.inner:
-            h = self._drop(h, channel=1)
-        if self.scaling[NAME] != 1:
-            h = h * self.scaling[NAME]
-        return y + F.conv2d(h, b)
-
-
-def _birthplace(base: nn.Module) -> str:
-    return "meta" if base.weight.device.type == "meta" else "cpu"
 
 
 class Lora(Adapter):
     """networks.lora: LoRA layers in the models' own trees."""
 
+    module = "networks.lora"
     layers: dict[str, KohyaLayer]  # type: ignore[assignment]
+
+    @staticmethod
+    def layer(base: Any, shape: Shape, dropouts: Dropouts, args: LoraArgs) -> KohyaLayer:
+        """The layer that takes the place of one base module."""
+        kind = LinearLora if isinstance(base, nn.Linear) else ConvLora
+        return kind(base, shape, dropouts)
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for key, layer in self.layers.items():
@@ -222,11 +77,15 @@ class Lora(Adapter):
         norms = torch.stack([norm.to(found[0].device) for norm in found])
         floored = norms.clamp_min(limit / 2)
         ratios = floored.clamp_max(limit) / floored
-        for layer, root in zip(self.layers.values(), ratios.sqrt().unbind(), strict=True):
-            layer.down.weight.mul_(root.to(layer.down.weight.device))
-            layer.up.weight.mul_(root.to(layer.up.weight.device))
+        for layer, ratio in zip(self.layers.values(), ratios.unbind(), strict=True):
+            self._scale(layer, ratio.to(layer.up.weight.device))
         held = norms * ratios
         return int((ratios != 1).sum()), float(held.mean()), float(held.max())
+
+    def _scale(self, layer: KohyaLayer, ratio: Tensor) -> None:
+        """ΔW of one layer times `ratio`."""
+        layer.down.weight.mul_(ratio.sqrt())
+        layer.up.weight.mul_(ratio.sqrt())
 
 
 def module_names(weights: Mapping[str, Tensor]) -> dict[str, None]:
@@ -310,10 +169,14 @@ def file_shapes(targets: Sequence[Target], options: NetworkOptions, weights: Map
 
 
 def attach_lora(
-    models: Models, targets: Sequence[Target], options: NetworkOptions, weights: Mapping[str, Tensor] | None
+    models: Models,
+    targets: Sequence[Target],
+    options: NetworkOptions,
+    weights: Mapping[str, Tensor] | None,
+    kind: type[Lora] = Lora,
 ) -> Lora:
     """Freeze `models`, inject the layers that options (or the file, with dim_from_weights) ask for, load `weights`."""
-    args = lora_args(options, models.family)
+    args = lora_args(options, models.family, kind.module)
     from_file = options.dim_from_weights and weights is not None
     shapes = file_shapes(targets, options, weights) if from_file and weights else planned_shapes(targets, options, args)
     if not shapes:
@@ -322,7 +185,10 @@ def attach_lora(
     adapted = [target for target in targets if target.key in shapes]
     dropouts = Dropouts(options.network_dropout or 0.0, args.rank_dropout, args.module_dropout)
     freeze(models)
-    adapter = Lora({target.key: target for target in adapted}, inject(models, adapted, shapes, dropouts), args.loraplus)
+    layers = inject(models, adapted, lambda key, base: kind.layer(base, shapes[key], dropouts, args))
+    adapter = kind({target.key: target for target in adapted}, layers, args.loraplus)
+    for _, parameter in adapter.named_parameters():
+        parameter.requires_grad_(True)
     adapter.lr_weight = args.lr_weight
     adapter.notes += args.notes
     if weights is not None:
@@ -354,17 +220,16 @@ def loading_notes(loaded: Loaded, key: str = "network_weights") -> list[Problem]
 
 
 def inject(
-    models: Models, targets: Sequence[Target], shapes: Mapping[str, Shape], dropouts: Dropouts
+    models: Models, targets: Sequence[Target], layer: Callable[[str, Any], KohyaLayer]
 ) -> dict[str, KohyaLayer]:
-    """kohya key -> the layer that peft has put in the place of each target's module."""
+    """kohya key -> the frozen layer that peft has put in the place of each target's module; `layer` makes it."""
     bases = find_modules(models, targets)
     keys = {base: key for key, base in bases.items()}
     made: dict[str, KohyaLayer] = {}
 
     def build(base: Any, adapter_name: str, **kwargs: Any) -> KohyaLayer:
         key = keys[base]
-        kind = LinearLora if isinstance(base, nn.Linear) else ConvLora
-        made[key] = kind(base, shapes[key], dropouts)
+        made[key] = layer(key, base)
         return made[key]
 
     for part in dict.fromkeys(target.part for target in targets):
@@ -373,8 +238,6 @@ def inject(
         # peft calls the registered type like a class; this one looks rank and alpha up instead of matching patterns.
         config._register_custom_module({nn.Linear: build, nn.Conv2d: build})
         inject_adapter_in_model(config, model_of(models, part), adapter_name=NAME)
-    for layer in made.values():
-        layer.requires_grad_(False)
-        layer.down.weight.requires_grad_(True)
-        layer.up.weight.requires_grad_(True)
+    for new in made.values():
+        new.requires_grad_(False)
     return {target.key: made[target.key] for target in targets}

@@ -1,4 +1,4 @@
-"""`lycoris.kohya`: the LyCORIS package's modules behind the adapter's face, on our targets and key names."""
+"""`lycoris.kohya`, `networks.loha`, `networks.lokr`: the LyCORIS package's modules, on our targets and key names."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from torch import Tensor, nn
 
 from schemas.options import NetworkOptions
 from schemas.problems import ConfigError, Problem, error, nearest
-from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, freeze, model_of
+from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, freeze, is_up, model_of
 from trainer.adapters.lora import DEFAULT_DIM, loading_notes, module_names
 from trainer.adapters.lycoris_targets import Choice, Preset, choose, read_preset
-from trainer.adapters.network_args import chance, lora_plus, number, parse
+from trainer.adapters.network_args import LoraPlus, chance, lora_plus, no_effect, number, parse, truth
 
 if TYPE_CHECKING:
     from trainer.families import Models, Target
 
 try:
     from lycoris.modules import MODULE_LIST, NormModule
+    from lycoris.modules.dylora import DyLoraModule
+    from lycoris.modules.ia3 import IA3Module
+    from lycoris.modules.locon import LoConModule
+    from lycoris.modules.loha import LohaModule
+    from lycoris.modules.lokr import LokrModule
     from lycoris.wrapper import network_module_dict
 except ImportError as fault:
-    raise error("package-missing", "needs the lycoris-lora package", key="network_module", got="lycoris.kohya",
+    raise error("package-missing", "needs the lycoris-lora package", key="network_module",
                 fix="pip install lycoris-lora") from fault  # fmt: skip
 
 ALGOS = ("lora", "locon", "loha", "lokr", "dylora", "glora", "full", "diag-oft", "boft", "ia3")
@@ -80,14 +85,16 @@ def settings(options: NetworkOptions, given: Mapping[str, str], preset: Preset) 
     )  # fmt: skip
 
 
-def truth(given: Mapping[str, str], name: str, default: bool = False) -> bool:
-    """A yes or no under `name`, in the spellings people use."""
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": default}
-    text = given.get(name, "").lower()
-    if text not in words:
-        raise error("bad-network-arg", f"{name} must be True or False", key="network_args", got=f"{name}={text}",
-                    fix=f"correct {name}")  # fmt: skip
-    return words[text]
+class RankBlocks(DyLoraModule):
+    """LyCORIS' DyLoRA with all ranks in use outside training, and a draw that gradient checkpointing can repeat."""
+
+    def get_random_rank_weight(self) -> tuple[Tensor, Tensor, float]:
+        block = int(torch.randint(self.block_count, ())) if self.training else self.block_count - 1
+        found: tuple[Tensor, Tensor, float] = self.get_weight(block * self.block_size)
+        return found
+
+
+PRODUCTS = (LohaModule, LokrModule)  # they know no dropout of activations, and say so once a module
 
 
 def build(choice: Choice, base: nn.Module, said: Settings) -> nn.Module | None:
@@ -100,11 +107,12 @@ def build(choice: Choice, base: nn.Module, said: Settings) -> nn.Module | None:
     if dim <= 0:
         return None
     alpha = choice.alpha or (said.conv_alpha if spatial else said.alpha)
-    algo = network_module_dict[choice.algo or said.algo]
+    algo = (network_module_dict | {"dylora": RankBlocks})[choice.algo or said.algo]
     tucker = bool(choice.extra.get("use_tucker", said.tucker))
     extra = said.extra | {name: value for name, value in choice.extra.items() if name != "use_tucker"}
+    dropout = 0.0 if algo in PRODUCTS else said.dropout
     made: nn.Module = algo(
-        choice.key, base, 1.0, dim, alpha, said.dropout, said.rank_dropout, said.module_dropout, tucker, **extra
+        choice.key, base, 1.0, dim, alpha, dropout, said.rank_dropout, said.module_dropout, tucker, **extra
     )
     return made
 
@@ -115,7 +123,7 @@ def module_from_weights(key: str, base: nn.Module, weights: Mapping[str, Tensor]
         if kind.algo_check(weights, key):
             try:
                 with torch.no_grad():
-                    return kind.make_module_from_state_dict(key, base, *kind.extract_state_dict(weights, key))
+                    return _from_tensors(kind, key, base, kind.extract_state_dict(weights, key))
             except (RuntimeError, ValueError, TypeError, NotImplementedError) as fault:
                 raise error("wrong-family", f"{key} does not fit the base model: {fault}", key="network_weights",
                             fix="use a file of the base model's own family") from fault  # fmt: skip
@@ -124,8 +132,30 @@ def module_from_weights(key: str, base: nn.Module, weights: Mapping[str, Tensor]
                 got=names, fix="use another file")  # fmt: skip
 
 
+def _from_tensors(kind: Any, key: str, base: nn.Module, tensors: Sequence[Tensor]) -> Any:
+    if kind is not IA3Module:
+        return kind.make_module_from_state_dict(key, base, *tensors)
+    # the package's own reader does not take the tensors that its writer leaves
+    weight, on_input = tensors
+    made = IA3Module(key, base, train_on_input=bool(on_input))
+    made.weight.copy_(weight)
+    return made
+
+
+def merged_weight(module: Any, weight: Tensor, multiplier: float) -> Tensor:
+    """`weight` with the difference of a LyCORIS module added, in float32."""
+    if not isinstance(module, PRODUCTS):
+        merged, _ = module.get_merged_weight(multiplier, weight.shape, weight.device)
+        return merged.float().view_as(weight)
+    # their own merging multiplies alpha / rank twice
+    difference = module.get_weight(weight.shape)
+    if module.wd:
+        return module.apply_weight_decompose(weight + difference, multiplier).float()
+    return weight + multiplier * difference.float()
+
+
 class Lycoris(Adapter):
-    """lycoris.kohya: each module sits under its base module and takes over that one's forward."""
+    """Each module sits under its base module and takes over that one's forward."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for key, layer in self.layers.items():
@@ -136,7 +166,7 @@ class Lycoris(Adapter):
         state = {}
         for key, layer in self.layers.items():
             for name, tensor in layer.state_dict().items():
-                state[f"{key}.{name}"] = tensor.detach().float() if name == "alpha" else tensor.detach()
+                state[f"{key}.{name}"] = _alpha_for_readers(layer, tensor) if name == "alpha" else tensor.detach()
         return state
 
     def exact_state(self) -> dict[str, Tensor]:
@@ -156,15 +186,15 @@ class Lycoris(Adapter):
 
     @torch.no_grad()
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> Loaded:
-        given, missing, matched = module_names(weights), [], 0
-        for key, layer in self.layers.items():
-            if key not in given:
-                missing.append(key)
-                continue
-            own = {name.partition(".")[2]: tensor for name, tensor in weights.items() if name.partition(".")[0] == key}
-            _fill(key, layer, own)
-            matched += 1
-        return Loaded(matched, tuple(missing), tuple(key for key in given if key not in self.layers))
+        given: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in weights.items():
+            key, _, ending = name.partition(".")
+            given.setdefault(key, {})[ending] = tensor
+        for key in given.keys() & self.layers.keys():
+            _fill(key, self.layers[key], given[key])
+        missing = tuple(key for key in self.layers if key not in given)
+        unexpected = tuple(key for key in given if key not in self.layers)
+        return Loaded(len(self.layers) - len(missing), missing, unexpected)
 
     def set_multiplier(self, multiplier: float) -> None:
         for layer in self.layers.values():
@@ -181,6 +211,11 @@ class Lycoris(Adapter):
         return (scaled, sum(norms) / len(norms), max(norms)) if norms else (0, 0.0, 0.0)
 
 
+def _alpha_for_readers(layer: Any, alpha: Tensor) -> Tensor:
+    """LyCORIS scales DyLoRA by alpha / blocks in training; whoever reads the file divides by the rank."""
+    return alpha.detach().float() * (layer.block_size if isinstance(layer, DyLoraModule) else 1)
+
+
 def _fill(key: str, layer: Any, own: dict[str, Tensor]) -> None:
     """Load one module's tensors; the file's alpha scales too (trap T24)."""
     expected = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
@@ -189,7 +224,7 @@ def _fill(key: str, layer: Any, own: dict[str, Tensor]) -> None:
     if wrong:
         raise error("rank-mismatch", f"{key}: the file has {found}, the network needs {expected}", key="network_dim",
                     got=wrong, fix="use the file's algo, dim and factor, or set dim_from_weights")  # fmt: skip
-    if hasattr(layer, "up_list"):  # dylora keeps its ranks in pieces and ignores load_state_dict
+    if isinstance(layer, DyLoraModule):  # keeps its ranks in pieces and ignores load_state_dict
         for piece, part in zip(layer.up_list, own["lora_up.weight"].chunk(layer.block_count, 1), strict=True):
             piece.copy_(part.view_as(piece))
         for piece, part in zip(layer.down_list, own["lora_down.weight"].chunk(layer.block_count, 0), strict=True):
@@ -201,8 +236,9 @@ def _fill(key: str, layer: Any, own: dict[str, Tensor]) -> None:
     else:
         layer.load_state_dict(own, strict=False)
     if "alpha" in own and isinstance(getattr(layer, "scale", None), float) and hasattr(layer, "lora_dim"):
-        layer.alpha.fill_(float(own["alpha"]))
-        layer.scale = float(own["alpha"]) / layer.lora_dim
+        alpha = float(own["alpha"]) / (layer.block_size if isinstance(layer, DyLoraModule) else 1)
+        layer.alpha.fill_(alpha)
+        layer.scale = alpha / layer.lora_dim
 
 
 def attach_lycoris(
@@ -213,6 +249,38 @@ def attach_lycoris(
     preset = read_preset(given.get("preset") or "full")
     said = settings(options, given, preset)
     choices = choose(models, targets, preset, parts=chosen_parts(options), norms=said.train_norm)
+    return _attach(models, choices, said, options, given, weights)
+
+
+def attach_product(
+    models: Models, targets: Sequence[Target], options: NetworkOptions, weights: Mapping[str, Tensor] | None
+) -> Lycoris:
+    """networks.loha, networks.lokr: Hadamard and Kronecker products where networks.lora would put its own.
+
+    Resnets and samplers are adapted with conv_dim only, whose alpha is 1 where not given.
+    """
+    module = str(options.network_module)
+    given = parse(module, options.network_args)
+    conv_dim, conv_alpha = number(given, "conv_dim", int) or 0, number(given, "conv_alpha", float)
+    dropout = chance(given, "dropout") or options.network_dropout or 0.0
+    said = Settings(
+        module.removeprefix("networks."), options.network_dim or DEFAULT_DIM, options.network_alpha, conv_dim=conv_dim,
+        conv_alpha=1.0 if conv_alpha is None else conv_alpha, dropout=dropout,
+        rank_dropout=chance(given, "rank_dropout"), module_dropout=chance(given, "module_dropout"),
+        tucker=truth(given, "use_tucker"), train_norm=False,
+        extra={"factor": number(given, "factor", int, -1) or -1},
+    )  # fmt: skip
+    names = module_names(weights) if weights is not None and options.dim_from_weights else ()
+    places = ("text", "transformer", "resnet", "sampler") if conv_dim or names else ("text", "transformer")
+    parts = chosen_parts(options)
+    choices = [Choice(target) for target in targets if target.part in parts and target.place in places]
+    return _attach(models, choices, said, options, given, weights)
+
+
+def _attach(
+    models: Models, choices: Sequence[Choice], said: Settings, options: NetworkOptions, given: Mapping[str, str],
+    weights: Mapping[str, Tensor] | None,
+) -> Lycoris:  # fmt: skip
     freeze(models)
     trees = {choice.target.part: dict(model_of(models, choice.target.part).named_modules()) for choice in choices}
     names = module_names(weights) if weights is not None and options.dim_from_weights else None
@@ -227,17 +295,40 @@ def attach_lycoris(
             layers[choice.key] = _apply(layer, base)
     if not layers:
         raise error("nothing-to-train", "leaves no module to adapt", key="network_args", got=list(options.network_args),
-                    fix="choose another preset")  # fmt: skip
+                    fix="choose other places or weights")  # fmt: skip
     adapted = {choice.key: choice.target for choice in choices if choice.key in layers}
     adapter = Lycoris(adapted, layers, lora_plus(given))
+    adapter.notes += _without_effect(adapter, said) if names is None else _lost_dropouts(said)
+    if getattr(options, "save_peft", False):
+        _check_peft(adapter)
     if weights is not None:
         if names is None:
             adapter.notes += loading_notes(adapter.load_state_dict(weights))
         else:
             unused = tuple(key for key in names if key not in layers)
             adapter.notes += loading_notes(Loaded(len(layers), (), unused))
-            adapter.notes += _lost_dropouts(said)
     return adapter
+
+
+def _check_peft(adapter: Lycoris) -> None:
+    """A preset can bring in kinds that diffusers has no form for."""
+    for key, layer in adapter.layers.items():
+        if not isinstance(layer, (LoConModule, DyLoraModule)) or getattr(layer, "tucker", False):
+            kind = type(layer).__name__.removesuffix("Module")
+            raise error("no-peft-copy", f"cannot be kept: {key} is a {kind}, not a plain LoRA", key="save_peft",
+                        got=True, fix="--set save_peft=false, or another preset")  # fmt: skip
+
+
+def _without_effect(adapter: Lycoris, said: Settings) -> list[Problem]:
+    """What these algorithms do not know, although it was asked for."""
+    notes = []
+    if said.dropout and all(isinstance(layer, PRODUCTS) for layer in adapter.layers.values()):
+        notes.append(no_effect("dropout", f"{said.algo} has no dropout of activations", "use rank_dropout",
+                               key="network_dropout"))  # fmt: skip
+    ups = any(is_up(name.partition(".")[2]) for name, _ in adapter.named_parameters())
+    if adapter.loraplus != LoraPlus() and not ups:
+        notes.append(no_effect("loraplus_lr_ratio", f"{said.algo} has no up matrices", "remove it"))
+    return notes
 
 
 def _built(choice: Choice, base: nn.Module, said: Settings) -> nn.Module | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from schemas.problems import error
 from trainer.adapters.adapter import Loaded, find_modules
 from trainer.adapters.lora import loading_notes, module_names, plain
+from trainer.adapters.oft import LORA_PREFIX, PREFIX, rotated
 
 if TYPE_CHECKING:
     from trainer.families import Models, Target
@@ -28,12 +29,13 @@ def merge_weights(
     Returns the number of modules changed; what matches nothing is told in the log. ConfigError `wrong-family` when
     nothing matched. Call it before `attach`.
     """
+    weights = {_as_lora(name): tensor for name, tensor in weights.items()}
     given = module_names(weights)
     chosen = [target for target in targets if target.key in given]
     for key, base in find_modules(models, chosen).items():
-        weight: Any = base.weight
-        delta = difference(key, base, weights, multiplier).to(weight.device)
-        weight.data = (weight.data.float() + delta.view_as(weight)).to(weight.dtype)
+        _add(base.weight, difference(key, base, weights, multiplier))
+        if f"{key}.diff_b" in weights:
+            _add(base.bias, multiplier * weights[f"{key}.diff_b"].float())
     matched = {target.key for target in chosen}
     unused = tuple(key for key in given if key not in matched)
     for note in loading_notes(Loaded(len(matched), (), unused), key="base_weights"):
@@ -41,8 +43,21 @@ def merge_weights(
     return len(matched)
 
 
+def _add(weight: Any, delta: Tensor) -> None:
+    weight.data = (weight.data.float() + delta.to(weight.device).view_as(weight)).to(weight.dtype)
+
+
+def _as_lora(name: str) -> str:
+    """OFT files have a prefix of their own."""
+    return LORA_PREFIX + name.removeprefix(PREFIX) if name.startswith(PREFIX) else name
+
+
 def difference(key: str, base: Any, weights: Mapping[str, Tensor], multiplier: float) -> Tensor:
-    """multiplier ΔW of one module in float32, for a plain LoRA or any LyCORIS kind."""
+    """multiplier ΔW of one module in float32, for a plain LoRA, an OFT or any LyCORIS kind."""
+    blocks = weights.get(f"{key}.oft_blocks")
+    if blocks is not None and blocks.dim() == 3 and f"{key}.rescale" not in weights:
+        alpha = float(weights.get(f"{key}.alpha", torch.tensor(0.0)))
+        return rotated(base.weight.cpu(), blocks.cpu(), alpha, multiplier)
     down, up = weights.get(f"{key}.lora_down.weight"), weights.get(f"{key}.lora_up.weight")
     if down is None or up is None or not plain(key, weights):
         return _lycoris_difference(key, base, weights, multiplier)
@@ -55,9 +70,7 @@ def difference(key: str, base: Any, weights: Mapping[str, Tensor], multiplier: f
 
 
 def _lycoris_difference(key: str, base: Any, weights: Mapping[str, Tensor], multiplier: float) -> Tensor:
-    from trainer.adapters.lycoris import module_from_weights
+    from trainer.adapters.lycoris import merged_weight, module_from_weights
 
-    module = module_from_weights(key, base, weights)
-    device = base.weight.device
-    merged, _ = module.to(device).float().get_merged_weight(multiplier, base.weight.shape, device)
-    return merged.float() - base.weight.float()
+    module = module_from_weights(key, base, weights).to(base.weight.device).float()
+    return merged_weight(module, base.weight.float(), multiplier) - base.weight.float()

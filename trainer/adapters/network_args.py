@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from schemas.options import NetworkOptions
 from schemas.problems import ConfigError, Problem, error, nearest
-from schemas.rules.network import LORA_PLUS, MODULES
+from schemas.rules.network import LORA_PLUS, MODULES, NO_EFFECT
 from trainer.adapters.blocks import block_values, lr_weights
 
 Number = TypeVar("Number", int, float)
@@ -28,7 +28,7 @@ class LoraPlus:
 
 @dataclass(frozen=True)
 class LoraArgs:
-    """What `network_args` of networks.lora say; block lists run over the U-Net's block index."""
+    """What `network_args` of networks.lora and its kin say; block lists run over the U-Net's block index."""
 
     conv_dim: int | None = None
     conv_alpha: float = 1.0
@@ -40,6 +40,7 @@ class LoraArgs:
     conv_block_alphas: tuple[float, ...] | None = None
     lr_weight: tuple[float, ...] | None = None
     loraplus: LoraPlus = LoraPlus()
+    unit: int = 1  # of networks.dylora: ranks trained at once
     notes: tuple[Problem, ...] = ()
 
     @property
@@ -56,7 +57,8 @@ class LoraArgs:
 def parse(module: str, words: tuple[str, ...]) -> dict[str, str]:
     """{name: value text}, split at the first "="; ConfigError for words without "=" and for unknown names, all at once.
 
-    LyCORIS is a package whose versions know different names: there the rules only warn of an unknown one.
+    LyCORIS is a package whose versions know different names: there the rules only warn of an unknown one. A module that
+    is not ours takes any name.
     """
     found, problems = {}, []
     for word in words:
@@ -64,7 +66,7 @@ def parse(module: str, words: tuple[str, ...]) -> dict[str, str]:
         if not equals:
             must, fix = "must be name=value", f"write {name}=VALUE"
             problems.append(Problem(code="bad-network-arg", key="network_args", got=word, must=must, fix=fix))
-        elif name not in MODULES[module] and module != "lycoris.kohya":
+        elif module != "lycoris.kohya" and name not in MODULES.get(module, (name,)):
             guess = nearest(name, MODULES[module])
             fix = f"did you mean {guess}?" if guess else "remove it"
             must = f"{name} is not an argument of {module}"
@@ -106,12 +108,27 @@ def lora_plus(given: Mapping[str, str]) -> LoraPlus:
     return LoraPlus(*(number(given, name, float) for name in LORA_PLUS))
 
 
-def lora_args(options: NetworkOptions, family: str) -> LoraArgs:
-    """`network_args` of networks.lora for a model of `family` ("sdxl" has 23 blocks, the others 25)."""
-    given = parse("networks.lora", options.network_args)
+def truth(given: Mapping[str, str], name: str, default: bool = False) -> bool:
+    """A yes or no under `name`, in the spellings people use."""
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": default}
+    text = given.get(name, "").lower()
+    if text not in words:
+        raise error("bad-network-arg", f"{name} must be True or False", key="network_args", got=f"{name}={text}",
+                    fix=f"correct {name}")  # fmt: skip
+    return words[text]
+
+
+def lora_args(options: NetworkOptions, family: str, module: str = "networks.lora") -> LoraArgs:
+    """`network_args` of networks.lora, dylora or lora_fa for a model of `family` ("sdxl" has 23 blocks, others 25)."""
+    given = parse(module, options.network_args)
     notes = []
+    for name in NO_EFFECT[module]:
+        if given.pop(name, "") not in ("", "None", "0"):
+            notes.append(no_effect(name, f"{module} does not take it", f"remove {name}"))
+    if module == "networks.dylora" and options.network_dropout:
+        notes.append(no_effect("network_dropout", f"{module} has no dropouts", "remove it", key="network_dropout"))
     if "dropout" in given:
-        notes.append(_no_effect("dropout", "networks.lora takes network_dropout", "set network_dropout"))
+        notes.append(no_effect("dropout", f"{module} takes network_dropout", "set network_dropout"))
     per_block = {
         "block_dims": block_values(given, "block_dims", int, family),
         "block_alphas": block_values(given, "block_alphas", float, family),
@@ -122,9 +139,9 @@ def lora_args(options: NetworkOptions, family: str) -> LoraArgs:
     if weights is None and per_block["block_dims"] is None:
         for name in ("block_alphas", "conv_block_dims", "conv_block_alphas"):
             if per_block[name] is not None:
-                notes.append(_no_effect(name, "it counts only beside block_dims or an lr weight", "give block_dims"))
+                notes.append(no_effect(name, "it counts only beside block_dims or an lr weight", "give block_dims"))
     if weights is None and "block_lr_zero_threshold" in given:
-        notes.append(_no_effect("block_lr_zero_threshold", "it counts only beside an lr weight", "remove it"))
+        notes.append(no_effect("block_lr_zero_threshold", "it counts only beside an lr weight", "remove it"))
     conv_alpha = number(given, "conv_alpha", float)
     return LoraArgs(
         conv_dim=number(given, "conv_dim", int) or None,
@@ -133,11 +150,13 @@ def lora_args(options: NetworkOptions, family: str) -> LoraArgs:
         module_dropout=chance(given, "module_dropout"),
         lr_weight=weights,
         loraplus=lora_plus(given),
+        unit=number(given, "unit", int, 1) or 1,
         notes=tuple(notes),
         **per_block,  # type: ignore[arg-type]
     )
 
 
-def _no_effect(name: str, why: str, fix: str) -> Problem:
+def no_effect(name: str, why: str, fix: str, *, key: str = "network_args") -> Problem:
+    """The warning that a setting changes nothing here."""
     must = f"does nothing: {why}"
-    return Problem(code="no-effect", severity="warning", key="network_args", got=name, must=must, fix=fix)
+    return Problem(code="no-effect", severity="warning", key=key, got=name, must=must, fix=fix)

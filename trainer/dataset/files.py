@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from schemas.config import TrainConfig
 from schemas.problems import ConfigError, Problem
@@ -52,13 +53,14 @@ class Scan:
         return self.specs[sample.dataset].subsets[sample.subset]
 
 
-def scan(config: TrainConfig, *, verify: bool = False) -> Scan:
+def scan(config: TrainConfig, *, verify: bool = False, document: Mapping[str, Any] | None = None) -> Scan:
     """The samples that `config` describes; all faults are in `.problems`, nothing is raised or written.
 
-    Reads captions and picture headers; with `verify` it decodes every picture, to find truncated ones.
+    Reads captions and picture headers; with `verify` it decodes every picture, to find truncated ones. `document`
+    stands in for the dataset_config file.
     """
     problems: list[Problem] = []
-    specs = tuple(_without_duplicates(spec, problems) for spec in resolve_datasets(config, problems))
+    specs = tuple(_without_duplicates(spec, problems) for spec in resolve_datasets(config, problems, document))
     for number, spec in enumerate(specs):
         problems += _size_problems(spec, f"datasets/{number}", config)
     found = [

@@ -138,10 +138,13 @@ def _members(assignment: Assignment, key: BucketKey, epoch: int) -> list[int]:
     return members
 
 
-def shard(batches: Sequence[BatchIndex], processes: int, rank: int) -> list[BatchIndex]:
-    """The batches of one process: rank r takes r, r + P, ...; the last round wraps, so that all have equally many."""
+def shard(batches: Sequence[BatchIndex], processes: int, rank: int, shift: int = 0) -> list[BatchIndex]:
+    """The batches of one process: rank r takes r, r + P, ...; the last round wraps, so that all have equally many.
+
+    With `shift` it takes r + shift, ...: an epoch begun on another number of processes goes on where it stood.
+    """
     rounds = math.ceil(len(batches) / processes)
-    return [batches[(number * processes + rank) % len(batches)] for number in range(rounds)]
+    return [batches[(number * processes + rank + shift) % len(batches)] for number in range(rounds)]
 
 
 def sample_rng(seed: int, epoch: int, position: int, slot: int) -> random.Random:

@@ -92,8 +92,13 @@ def _option(text: str) -> tuple[str, Any] | None:
     return key, number
 
 
-def read_prompts(path: str | os.PathLike[str], problems: list[Problem] | None = None) -> list[Prompt]:
-    """The prompts of a .txt, .toml or .json file. Warnings are appended to `problems`; ConfigError has all errors."""
+def read_prompts(
+    path: str | os.PathLike[str], problems: list[Problem] | None = None, *, text: str | None = None
+) -> list[Prompt]:
+    """The prompts of a .txt, .toml or .json file. Warnings are appended to `problems`; ConfigError has all errors.
+
+    `text` is the file's content, where it is known without reading it.
+    """
     file = os.fspath(path)
     readers = {".txt": _read_text, ".toml": _read_toml, ".json": _read_json}
     extension = os.path.splitext(file)[1].lower()
@@ -107,7 +112,7 @@ def read_prompts(path: str | os.PathLike[str], problems: list[Problem] | None = 
         )
     found: list[Problem] = []
     try:
-        text = Path(file).read_text(encoding="utf-8-sig")
+        text = Path(file).read_text(encoding="utf-8-sig") if text is None else text
         entries = readers[extension](text, found, file)
     except OSError as fault:
         raise error(

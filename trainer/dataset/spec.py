@@ -73,12 +73,17 @@ class DatasetSpec:
 SAID_NOT_SEARCHED = ("image_dir", "is_reg", "class_tokens", "metadata_file", "conditioning_data_dir")
 
 
-def resolve_datasets(config: TrainConfig, problems: list[Problem]) -> list[DatasetSpec]:
+def resolve_datasets(
+    config: TrainConfig, problems: list[Problem], given: Mapping[str, Any] | None = None
+) -> list[DatasetSpec]:
     """The datasets that `config` describes; what is wrong is appended to `problems`.
 
-    A dataset_config file wins over in_json, which wins over folders (reference section 2.1).
+    A dataset_config file wins over in_json, which wins over folders (reference section 2.1). `given` is what the
+    dataset_config file holds, where it is known without reading one.
     """
     try:
+        if given is not None:
+            return resolve_document(given, config, problems)
         if config.dataset_config:
             document = read_document(config.dataset_config, problems)
             return resolve_document(document, config, problems, file=config.dataset_config)

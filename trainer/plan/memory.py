@@ -9,13 +9,17 @@ the total to about a tenth.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from schemas.config import TrainConfig
+from schemas.problems import ConfigError
 from schemas.rules.arguments import network_args
 from schemas.rules.optimizers import resolve
+from schemas.weights import read_header
 from trainer.plan.marks import saves
 from trainer.plan.steps import Steps
 
@@ -48,6 +52,7 @@ class Shape:
     kept: Mapping[int, int]
     marks: Mapping[int, int]
     block: Mapping[int, int]
+    vae: int = VAE
 
 
 SD15 = Shape(
@@ -66,6 +71,12 @@ SHAPES: dict[str, Shape] = {
     ),
     "sdxl": SDXL,
 }
+PREFIXES = {  # in a single file; a diffusers folder has folders of these names
+    "unet": ("model.diffusion_model.",),
+    "text": ("cond_stage_model.", "conditioner."),
+    "vae": ("first_stage_model.",),
+}
+FOLDERS = {"unet": ("unet",), "text": ("text_encoder", "text_encoder_2"), "vae": ("vae",)}
 STATE_BYTES: dict[str, float] = {  # optimizer class -> bytes of state a parameter, parameters being 32 bit
     "SGD": 4, "Adagrad": 4, "RMSprop": 4, "Lion": 4, "SGDScheduleFree": 4, "Adafactor": 0.5,
     "AdamW8bit": 2.1, "PagedAdamW8bit": 2.1, "AdEMAMix8bit": 3.1, "PagedAdEMAMix8bit": 3.1, "Adam8bit": 2.1,
@@ -103,6 +114,62 @@ class Change:
     changes_result: bool
 
 
+def shape_of(family: str, model: str | None = None) -> Shape:
+    """The family's sizes, scaled to the parameters of the checkpoint `model` where its headers tell them.
+
+    Weights go with the square of the width; adapters and activations with the width.
+    """
+    usual = SHAPES[family]
+    found = _parameters(model) if model else {}
+
+    def ratio(part: str, of: int) -> float:
+        scale = found.get(part, of) / of
+        return scale if scale and not 0.9 < scale < 1.1 else 1.0  # further tensors of a whole model are no other size
+
+    unet, text, vae = ratio("unet", usual.unet), ratio("text", sum(usual.text)), ratio("vae", usual.vae)
+    if unet == text == vae == 1.0:
+        return usual
+    wide, wide_text = math.sqrt(unet), math.sqrt(text)
+    return Shape(
+        unet=int(usual.unet * unet),
+        text=tuple(int(count * text) for count in usual.text),
+        rank=int(usual.rank * wide),
+        text_rank=tuple(int(count * wide_text) for count in usual.text_rank),
+        conv_linear=int(usual.conv_linear * wide),
+        conv_rank=int(usual.conv_rank * wide),
+        text_layers=tuple((layers, int(width * wide_text)) for layers, width in usual.text_layers),
+        kept={size: int(count * wide) for size, count in usual.kept.items()},
+        marks={size: int(count * wide) for size, count in usual.marks.items()},
+        block={size: int(count * wide) for size, count in usual.block.items()},
+        vae=int(usual.vae * vae),
+    )
+
+
+def _parameters(model: str) -> dict[str, int]:
+    """Numbers in the U-Net, the text encoders and the VAE; parts whose header cannot be read are left out."""
+    place, counts = Path(model), dict.fromkeys(PREFIXES, 0)
+    try:
+        if place.is_dir():
+            for part, folders in FOLDERS.items():
+                files = [file for folder in folders for file in _of_one_precision(place / folder)]
+                counts[part] = sum(_numbers(file, ("",)) for file in files)
+        elif place.suffix.lower() == ".safetensors":
+            counts = {part: _numbers(place, prefixes) for part, prefixes in PREFIXES.items()}
+    except ConfigError:
+        return {}
+    return {part: count for part, count in counts.items() if count}
+
+
+def _of_one_precision(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if ".fp16." not in file.name] or files
+
+
+def _numbers(file: Path, prefixes: tuple[str, ...]) -> int:
+    tensors = read_header(file).tensors.items()
+    return sum(math.prod(info.shape) for name, info in tensors if name.startswith(prefixes))
+
+
 def number_bytes(config: TrainConfig) -> int:
     """Bytes of one number of the frozen models."""
     return 4 if config.mixed_precision == "no" else 2
@@ -118,9 +185,9 @@ def trains(config: TrainConfig) -> tuple[bool, bool]:
     )
 
 
-def adapter_parameters(config: TrainConfig, family: str) -> int:
+def adapter_parameters(config: TrainConfig, family: str, shape: Shape | None = None) -> int:
     """Trained numbers: exact for LoRA and LoCon of one rank; per-block ranks are not looked at, LyCORIS is rough."""
-    shape = SHAPES[family]
+    shape = shape or SHAPES[family]
     unet, text = trains(config)
     given, _ = network_args(config.network_args)
     dim = config.network_dim or 4
@@ -146,27 +213,34 @@ def adapter_bytes(config: TrainConfig) -> int:
     return 2 if config.full_fp16 or config.full_bf16 else 4
 
 
-def estimate(config: TrainConfig, family: str, largest_bucket: tuple[int, int], processes: int = 1) -> Memory:
+def estimate(
+    config: TrainConfig,
+    family: str,
+    largest_bucket: tuple[int, int],
+    processes: int = 1,
+    *,
+    shape: Shape | None = None,
+) -> Memory:
     """Peak memory of training on pictures of `largest_bucket` (width, height in pixels).
 
-    `processes` run on this machine, a GPU each.
+    `processes` run on this machine, a GPU each. `shape` is that of the checkpoint, see `shape_of`.
     """
-    shape, size = SHAPES[family], number_bytes(config)
-    trained = adapter_parameters(config, family)
+    shape, size = shape or SHAPES[family], number_bytes(config)
+    trained = adapter_parameters(config, family, shape)
     states = int(trained * optimizer_bytes(config))
     paged = (resolve(config.optimizer_type) or "").rpartition(".")[2].startswith("Paged")
     copies = size if size < adapter_bytes(config) else 0  # autocast keeps the adapter in half precision too
     parts = {
         "unet": shape.unet * (1 if config.fp8_base or config.fp8_base_unet else size),
         "text_encoders": 0 if config.cache_text_encoder_outputs else sum(shape.text) * (1 if config.fp8_base else size),
-        "vae": 0 if _cached(config) else VAE * (4 if config.no_half_vae else size),
+        "vae": 0 if _cached(config) else shape.vae * (4 if config.no_half_vae else size),
         "adapter": trained * (adapter_bytes(config) + copies),
         "gradients": trained * adapter_bytes(config),
         "optimizer": 0 if paged else states,
-        "activations": activation_bytes(config, family, largest_bucket),
+        "activations": activation_bytes(config, family, largest_bucket, shape),
     }
     parts["overhead"] = CONTEXT + int(WASTE * sum(parts.values()))
-    loading = (shape.unet + sum(shape.text) + VAE) * size
+    loading = (shape.unet + sum(shape.text) + shape.vae) * size
     host = processes * (HOST_PROCESS + config.max_data_loader_n_workers * HOST_WORKER + (states if paged else 0))
     return Memory(sum(parts.values()), host + loading, parts)
 
@@ -175,9 +249,11 @@ def _cached(config: TrainConfig) -> bool:
     return config.cache_latents or config.cache_latents_to_disk
 
 
-def activation_bytes(config: TrainConfig, family: str, largest_bucket: tuple[int, int]) -> int:
+def activation_bytes(
+    config: TrainConfig, family: str, largest_bucket: tuple[int, int], shape: Shape | None = None
+) -> int:
     """Bytes kept from forward to backward, gradients of the running block included."""
-    shape, size, batch = SHAPES[family], number_bytes(config), config.train_batch_size
+    shape, size, batch = shape or SHAPES[family], number_bytes(config), config.train_batch_size
     pixels = largest_bucket[0] * largest_bucket[1]
     block = shape.block[size]  # once kept, once as gradients
     of_pixel = shape.marks[size] + 2 * block if config.gradient_checkpointing else shape.kept[size] + block
@@ -186,19 +262,26 @@ def activation_bytes(config: TrainConfig, family: str, largest_bucket: tuple[int
         tokens = batch * 77 * ((config.max_token_length or 75) // 75)
         of_layer = size if config.gradient_checkpointing else 20 * size  # of one token and one unit of width
         training += tokens * of_layer * sum(layers * width for layers, width in shape.text_layers)
-    encoding = 0 if _cached(config) else VAE_PIXEL[4 if config.no_half_vae else size] * config.vae_batch_size * pixels
+    of_encoding = 0.0 if _cached(config) else VAE_PIXEL[4 if config.no_half_vae else size] * math.sqrt(shape.vae / VAE)
+    encoding = int(of_encoding * config.vae_batch_size * pixels)
     return max(training, encoding)  # the VAE is done before the U-Net begins
 
 
 def disk_bytes(
-    config: TrainConfig, family: str, steps: Steps, *, cached_pixels: int = 0, cached_captions: int = 0
+    config: TrainConfig,
+    family: str,
+    steps: Steps,
+    *,
+    cached_pixels: int = 0,
+    cached_captions: int = 0,
+    shape: Shape | None = None,
 ) -> int:
     """Bytes in output_dir and of caches at the run's fullest moment, one state in the run folder included.
 
     Previews and logs are not counted; files that rotation removes are, until it does. `cached_pixels` are the pixels
     of all pictures whose latents go to disk, `cached_captions` the captions whose text-encoder outputs do.
     """
-    trained = adapter_parameters(config, family)
+    trained = adapter_parameters(config, family, shape)
     model = trained * {"fp16": 2, "bf16": 2, "float": 4, None: adapter_bytes(config)}[config.save_precision]
     state = int(trained * (adapter_bytes(config) + optimizer_bytes(config)))
     held: set[str] = set()
@@ -213,14 +296,21 @@ def disk_bytes(
     return fullest + state + latents + texts
 
 
-def fit(config: TrainConfig, family: str, largest_bucket: tuple[int, int], vram_gb: float) -> list[Change]:
+def fit(
+    config: TrainConfig,
+    family: str,
+    largest_bucket: tuple[int, int],
+    vram_gb: float,
+    *,
+    shape: Shape | None = None,
+) -> list[Change]:
     """Changes, the least harmful first, until the estimate is within `vram_gb` GiB; all that help if none suffices.
 
     Empty when it fits already. `apply` gives the changed config, whose estimate says whether it fits now.
     """
     found: list[Change] = []
-    while (used := estimate(config, family, largest_bucket).device_bytes) > vram_gb * GIB:
-        change = next(_changes(config, family, used, largest_bucket), None)
+    while (used := estimate(config, family, largest_bucket, shape=shape).device_bytes) > vram_gb * GIB:
+        change = next(_changes(config, family, used, largest_bucket, shape), None)
         if change is None:
             break
         found += change
@@ -244,11 +334,13 @@ def apply(config: TrainConfig, changes: list[Change]) -> TrainConfig:
     return dataclasses.replace(config, **values)
 
 
-def _changes(config: TrainConfig, family: str, used: int, largest_bucket: tuple[int, int]) -> Iterator[list[Change]]:
+def _changes(
+    config: TrainConfig, family: str, used: int, largest_bucket: tuple[int, int], shape: Shape | None
+) -> Iterator[list[Change]]:
     """The steps still possible, in order; each is one change, or several that only work together."""
     for cost, changes_result, values in _offers(config, family):
         after = dataclasses.replace(config, **values)
-        saved = used - estimate(after, family, largest_bucket).device_bytes
+        saved = used - estimate(after, family, largest_bucket, shape=shape).device_bytes
         if saved > 0:
             first, *others = values
             head = Change(first, getattr(config, first), values[first], saved, cost, changes_result)

@@ -6,11 +6,13 @@ import bisect
 import codecs
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.problems import ConfigError, Problem, error
 
+MOST_KEYS = 10_000
 LARGEST_FILE = 8_000_000  # characters; the largest real one has 12,000
 WHITE = re.compile(r"[ \t\n\r]*")
 NEWLINE = re.compile(r"\r\n|\r|\n")
@@ -83,7 +85,7 @@ def parse(text: str, *, file: str | None = None) -> Document:
 def _scan(text: str, starts: list[int], file: str | None) -> Document:
     values: dict[str, Any] = {}
     lines: dict[str, int] = {}
-    problems: list[Problem] = []
+    repeated: dict[str, list[int]] = {}
     at = _skip(text, 0)
     if text[at : at + 1] != "{":
         return _no_object(text, at, file)
@@ -107,11 +109,7 @@ def _scan(text: str, starts: list[int], file: str | None) -> Document:
             raise json.JSONDecodeError("Number too long", text, at) from None
         line = bisect.bisect_right(starts, place)
         if key in values:
-            said = f"stands in the file twice (first in line {lines[key]}); the last one counts"
-            problems.append(
-                Problem(code="duplicate-key", must=said, severity="warning", key=key, file=file, line=line,
-                        fix="remove one of them")
-            )  # fmt: skip
+            repeated.setdefault(key, [lines[key]]).append(line)
         values[key] = value
         lines.setdefault(key, line)
         at = _skip(text, at)
@@ -123,7 +121,17 @@ def _scan(text: str, starts: list[int], file: str | None) -> Document:
     rest = _skip(text, at + 1)
     if rest != len(text):
         raise json.JSONDecodeError("Extra data", text, rest)
-    return Document(values, lines, tuple(problems))
+    if len(values) > MOST_KEYS:
+        raise error("too-large", f"holds far more keys than any training config ({len(values)})", file=file)
+    return Document(values, lines, tuple(_repeats(repeated, file)))
+
+
+def _repeats(repeated: dict[str, list[int]], file: str | None) -> Iterator[Problem]:
+    for key, (first, *more) in repeated.items():
+        times = "twice" if len(more) == 1 else f"{len(more) + 1} times"
+        must = f"stands in the file {times} (first in line {first}); the last one counts"
+        place: dict[str, Any] = {"key": key, "file": file, "line": more[-1]}
+        yield Problem(code="duplicate-key", must=must, severity="warning", fix="keep one of them", **place)
 
 
 def _skip(text: str, at: int) -> int:

@@ -11,7 +11,7 @@ from launcher.formats.kohya_gui.form import Form
 from launcher.formats.kohya_gui.networks import key_of, pairs_of, users_of
 from launcher.formats.kohya_gui.table import Key, clean, hidden, keys, read_key, unset
 from schemas.config import table as options
-from schemas.problems import Problem, Severity, nearest
+from schemas.problems import Problem, Severity
 
 COMMENT_STARTS = ("$", "_", "#", "//", "==")
 FORM_NAMES = {
@@ -102,7 +102,7 @@ class Judge:
             same = unset(raw) or raw == self.effective(name)
             self._say("not-a-form-key", name, why, "note" if same else "warning", raw, _set(name, raw))
             return Fate("no-effect", name, self.effective(name), why)
-        guess = form_key or nearest(name, [other for other, key in keys().items() if key.current])
+        guess = form_key or self.draft.guess(name, [other for other, key in keys().items() if key.current])
         fix = f"did you mean {guess}?" if guess else "remove it"
         self._say("unknown-key", name, "is not a key of Kohya's form, which ignores it", "warning", raw, fix)
         return Fate("unknown", None, None, f"Kohya ignores it; {fix}")

@@ -16,6 +16,7 @@ from schemas.problems import Severity
 
 Role = Literal["argument", "network", "launch", "box", "form", "parameters", "tab"]
 LARGEST = 2**63 - 1  # a TOML integer
+LONGEST_TEXT, LONG_TEXTS = 20_000, ("sample_prompts", "training_comment", "metadata_thumbnail")
 WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 SECRET_WORDS = re.compile(r"hf_[A-Za-z0-9]{8,}|sk-[\w-]{16,}|gh[opsu]_\w{16,}")
 SECRET_FLAGS = re.compile(r"(--(?:wandb_api_key|huggingface_token)(?:\s*=\s*|\s+))\S+")
@@ -176,6 +177,8 @@ def _read_text(key: Key, raw: Any) -> Reading:
     if isinstance(raw, bool):
         return Reading("", "false read as unset")
     text = str(raw)
+    if len(text) > LONGEST_TEXT and key.name not in LONG_TEXTS:
+        return Reading(key.default, f"{must(key)} of a sensible length (it has {len(text)} characters)", "error")
     if "\0" in text or text != text.encode("utf-8", "replace").decode():
         return Reading(key.default, f"{must(key)} that can be written", "error")
     if key.choices and (key.name in STRICT or key.role == "launch") and text not in _allowed(key):

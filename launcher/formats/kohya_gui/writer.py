@@ -187,6 +187,7 @@ def _rest(values: dict[str, Any], want: Mapping[str, Any], prompts: str | None) 
         fair = all(len(item.split()) == 1 and '"' not in item for item in want[name]) and not pairs_problem(text)
         values[name] = text if fair else ""
     values["sample_prompts"] = prompts or ""
+    values["resume_from_huggingface"] = values["resume_from_huggingface"] if want["resume"] else ""
     name = want["wandb_run_name"]
     values["wandb_run_name"] = "" if name in (None, want["output_name"]) else name
 
@@ -277,6 +278,8 @@ def same(flat: Mapping[str, Any]) -> dict[str, Any]:
         found["wandb_run_name"] = None
     if not flat["resume"]:
         found["resume_from_huggingface"] = None
+    found["clip_skip"] = None if flat["clip_skip"] == 1 else flat["clip_skip"]
+    found["max_timestep"] = None if flat["max_timestep"] == 1000 else flat["max_timestep"]
     return {
         name: None if isinstance(value, (int, float)) and not value and options()[name].default is None else value
         for name, value in found.items()

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from launcher.formats.base import Draft
-from launcher.formats.civitai import images, read, write
+from launcher.formats.civitai import images, read
+from launcher.formats.civitai_writer import write
 from schemas.problems import ConfigError
 
 SOUND = {
@@ -216,6 +217,7 @@ def test_what_the_site_cannot_say_is_listed() -> None:
         "optimizer_type",
         "resolution",
         "lr_scheduler",
+        "max_train_steps",
         "seed",
         "wandb_api_key",
         "networkDim",

@@ -69,10 +69,10 @@ def test_second_adapter_in_a_process_has_no_more_targets(net):
     assert net()[1].modules_count == {"te": 1, "unet": 2}
 
 
-@pytest.mark.parametrize("module", ["networks.oft", "networks.lora_fa", "networks.dylora", "my.own"])
-def test_other_modules_are_refused(module):
+@pytest.mark.parametrize("trust", [(), ("others", "my.ow")])
+def test_other_modules_are_refused_unless_trusted(trust):
     with pytest.raises(ConfigError) as caught:
-        attach(None, TARGETS, NetworkOptions(network_module=module))
+        attach(None, TARGETS, NetworkOptions(network_module="my.own"), trust=trust)
     assert caught.value.problems[0].code == "unsupported-network-module"
     assert caught.value.problems[0].fix
 

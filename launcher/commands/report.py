@@ -1,0 +1,33 @@
+"""report: parse words, call one function, print, exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from launcher.commands import command, print_json
+
+
+@command("report")
+@click.argument("run")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="OUT.html",
+    help="Where to write it; report.html in the run folder if not given.",
+)
+def report(run: str, output: Path | None, as_json: bool) -> int:
+    """One page of RUN (a run folder, snapshot, output folder or LoRA): curves, previews, settings, what to try next."""
+    from launcher.command import quoted
+    from launcher.page.make import make_report
+
+    made = make_report(run, output)
+    if as_json:
+        print_json(made.as_json())
+        return 0
+    click.echo(str(made.path))
+    for said in made.suggestions:
+        click.echo(f"{said.title}: {said.reason}\n    {quoted(list(said.command))}", err=True)
+    return 0

@@ -1,0 +1,1 @@
+"""`kohyakit report`: one HTML page of a run, that needs nothing but itself."""
