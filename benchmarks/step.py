@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import random_checkpoint
 from schemas import ConfigError, TrainConfig, config
-from trainer import loop
+from trainer import loop, prepare
 from trainer.batches import Batch, BatchLoader
 from trainer.dataset.files import scan
 from trainer.families import NAMES, Conditioning, Family, Models, Sizes, get
@@ -42,17 +42,19 @@ class BareUNet:
 
     def __init__(self, models: Models, family: Family, options: TrainConfig) -> None:
         shared = {id(weight): weight for weight in models.unet.parameters()}
-        self.unet: Any = copy.deepcopy(models.unet, shared)
-        self.family = family
+        unet: Any = copy.deepcopy(models.unet, shared)
         if options.gradient_checkpointing:
-            self.unet.train()
-            self.unet.enable_gradient_checkpointing()
+            unet.train()
+            unet.enable_gradient_checkpointing()
+        self.unet: torch.nn.Module = unet
+        self.family = family
 
     def step(self, shape: tuple[int, int, int]) -> None:
         """Forward and backward for random latents and text; `shape` is batch, height, width in pixels."""
         batch, height, width = shape
-        weight = next(self.unet.parameters())
-        facts, place = self.unet.config, {"device": weight.device, "dtype": weight.dtype}
+        weight: Tensor = next(self.unet.parameters())
+        facts: Any = self.unet.config
+        place: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         noisy = torch.randn(batch, 4, height // 8, width // 8, **place, requires_grad=True)
         hidden = torch.randn(batch, 77, facts.cross_attention_dim, **place)
         pooled: Tensor | None = None
@@ -63,31 +65,39 @@ class BareUNet:
         sizes = Sizes(full, torch.zeros_like(full), full)
         timesteps = torch.randint(0, 1000, (batch,)).to(weight.device)
         predicted = self.family.predict(self.unet, noisy, timesteps, Conditioning(hidden, pooled), sizes)
-        predicted.float().square().mean().backward()  # gradients as small as in training: tiny numbers are slow on CPUs
+        # Gradients of training's size: numbers near the smallest that a float holds are slow on CPUs.
+        torch.nn.functional.mse_loss(predicted.float(), torch.randn_like(predicted, dtype=torch.float32)).backward()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A point in time, or a length of it: seconds on the wall, and seconds of work of this process on all cores."""
+
+    wall: float
+    work: float
+
+    @classmethod
+    def now(cls) -> Moment:
+        """When everything asked of the device is done."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return cls(time.perf_counter(), time.process_time())
+
+    def __sub__(self, earlier: Moment) -> Moment:
+        return Moment(self.wall - earlier.wall, self.work - earlier.work)
 
 
 @dataclass
 class Measured:
-    """Seconds of neighbouring bare and whole steps, and what a profiler saw of them, seconds by operator."""
+    """Lengths of neighbouring bare and whole steps, and what a profiler saw of them, seconds by operator."""
 
-    bare: list[float] = field(default_factory=list)
-    whole: list[float] = field(default_factory=list)
+    bare: list[Moment] = field(default_factory=list)
+    whole: list[Moment] = field(default_factory=list)
     operators: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    @property
-    def ratio(self) -> float:
-        return statistics.median(w / b for w, b in self.pairs())
-
-    def pairs(self) -> list[tuple[float, float]]:
+    def pairs(self) -> list[tuple[Moment, Moment]]:
         """(whole, bare) of every counted pair; the last bare step has no partner."""
         return list(zip(self.whole, self.bare, strict=False))[WARM_UP:]
-
-
-def clock() -> float:
-    """Seconds, when everything asked of the device is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def alternating(measured: Measured, bare: Callable[[], None], *, profiled: bool) -> type[BatchLoader]:
@@ -99,17 +109,17 @@ def alternating(measured: Measured, bare: Callable[[], None], *, profiled: bool)
             while True:
                 watch = profiled and len(measured.bare) >= WARM_UP
                 with observed(measured, "bare", watch=watch):
-                    began = clock()
+                    began = Moment.now()
                     bare()
-                    measured.bare.append(clock() - began)
+                    measured.bare.append(Moment.now() - began)
                 with observed(measured, "whole", watch=watch):
-                    began = clock()
+                    began = Moment.now()
                     batch = next(batches, None)
                     if batch is None:
                         measured.bare.pop()
                         return
                     yield batch
-                    measured.whole.append(clock() - began)
+                    measured.whole.append(Moment.now() - began)
 
     return Alternating
 
@@ -171,34 +181,39 @@ def measure(asked: argparse.Namespace, folder: Path) -> Measured:
     """Runs the training of `asked` in `folder` with a bare step before each of its own."""
     options, measured = training(asked, folder), Measured()
     made: list[BareUNet] = []
-    load = loop.load_models
+    load = prepare.load_models
 
     def load_and_keep(family: Family, *rest: Any) -> Models:
         models = load(family, *rest)
         made.append(BareUNet(models, family, options))
         return models
 
-    loader = alternating(
-        measured, lambda: made[0].step((asked.batch, asked.size, asked.size)), profiled=asked.profile
-    )
+    loader = alternating(measured, lambda: made[0].step((asked.batch, asked.size, asked.size)), profiled=asked.profile)
     with patch.object(loop, "load_models", load_and_keep), patch.object(loop, "BatchLoader", loader):
-        loop.train(options, get(asked.family).name, scan(options))
+        if loop.train(options, get(asked.family).name, scan(options)).interrupted:
+            raise KeyboardInterrupt
     return measured
 
 
 def report(measured: Measured) -> str:
-    """The figures as text."""
-    whole, bare = ([pair[at] for pair in measured.pairs()] for at in (0, 1))
-    ratios = sorted(w / b for w, b in measured.pairs())
+    """The figures as text. On a CPU the ratio of work is given too: other programs disturb it less than the wall's."""
+    pairs = measured.pairs()
+    whole, bare = (statistics.median(pair[at].wall for pair in pairs) for at in (0, 1))
     lines = [
-        f"whole step   median {statistics.median(whole):.4f} s",
-        f"bare U-Net   median {statistics.median(bare):.4f} s",
-        f"ratio        median {measured.ratio:.3f}  ({len(ratios)} pairs, {ratios[0]:.3f} to {ratios[-1]:.3f})",
-        f"peak memory  {memory_in_use() / 2**30:.1f} GiB",
+        f"whole step     median {whole:.4f} s",
+        f"bare U-Net     median {bare:.4f} s",
+        f"ratio          {_spread([w.wall / b.wall for w, b in pairs])}",
+        f"peak memory    {memory_in_use() / 2**30:.1f} GiB",
     ]
+    if not torch.cuda.is_available():
+        lines.insert(3, f"ratio of work  {_spread([w.work / b.work for w, b in pairs])}")
     if measured.operators.get("whole"):
         lines += ["", f"{'seconds a step':<44}{'whole':>9}{'bare':>9}{'more':>9}", *_operators(measured)]
     return "\n".join(lines)
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"median {statistics.median(ratios):.3f}  ({len(ratios)} pairs, {min(ratios):.3f} to {max(ratios):.3f})"
 
 
 def _operators(measured: Measured, longest: int = 15) -> Iterator[str]:

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -27,19 +25,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image, ImageDraw
 
+from benchmarks.results import NAME, differences, unsound
 from launcher.command import free_port
 from trainer.families import random_checkpoint
-from trainer.states import is_whole, newest_state
+from trainer.states import newest_state
 
 ROOT = Path(__file__).resolve().parent.parent
-NAME = "n0m3"
-MOST_KILLS = 6  # of one run
+MOST_KILLS = 10  # of one run
 PATIENCE = 180.0  # seconds after which a start counts as hanging
+GRACE = 10.0  # seconds in which the other processes of a run notice by themselves that one has died
 WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 
 COMMON: dict[str, Any] = {
@@ -60,7 +57,9 @@ class Case:
 
 
 CASES = (
-    Case("accumulation 4, chance in the data", {**CHANCE, "gradient_accumulation_steps": 4, "max_train_steps": 4}),
+    Case("LoKr, accumulation 4, chance in the data",
+         {**CHANCE, "gradient_accumulation_steps": 4, "max_train_steps": 4, "network_module": "lycoris.kohya",
+          "network_args": ["algo=lokr", "factor=4"]}),
     Case("uncached, 2 workers, chance in the data",
          {**CHANCE, "cache_latents": False, "max_data_loader_n_workers": 2, "persistent_data_loader_workers": True}),
     Case("cache on disk, previews, states, rotation",
@@ -69,9 +68,9 @@ CASES = (
     Case("schedule-free, saves by epoch, previews",
          {"optimizer_type": "AdamWScheduleFree", "save_every_n_steps": None, "save_every_n_epochs": 1,
           "max_train_epochs": 3, "train_batch_size": 4, "sample_every_n_epochs": 1, "sample_prompts": "prompts.txt"}),
-    Case("8-bit AdamW, LoKr, dropout",
-         {"optimizer_type": "AdamW8bit", "network_module": "lycoris.kohya", "network_args": ["algo=lokr", "factor=4"],
-          "network_dropout": 0.2, "text_encoder_lr": 1e-3, "lr_scheduler": "cosine"}),
+    Case("8-bit AdamW, dropout, cosine",  # of a rank from which its states really have 8 bits
+         {"optimizer_type": "AdamW8bit", "network_dim": 64, "network_dropout": 0.2, "text_encoder_lr": 1e-3,
+          "lr_scheduler": "cosine"}),
     Case("no copies, state at the end", {"save_every_n_steps": None, "save_state_on_train_end": True}),
     Case("2 processes, cache on disk, chance in the data", {**CHANCE, "cache_latents_to_disk": True}, processes=2),
 )  # fmt: skip
@@ -96,13 +95,13 @@ class Count:
 
 @dataclass
 class Blow:
-    """When process `victim` of a start is killed: after `seconds`, or at its `write`-th write and `late` seconds.
-
-    With neither the start is left alone.
+    """When process `victim` of a start is killed: after `seconds`, or at its `write`-th write and `late` seconds, or
+    when that many `steps` are logged. With none of them the start is left alone.
     """
 
     victim: int = 0
     seconds: float | None = None
+    steps: int | None = None
     write: int | None = None
     late: float = 0.0
 
@@ -163,7 +162,7 @@ def start(case: Case, words: list[str], place: Path, blow: Blow, *, cold: bool) 
                 pids.append(subprocess.Popen(command, cwd=ROOT, env=variables, stdout=stream, stderr=stream).pid)
         else:
             pids.append(_fork(words, environment, log, place, blow if rank == blow.victim else Blow()))
-    return _wait(pids, blow.victim, blow.seconds)
+    return _wait(pids, blow, place / "out" / f"{NAME}.run" / "log.jsonl")
 
 
 def _fork(words: list[str], environment: Mapping[str, str], log: Path, place: Path, blow: Blow) -> int:
@@ -175,6 +174,7 @@ def _fork(words: list[str], environment: Mapping[str, str], log: Path, place: Pa
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
         os.environ.update(environment)
         torch.set_num_threads(1)
         writes = _count_writes(str(place), blow)
@@ -207,20 +207,32 @@ def _count_writes(place: str, blow: Blow) -> list[int]:
     return count
 
 
-def _wait(pids: Sequence[int], victim: int, seconds: float | None) -> list[int]:
-    """Exit codes; processes that have not ended when their time is up are ended, with code -99."""
-    began, struck = time.monotonic(), False
+def _wait(pids: Sequence[int], blow: Blow, log: Path) -> list[int]:
+    """Exit codes; processes that have not ended when their time is up are ended, with code -99.
+
+    Where one has died the others get SIGTERM a while later, which torchrun would send at once.
+    """
+    began, struck, asked = time.monotonic(), False, False
     codes: dict[int, int] = {}
+    victim = pids[blow.victim]
+    died = began
     while len(codes) < len(pids):
         for pid in pids:
             if pid not in codes:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     codes[pid] = os.waitstatus_to_exitcode(status)
+                    died = time.monotonic()
         passed = time.monotonic() - began
-        if seconds is not None and passed > seconds and not struck and pids[victim] not in codes:
-            os.kill(pids[victim], signal.SIGKILL)
+        due = blow.seconds is not None and passed > blow.seconds
+        due = due or (blow.steps is not None and log.is_file() and log.read_bytes().count(b"\n") >= blow.steps)
+        if due and not struck and victim not in codes:
+            os.kill(victim, signal.SIGKILL)
             struck = True
+        if any(codes.values()) and not asked and time.monotonic() - died > GRACE:
+            for pid in set(pids) - codes.keys():
+                os.kill(pid, signal.SIGTERM)
+            asked = True
         if passed > PATIENCE:
             for pid in set(pids) - codes.keys():
                 os.kill(pid, signal.SIGKILL)
@@ -228,69 +240,6 @@ def _wait(pids: Sequence[int], victim: int, seconds: float | None) -> list[int]:
                 codes[pid] = -99
         time.sleep(0.005)
     return [codes[pid] for pid in pids]
-
-
-# -- comparing ---------------------------------------------------------------------------------------------------------
-
-
-def files_in(place: Path) -> dict[str, Path]:
-    """Files by name, previews without their time; what the torture itself writes is left out."""
-    found = {}
-    for top in (place / "out", place / "data"):
-        for path in sorted(top.rglob("*")) if top.is_dir() else ():
-            if path.is_file():
-                name = re.sub(r"_\d{14}(?=[_.])", "_TIME", str(path.relative_to(place)))
-                found[name if name not in found else f"{name} twice"] = path
-    return found
-
-
-def unsound(place: Path) -> list[str]:
-    """Files under their final names that are not whole."""
-    bad = []
-    for name, path in files_in(place).items():
-        if any(part.startswith(".") for part in path.parts[len(place.parts) :]):
-            continue
-        try:
-            if path.suffix == ".safetensors":
-                safetensors.torch.load_file(path)
-            elif path.suffix == ".npz":
-                with np.load(path) as stored:
-                    [stored[key] for key in stored.files]
-            elif path.suffix == ".png":
-                Image.open(path).load()
-            elif path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
-        except Exception as fault:
-            bad.append(f"{name}: {type(fault).__name__}")
-    states = (place / "out" / f"{NAME}.run").glob("state-*")
-    return [*bad, *(f"{state.name}: not whole" for state in states if not is_whole(state))]
-
-
-def losses(place: Path) -> list[tuple[int, float]]:
-    """(step, loss) of every record."""
-    lines = (place / "out" / f"{NAME}.run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [(record["step"], record["loss"]) for record in map(json.loads, lines)]
-
-
-def differences(whole: Path, parted: Path) -> list[str]:
-    """How a resumed run's results differ from the undisturbed run's; headers with dates excepted."""
-    one, other = files_in(whole), files_in(parted)
-    found = [
-        f"{name}: only {'undisturbed' if name in one else 'resumed'}" for name in sorted(one.keys() ^ other.keys())
-    ]
-    for name in sorted(one.keys() & other.keys()):
-        if name.endswith(".safetensors"):
-            left, right = (safetensors.torch.load_file(files[name]) for files in (one, other))
-            if left.keys() != right.keys() or not all(torch.equal(left[key], right[key]) for key in left):
-                found.append(f"{name}: other tensors")
-        elif name.endswith(".npz"):
-            with np.load(one[name]) as first, np.load(other[name]) as second:
-                keys = [key for key in first.files if key != "kohyakit_fingerprint"]
-                if not all(np.array_equal(first[key], second[key]) for key in keys):
-                    found.append(f"{name}: other arrays")
-        elif name.endswith(".png") and one[name].read_bytes() != other[name].read_bytes():
-            found.append(f"{name}: another picture")
-    return found if losses(whole) == losses(parted) else [*found, "log.jsonl: other losses"]
 
 
 # -- one run, many runs ------------------------------------------------------------------------------------------------
@@ -350,8 +299,12 @@ def torment(case: Case, inputs: Path, place: Path, whole: Undisturbed, count: Co
         if step < before and not finished:
             count.lost.append(f"{label}: the newest state went from step {before} to {step}")
         before = step
-        if finished and state is None:
-            break  # killed while it tidied up after its end
+        if finished and state is None:  # killed while it tidied up after its end: there is nothing left but to sweep
+            codes = start(case, words, place, Blow(), cold=cold)
+            count.starts += 1
+            if not all(codes) or "already has results" not in (place / "output-0.txt").read_text():
+                count.lost.append(f"{label}: a complete run was begun again")
+            break
         if not struck:
             tail = (place / "output-0.txt").read_text()[-2000:]
             count.lost.append(f"{label}: a start failed by itself with {codes}, {kills} kills before\n{tail}")

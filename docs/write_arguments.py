@@ -6,6 +6,7 @@ import ast
 import functools
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from schemas.rules import UNSUPPORTED, WITHOUT_EFFECT  # noqa: E402
 PAGE = ROOT / "docs" / "arguments.md"
 HEAD = """# The reference's arguments
 
-All {count} arguments of sd-scripts' `train_network.py` and `sdxl_train_network.py`, and what became of them here. Written
-by `python docs/write_arguments.py` from the option table, the trainer's source and the tests; what each one does is in
-[options.md](options.md).
+All {count} arguments of sd-scripts' `train_network.py` and `sdxl_train_network.py`, and what became of them here.
+Written by `python docs/write_arguments.py` from the option table, the trainer's source and the tests; what each one
+does is in [options.md](options.md).
 
 - **{implemented} implemented**: the module that reads it, and a test that covers it.
   [tests/trainer/test_arguments.py](../tests/trainer/test_arguments.py) trains with them and sees each one being read.
@@ -29,6 +30,7 @@ by `python docs/write_arguments.py` from the option table, the trainer's source 
 """
 # The answer to these is what happens anyway.
 ALWAYS = {"sdpa": "always on: PyTorch's attention is used unless `xformers` is asked for"}
+RULES_TEST = "schemas/rules/test_rules.py"
 RECORDS = ("trainer/metadata.py", "trainer/plan/memory.py")  # they describe a run; the doing is elsewhere
 
 
@@ -55,13 +57,14 @@ def _section(group: type, options: list[Option]) -> str:
 
 
 def _row(name: str) -> str:
-    if state(name) == "refused":
-        return f"| `{name}` | refused: {UNSUPPORTED[name]} | | {_links(['schemas/rules/test_rules.py'], 'tests')} |"
-    if state(name) == "idle":
-        return f"| `{name}` | no effect: {WITHOUT_EFFECT[name]} | | {_links(['schemas/rules/test_rules.py'], 'tests')} |"
+    said, read, test = "implemented", readers(name)[:2], tests(name)[:1]
     if name in ALWAYS:
-        return f"| `{name}` | {ALWAYS[name]} | | {_links(tests(name)[:1], 'tests')} |"
-    return f"| `{name}` | implemented | {_links(readers(name)[:2], '')} | {_links(tests(name)[:1], 'tests')} |"
+        said, read = ALWAYS[name], []
+    elif name in UNSUPPORTED:
+        said, read, test = f"refused: {UNSUPPORTED[name]}", [], [RULES_TEST]
+    elif name in WITHOUT_EFFECT:
+        said, read, test = f"no effect: {WITHOUT_EFFECT[name]}", [], [RULES_TEST]
+    return f"| `{name}` | {said} | {_links(read, '')} | {_links(test, 'tests')} |"
 
 
 def _links(paths: list[str], folder: str) -> str:
@@ -72,7 +75,7 @@ def _links(paths: list[str], folder: str) -> str:
 
 
 def readers(name: str) -> list[str]:
-    """Modules of the trainer that read an option, those that act on it first; as attribute, else by its name as text."""
+    """Modules of the trainer that read an option and act on it; as attribute, else by its name as text."""
     found = [path for path, names, _ in _modules() if name in names]
     found = found or [path for path, _, texts in _modules() if name in texts]
     acting = [path for path in found if path not in RECORDS]
@@ -107,14 +110,16 @@ def _prefixes(nodes: list[ast.AST]) -> Iterator[str]:
 
 # Which test covers it
 
+USE = re.compile(r"""(?<!\w)(\w+)(?=['"]?\s*[=:\],)])|--(\w+)|\.(\w+)""")  # name=, "name":, --name, .name
+GOLDEN = re.compile(r'"(\w+)"|--(\w+)')
+
 
 def tests(name: str) -> list[str]:
-    """Test files that use an option, the most telling first: the mirror of a reader, then the trainer's, then by use."""
+    """Test files that use an option: those of a module that reads it first, then the trainer's, then by use."""
     mirrors = {f"{Path(path).parent}/test_{Path(path).stem}.py" for path in readers(name)}
-    used = re.compile(rf"(?<!\w){name}(?=['\"]?\s*[=:\],)])|--{name}\b|\.{name}\b")
     scores = {}
-    for path, text, golden in _test_files():
-        uses = len(used.findall(text)) + 2 * any(f'"{name}"' in data or f"--{name} " in data for data in golden)
+    for path, used, golden in _test_files():
+        uses = used[name] + 2 * (name in golden)
         if uses:
             weighs = path != "trainer/plan/test_memory.py"  # estimates follow from options; they do not carry them out
             scores[path] = (path in mirrors, path.startswith("trainer/"), weighs, min(uses, 9))
@@ -122,16 +127,25 @@ def tests(name: str) -> list[str]:
 
 
 @functools.cache
-def _test_files() -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-    """(path, text, texts of the golden files it names) of every test file."""
+def _test_files() -> tuple[tuple[str, Counter[str], frozenset[str]], ...]:
+    """(path, names it uses and how often, names in the golden files it reads) of every test file."""
     found = []
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         text = path.read_text(encoding="utf-8")
-        names = set(re.findall(r"\b\w+\.json\b", text)) - ({"metadata.json"} if path.stem != "test_metadata" else set())
-        files = [ROOT / "tests" / "golden" / name for name in sorted(names)]
-        golden = tuple(file.read_text(encoding="utf-8") for file in files if file.is_file())
-        found.append((path.relative_to(ROOT / "tests").as_posix(), text, golden))
+        files = set(re.findall(r"\b\w+\.json\b", text)) - ({"metadata.json"} if path.stem != "test_metadata" else set())
+        golden = frozenset[str]().union(*(_golden_names(file) for file in files))
+        found.append((path.relative_to(ROOT / "tests").as_posix(), Counter(_words(USE, text)), golden))
     return tuple(found)
+
+
+@functools.cache
+def _golden_names(file: str) -> frozenset[str]:
+    path = ROOT / "tests" / "golden" / file
+    return frozenset(_words(GOLDEN, path.read_text(encoding="utf-8")) if path.is_file() else ())
+
+
+def _words(pattern: re.Pattern[str], text: str) -> Iterator[str]:
+    return ("".join(groups) for groups in pattern.findall(text))
 
 
 def main() -> int:

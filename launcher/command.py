@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -13,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.machine import Machine
+from launcher.resolve import ACCELERATE
+from schemas.problems import error
 
+PLUGINS = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -27,6 +32,8 @@ class LaunchOptions:
     machine_rank: int | None = None
     main_ip: str | None = None
     main_port: int | None = None
+    keep_samples: bool = False
+    config_file: str | None = None  # accelerate's own
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Accelerate:
     gpu_ids: str | None = None
     main_process_ip: str | None = None
     main_process_port: int | None = None
+    config_file: str | None = None
+    plugin: bool = False  # the config file names DeepSpeed, FSDP or the like
 
     @property
     def distributed(self) -> bool:
@@ -60,17 +69,20 @@ class Accelerate:
             "gpu_ids": self.gpu_ids,
             "main_process_ip": self.main_process_ip,
             "main_process_port": self.main_process_port,
+            **({"config_file": self.config_file} if self.config_file else {}),
         }
 
 
 def decide(options: LaunchOptions, words: Mapping[str, Any], mixed_precision: str, machine: Machine) -> Accelerate:
-    """Command line over the file's launch words over what the machine suggests."""
+    """Command line over accelerate's config file over the file's launch words over what the machine suggests."""
+    words = {**words, **(read_accelerate_config(options.config_file) if options.config_file else {})}
 
     def first(given: Any, name: str, default: Any) -> Any:
         found = given if given is not None else words.get(name)
         return default if found in (None, "", 0) else found
 
     cpu = not machine.gpus
+    port = first(options.main_port, "main_process_port", None)
     processes = int(first(options.processes, "num_processes", 1))
     machines = int(first(options.machines, "num_machines", 1))
     local = max(1, processes // machines)
@@ -84,8 +96,38 @@ def decide(options: LaunchOptions, words: Mapping[str, Any], mixed_precision: st
         threads=threads,
         gpu_ids=first(options.gpu_ids, "gpu_ids", None),
         main_process_ip=first(options.main_ip, "main_process_ip", None),
-        main_process_port=first(options.main_port, "main_process_port", None),
+        main_process_port=None if port is None else int(port),
+        config_file=os.path.abspath(options.config_file) if options.config_file else None,
+        plugin=str(words.get("distributed_type", "NO")).upper() in PLUGINS,
     )
+
+
+def read_accelerate_config(file: str) -> dict[str, Any]:
+    """The launch words of a file that `accelerate config` has written: its plain top-level entries."""
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except OSError as fault:
+        must = f"cannot be read: {fault.strerror}"
+        raise error("no-file", must, file=file, fix="write one with: accelerate config --config_file FILE") from None
+    except UnicodeDecodeError:
+        raise error("bad-value", "is not text", file=file, fix="write one with: accelerate config") from None
+    found: dict[str, Any] = {}
+    if text.lstrip().startswith("{"):
+        try:
+            document = json.loads(text)
+        except ValueError as fault:
+            raise error("not-json", f"is not JSON: {fault}", file=file, fix="mend that line") from None
+        found = {name: value for name, value in document.items() if not isinstance(value, (dict, list))}
+    else:
+        for line in text.splitlines():
+            entry = re.match(r"(\w+):\s*(.*?)\s*(?:#.*)?$", line)
+            if entry and entry[2] not in ("", "null", "~"):
+                found[entry[1]] = entry[2].strip("'\"")
+    found = {name: value for name, value in found.items() if name in (*ACCELERATE, "distributed_type")}
+    for name, value in found.items():
+        if name.startswith("num_") and not str(value).isdigit():
+            raise error("bad-value", "must be a whole number", file=file, key=name, got=value, fix=f"correct {name}")
+    return found
 
 
 def launch_command(launch: Accelerate, config_file: str | os.PathLike[str], python: str = sys.executable) -> list[str]:
@@ -96,11 +138,12 @@ def launch_command(launch: Accelerate, config_file: str | os.PathLike[str], pyth
 
 def launch_words(launch: Accelerate) -> list[str]:
     """Options of `accelerate launch`. Several CPU processes need its distributed starter too, hence --multi_gpu."""
-    words = ["--dynamo_backend", "no", "--mixed_precision", launch.mixed_precision]
+    words = ["--config_file", launch.config_file] if launch.config_file else []
+    words += ["--dynamo_backend", "no", "--mixed_precision", launch.mixed_precision]
     words += ["--num_processes", str(launch.num_processes), "--num_machines", str(launch.num_machines)]
     words += ["--num_cpu_threads_per_process", str(launch.threads)]
     if launch.distributed:
-        words.append("--multi_gpu")
+        words += [] if launch.plugin else ["--multi_gpu"]
     elif launch.cpu:
         words.append("--cpu")
     if launch.gpu_ids:

@@ -23,24 +23,31 @@ def compare(a: Resolved, b: Resolved) -> tuple[list[dict[str, Any]], list[dict[s
     found: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     for name in one:
         untold = name == "family" and None in (one[name], other[name])
-        if one[name] != other[name] and not untold:
+        idle = name == "learning_rate" and _same_rates(one, other)
+        if one[name] != other[name] and not untold and not idle:
             option = table().get(name)
             beside = name == "prompts" if option is None else option.group in BESIDE or option.kit
             found[beside].append({"argument": name, "a": _shown(one[name]), "b": _shown(other[name])})
     return found
 
 
+def _same_rates(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether both parts learn alike, so that learning_rate itself means nothing (Adafactor's schedule reads it)."""
+    adafactor = any("adafactor" in flat["optimizer_type"].lower() for flat in (one, other))
+    parts = one["unet_lr"] == other["unet_lr"] and (
+        one["text_encoder_lr"] == other["text_encoder_lr"] or one["network_train_unet_only"]
+    )
+    return bool(parts and not adafactor)
+
+
 def trained(resolved: Resolved) -> dict[str, Any]:
-    """Every argument as it trains, in one spelling; `family`, `datasets`, `prompts` and the GUI's `epoch` are told too."""
+    """Every argument as it trains, in one spelling; with `family`, `datasets`, `prompts`, the GUI's `epoch`."""
     from launcher.formats.kohya_gui.writer import same
 
     config, _ = rules.effective(resolved.config)
     draft = resolved.draft
     flat = same(to_flat(config, defaults=True))
     flat["optimizer_type"] = rules.optimizers.resolve(config.optimizer_type) or flat["optimizer_type"]
-    parts = config.unet_lr is not None and (config.text_encoder_lr or config.network_train_unet_only)
-    if parts and "adafactor" not in flat["optimizer_type"].lower():
-        flat["learning_rate"] = None  # every part has a rate of its own
     if draft.gui_steps is not None and not config.max_train_epochs:
         flat["max_train_steps"] = f"computed from the pictures, epoch {draft.gui_steps.epoch:g}"
     datasets = draft.datasets if draft.datasets is not None else _named_datasets(config.dataset_config)

@@ -138,9 +138,9 @@ def launch_words(draft: Draft, trust: Sequence[str] = ()) -> Iterator[Problem]:
 
     It also takes beginnings of names, so that an unknown one is refused like the option that it may begin.
     """
-    form = draft.carry.get("form")
-    if form is not None:
-        yield from _free_words(str(form.get(FREE_WORDS) or ""), trust)
+    form = draft.carry.get("form", {})
+    if FREE_WORDS in form:
+        yield from _free_words(str(form[FREE_WORDS] or ""), trust)
         return
     for name, value in draft.accelerate.items():
         plain = name.replace("-", "_")

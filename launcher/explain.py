@@ -10,6 +10,13 @@ from typing import Any
 from schemas.config import Option, table
 
 REFERENCES = re.compile(r" \((?:traps|reference|section)[^)]*\)")  # the project's notes, which readers do not have
+SITE_WORDS = {  # CivitAI's keys that are no argument by another name
+    "numRepeats": "repeats of each picture; the number in the folder's name",
+    "targetSteps": "steps as the site computes them: pictures x repeats x epochs / batch size; not a setting",
+    "steps": "ai-toolkit form: length of the run; becomes max_train_steps",
+    "trainTextEncoder": "ai-toolkit form: whether the text encoders learn; false becomes network_train_unet_only",
+    "loraType": "lora or lycoris (LoKr); becomes network_module and its arguments",
+}
 FORMATS = {"sd-scripts": "sd-scripts", "kohya-gui": "Kohya GUI"}
 
 
@@ -35,7 +42,7 @@ def known_names() -> list[str]:
 
     groups: tuple[Iterable[str], ...] = (
         table(), keys(), civitai.ARGUMENTS, civitai.AI_TOOLKIT, civitai.NOT_ARGUMENTS, civitai.ORDER, NETWORK_ARGS,
-        easy_training.OLD, consent.FLAGS, consent.VALUES, consent.REACHING,
+        easy_training.OLD, SITE_WORDS, consent.FLAGS, consent.VALUES, consent.REACHING,
     )  # fmt: skip
     return list(dict.fromkeys(name for group in groups for name in group))
 
@@ -131,13 +138,8 @@ def _civitai(key: str) -> dict[str, Any]:
         return {"civitai": f"ai-toolkit form's name of {civitai.AI_TOOLKIT[key]}"}
     if key in civitai.NOT_ARGUMENTS:
         return {"civitai": civitai.NOT_ARGUMENTS[key]}
-    words = {
-        "numRepeats": "repeats of each picture; the number in the folder's name",
-        "targetSteps": "steps as the site computes them: pictures x repeats x epochs / batch size; not a setting",
-        "loraType": "lora or lycoris (LoKr); becomes network_module and its arguments",
-    }
-    if key in words:
-        return {"civitai": words[key]}
+    if key in SITE_WORDS:
+        return {"civitai": SITE_WORDS[key]}
     return {"civitai": f"the site's name of {civitai.ARGUMENTS[key]}"} if key in civitai.ARGUMENTS else {}
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from launcher import paths
 from launcher.command import Accelerate, LaunchOptions, decide, free_port, launch_command
 from launcher.machine import Machine
 from launcher.preflight import Checked, check_run, unique
+from launcher.processes import keep_samples, load_of
 from launcher.resolve import Resolved
 from schemas.config import TrainConfig
 from schemas.problems import ConfigError, Problem
@@ -61,6 +62,8 @@ class Plan:
         }
         if self.fits is not None:
             found["fit"] = self.fits
+        if self.steps is not None and self.launch.num_processes > 1:
+            found["load"] = asdict(load_of(self.checked, self.steps))
         return found
 
     def steps_json(self) -> dict[str, Any] | None:
@@ -148,6 +151,9 @@ def make_plan(
     if launch.distributed and launch.num_machines == 1 and launch.main_process_port is None:
         launch = decide(_with_port(options), checked.resolved.draft.accelerate, config.mixed_precision, machine)
     problems = [*checked.problems, *_process_problems(launch, machine)]
+    if options.keep_samples:
+        checked, notes = keep_samples(checked, launch.num_processes)
+        problems += notes
     command = launch_command(launch, paths.run_folder(checked.resolved) / "config.toml")
     plan = Plan(checked, launch, command, problems=problems, fits=fits)
     return _with_numbers(plan, machine)
@@ -171,6 +177,11 @@ def _process_problems(launch: Accelerate, machine: Machine) -> list[Problem]:
                 fix=f"--processes {cards}",
             )
         )
+    if launch.plugin:
+        must = "shards what is trained; a LoRA is too small for that: base models and adapter stay whole on every GPU"
+        fix = "go without --accelerate-config, or name a file without a plug-in"
+        problem = Problem(code="no-effect", key="accelerate_config", severity="warning", must=must, fix=fix)
+        found.append(replace(problem, got=launch.config_file))
     if launch.num_machines > 1 and not (launch.main_process_ip and launch.main_process_port):
         found.append(
             Problem(

@@ -52,12 +52,23 @@ def check_file(resolved: Resolved) -> Checked:
     problems += consent.asked(resolved)
     family = resolved.draft.family
     for problem in rules_say(resolved, family):
-        if problem.code == "missing-package" or (problem.code == "missing-option" and problem.key in LEFT_OPEN):
+        if problem.code == "missing-package":
             problem = replace(problem, severity="warning")
+        elif problem.code == "missing-option" and problem.key in LEFT_OPEN:
+            problem = replace(problem, severity="note")  # a file to be shared leaves its reader's own places open
         problems.append(resolved.placed(problem))
+        _idle(resolved, problems[-1])
     model, family_found, found = base_model(resolved)
+    found = [replace(one, severity="note") if one.code == "not-downloaded" else one for one in found]
     problems += paths.as_warnings([*found, *paths.path_problems(model)])
     return Checked(resolved, family or family_found, unique(problems))
+
+
+def _idle(resolved: Resolved, problem: Problem) -> None:
+    """A key that a rule between options leaves without effect has that fate."""
+    keys, name = resolved.draft.keys, problem.key or ""
+    if problem.code == "no-effect" and name in keys and keys[name].status in ("used", "renamed"):
+        keys[name] = replace(keys[name], status="no-effect", why=problem.must)
 
 
 def rules_say(resolved: Resolved, family: str | None) -> list[Problem]:

@@ -8,16 +8,18 @@ import importlib.metadata
 import json
 import platform
 import struct
-from collections.abc import Iterator
+import zlib
 from pathlib import Path
 from typing import Any
 
 from launcher import paths
 from launcher.files import write_json
 from launcher.plan import Plan
+from schemas.config import Option, table
 
 PACKAGES = ("kohyakit", "torch", "accelerate", "diffusers", "transformers", "peft", "safetensors", "lycoris_lora",
             "bitsandbytes", "xformers", "prodigyopt", "numpy", "pillow")  # fmt: skip
+MARKED = 4096  # bytes at each of three places of a picture
 
 
 def describe(plan: Plan) -> dict[str, Any]:
@@ -28,15 +30,28 @@ def describe(plan: Plan) -> dict[str, Any]:
         "format": resolved.draft.format,
         "family": plan.family,
         "origins": {name: entry for name, entry in resolved.argument_table().items() if entry["origin"] != "default"},
+        "options": options(plan),
         "adapted": [change.as_json() for change in plan.checked.adapted],
         "command": plan.command,
         "accelerate": plan.launch.as_json(),
         "steps": plan.steps_json(),
         "versions": versions(),
+        "machine": machine(plan),
         "dataset": dataset_fingerprint(plan),
         "model": model_fingerprint(plan.config.pretrained_model_name_or_path),
         "starts": [],
     }
+
+
+def options(plan: Plan) -> dict[str, Any]:
+    """Every argument that is not at the trainer's own default, secrets blanked."""
+    shown = plan.checked.resolved.argument_table()
+    return {name: shown[name]["value"] for name, option in table().items() if _value(option) != shown[name]["value"]}
+
+
+def _value(option: Option) -> Any:
+    """The default as `argument_table` shows values."""
+    return list(option.default) if isinstance(option.default, tuple) else option.default
 
 
 def versions() -> dict[str, str]:
@@ -50,23 +65,46 @@ def versions() -> dict[str, str]:
     return found
 
 
+def machine(plan: Plan) -> dict[str, Any]:
+    """What rounding depends on: the cards, or on a CPU its kind and the threads of a process."""
+    from launcher.machine import this_machine
+
+    found: dict[str, Any] = {"system": f"{platform.system()} {platform.machine()}"}
+    if plan.launch.cpu:
+        return {**found, "device": "cpu", "threads": plan.launch.threads}
+    return {**found, "device": ", ".join(gpu.name for gpu in this_machine().gpus)}
+
+
 def dataset_fingerprint(plan: Plan) -> dict[str, Any]:
-    """One hash over names, sizes and times of all pictures and captions, and what was counted."""
+    """One hash over all pictures and captions, what was counted, and per picture [its mark, its caption's mark].
+
+    Marks are of content, so that a copy of the data on another machine is the same data.
+    """
     scan = plan.checked.scan
-    digest = hashlib.sha256()
-    for sample in scan.samples if scan else ():
-        for path in _files(sample.path, plan.config.caption_extension):
-            facts = path.stat()
-            digest.update(f"{path.parent.name}/{path.name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    samples = (*scan.samples, *scan.validation) if scan else ()
+    roots = {str(sample.path.parent.parent) for sample in samples}
+    root = Path(next(iter(roots))) if len(roots) == 1 else None
+    files: dict[str, list[str | None]] = {}
+    for sample in samples:
+        path = sample.path
+        name = path.relative_to(root).as_posix() if root else path.as_posix()
+        text = sample.caption if sample.has_caption else None
+        files[name] = [_mark(path), None if text is None else f"{zlib.crc32(text.encode('utf-8', 'replace')):08x}"]
+    digest = hashlib.sha256(json.dumps(sorted(files.items())).encode())
     counted = plan.dataset_json() or {}
-    return {"fingerprint": digest.hexdigest(), "images": counted.get("images"), "repeats": counted.get("repeats_total")}
+    found = {"fingerprint": digest.hexdigest(), "images": counted.get("images")}
+    return {**found, "repeats": counted.get("repeats_total"), "files": files}
 
 
-def _files(picture: Path, extension: str) -> Iterator[Path]:
-    yield picture
-    caption = picture.with_suffix(extension) if extension.startswith(".") else picture
-    if caption != picture and caption.exists():
-        yield caption
+def _mark(path: Path) -> str:
+    """Size and a sum over the ends and the middle of a file: an edited picture has another."""
+    size = path.stat().st_size
+    total = 0
+    with path.open("rb") as stream:
+        for place in sorted({0, max(0, size // 2), max(0, size - MARKED)}):
+            stream.seek(place)
+            total = zlib.crc32(stream.read(MARKED), total)
+    return f"{size}-{total:08x}"
 
 
 def model_fingerprint(model: str | None) -> dict[str, Any]:
@@ -153,11 +191,18 @@ def last_step(folder: Path) -> int | None:
 
 
 def newest_state(folder: Path) -> Path | None:
-    """The finished state with the highest step: it has its progress.json, which is written last."""
-    states = [path for path in folder.glob("state-*") if (path / "progress.json").is_file()]
-    return max(
-        states, key=lambda path: int(path.name.rpartition("-")[2] or 0) if path.name[6:].isdigit() else -1, default=None
-    )
+    """The whole state with the highest step."""
+    states = [path for path in folder.glob("state-*") if path.name[6:].isdigit() and _whole(path)]
+    return max(states, key=lambda path: int(path.name[6:]), default=None)
+
+
+def _whole(state: Path) -> bool:
+    """Whether every file that its last-written one lists has its full length."""
+    try:
+        sizes = json.loads((state / "complete").read_text(encoding="utf-8"))
+        return all((state / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def saved_files(plan: Plan, since: float = 0.0) -> list[Path]:

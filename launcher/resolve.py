@@ -189,7 +189,7 @@ def settle(draft: Draft, sets: Mapping[str, str] | None = None) -> Resolved:
         settings[name] = Setting(table()[name].default if text == "" else text, "--set", None)
         if before is not None and before.origin != "--set" and before.key in draft.keys:
             draft.keys[before.key] = Fate("no-effect", name, None, f"replaced by --set {name}")
-    problems += _length(draft, settings)
+    problems += _length(draft, settings) + _secret_texts(settings)
     if settings.get("sample_prompts") and settings["sample_prompts"].origin == "--set":
         draft.prompts = None
     if settings.get("dataset_config") and settings["dataset_config"].origin == "--set":
@@ -199,6 +199,26 @@ def settle(draft: Draft, sets: Mapping[str, str] | None = None) -> Resolved:
     found = [one for one in found if one.code != "unusual-spelling" or settings[one.key or ""].origin != "--set"]
     placed = tuple(problems) + tuple(resolved.placed(problem) for problem in found)
     return replace(resolved, problems=placed)
+
+
+def _secret_texts(settings: dict[str, Setting]) -> list[Problem]:
+    """Blanks what looks like a token in options that are written into files, such as comments and names."""
+    from launcher.files import blanked
+
+    found = []
+    for name, setting in list(settings.items()):
+        option = table().get(name)
+        if option is None or option.secret or option.path or blanked(setting.value) == _listed(setting.value):
+            continue
+        settings[name] = replace(setting, value=blanked(setting.value))
+        must = "holds what looks like a secret, which is blanked: it would be written into files"
+        key = setting.key or name
+        found.append(Problem(code="secret-in-text", severity="warning", key=key, must=must, fix=f"correct {key}"))
+    return found
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _length(draft: Draft, settings: dict[str, Setting]) -> list[Problem]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher import paths, record
+from launcher.changes import changes, verdict
 from launcher.data import DATASET, PROMPTS
 from launcher.formats.base import Draft, Setting
 from launcher.plan import Plan
@@ -142,7 +143,8 @@ def _exact(found: Found, sets: Mapping[str, str]) -> Continuation:
     progress = _json(state / "progress.json")
     step, total = progress.get("step", "?"), (kept.get("steps") or {}).get("total", "?")
     said = [f"resume: exactly, from step {step} of {total}, state {state}"]
-    said += [f"    changed: {name}={value}" for name, value in sets.items()]
+    if not kept:
+        said += [f"    changed: {name}={value}" for name, value in sets.items()]
     return Continuation("resume", resolved, found, said, (kept.get("accelerate") or {}).get("num_processes"))
 
 
@@ -251,6 +253,9 @@ def _further(found: Found, sets: Mapping[str, str], epochs: int | None, steps: i
         if value is not None:
             draft.arguments[name] = Setting(value, "--set" if name.startswith("max") else "computed")
     draft.arguments["network_weights"] = Setting(str(found.weights), "computed")
+    asked = {"network_dim", "network_alpha", "network_module"} & set(sets)
+    if found.run is None and found.source == found.weights and facts.algo == "lora" and not asked:
+        draft.arguments["dim_from_weights"] = Setting(True, "computed")  # module by module, as the file has them
     dropped = []
     if found.run is None:
         _place(draft, found)
@@ -285,27 +290,23 @@ def _place(draft: Draft, found: Found) -> None:
         draft.arguments["output_name"] = Setting(found.name, "computed")
 
 
-def differences(plan: Plan, found: Found) -> list[str]:
-    """What is not as it was at the first start of the run: dataset, model, versions, processes."""
-    kept = record.read_record(found.run) if found.run else {}
+def told(plan: Plan, way: Continuation) -> list[str]:
+    """The first lines to print: which way it is, what is not as at the first start, and what going on therefore is."""
+    kept = record.read_record(way.found.run) if way.found.run else {}
     if not kept:
-        return []
-    said = []
-    for word, now in (
-        ("dataset", record.dataset_fingerprint(plan)),
-        ("model", record.model_fingerprint(plan.config.pretrained_model_name_or_path)),
-    ):
-        before = kept.get(word) or {}
-        if before.get("fingerprint") and before["fingerprint"] != now.get("fingerprint"):
-            said.append(f"    differs: the {word} has changed since the first start")
-    before, versions = kept.get("versions") or {}, record.versions()
-    for name in sorted({*before, *versions}):
-        if before.get(name) != versions.get(name):
-            said.append(f"    differs: {name} {before.get(name, 'absent')} -> {versions.get(name, 'absent')}")
-    processes = (kept.get("accelerate") or {}).get("num_processes")
-    if processes and processes != plan.launch.num_processes:
-        said.append(f"    differs: {processes} -> {plan.launch.num_processes} processes; equivalent, not bit for bit")
-    return said or ["    nothing differs from the first start"]
+        return way.said
+    found = changes(plan, kept)
+    differs = [f"    differs: {change}" for change in found] or ["    nothing differs from the first start"]
+    if way.mode == "continue":
+        return [*way.said, *differs, "    verdict: a new run"]
+    made = verdict(found)
+    how, meaning = {
+        "exact": ("exactly", "exact: the same numbers as without the interruption"),
+        "equivalent": ("equivalently", "equivalent: the same run up to rounding and order, not bit for bit"),
+        "new run": ("not exactly", "a new run from here on: other data or options"),
+    }[made]
+    first, *rest = way.said
+    return [first.replace("exactly", how, 1), *rest, *differs, f"    verdict: {meaning}"]
 
 
 def moves(plan: Plan) -> list[tuple[Path, Path]]:

@@ -8,18 +8,20 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import paths, record
+from launcher import machine, paths, record
 from launcher.child import INTERRUPTED, Finished, run_child
 from launcher.command import environment
 from launcher.data import anchored, carried_files
 from launcher.failures import Failure, diagnose, last_error
 from launcher.files import secrets_of, without_secrets, write_bytes, write_text
 from launcher.plan import Plan
+from launcher.remedies import fix_command
+from launcher.spill import SpillWatch
 from schemas.config import write as config_text
 from schemas.problems import ConfigError, Problem, errors
 
@@ -35,6 +37,7 @@ class Ended:
     saved: list[Path]
     last_step: int | None = None
     failure: Failure | None = None
+    fix: str | None = None
     refused: bool = False
 
 
@@ -139,7 +142,14 @@ def start(
         variables.setdefault(SECRET_VARIABLES.get(name, name.upper()), secret)
     variables["KOHYAKIT_LAUNCHED"] = "1"
     since = time.time() if mode == "launch" else 0.0
-    finished = run_child(plan.command, variables, write, terminal=terminal)
+    cards = [gpu.memory for gpu in machine.this_machine().gpus if gpu.memory]
+    spill = SpillWatch(folder / "log.jsonl", min(cards, default=None), say)
+
+    def passed_on(data: bytes) -> None:
+        write(data)
+        spill.look()
+
+    finished = run_child(plan.command, variables, passed_on, terminal=terminal)
     return report(plan, finished, say, since=since)
 
 
@@ -167,10 +177,23 @@ def report(plan: Plan, finished: Finished, say: Callable[[str], Any], *, since: 
         say(f"the run failed at step {step or 0} of {total}: {failure.cause}")
         if failure.advice:
             say(f"    try: {failure.advice}")
+        if failure.keys:
+            say(f"    options: {', '.join(failure.keys)}")
     say("saved so far: " + (", ".join(str(path) for path in saved) or "nothing"))
-    if record.newest_state(folder) and not any("kohyakit resume" in line for line in finished.lines[-20:]):
-        say(f"go on with: kohyakit resume {folder}")
-    return Ended(outcome, saved, step, failure)
+    fix = _way_on(plan, failure, finished.lines, say)
+    return Ended(outcome, saved, step, failure, fix)
+
+
+def _way_on(plan: Plan, failure: Failure | None, lines: Sequence[str], say: Callable[[str], Any]) -> str | None:
+    """The command to go on with, said unless the trainer has said the same."""
+    folder = paths.run_folder(plan.checked.resolved)
+    if failure is not None:
+        fix = fix_command(failure, plan, machine.this_machine())
+    else:
+        fix = f"kohyakit resume {folder}" if record.newest_state(folder) else None
+    if fix is not None and not any(fix in line for line in lines[-20:]):
+        say(f"go on with: {fix}")
+    return fix
 
 
 def to_stdout(data: bytes) -> None:

@@ -12,6 +12,7 @@ import click
 from launcher import paths
 from launcher.command import quoted
 from launcher.preflight import FAMILIES, Checked
+from launcher.processes import load_of
 
 if TYPE_CHECKING:
     from launcher.plan import Plan
@@ -126,19 +127,25 @@ def derivation(plan: Plan) -> str:
 
 
 def process_lines(plan: Plan, single: Plan) -> Iterator[str]:
-    """One process against several, side by side."""
+    """One process against several, side by side; `single` is the plan for one."""
     if plan.steps is None or single.steps is None:
         return
-    yield row("processes", f"{'':>28}{1:>10}{plan.steps.processes:>10}")
-    rate = plan.config.train_batch_size * plan.config.gradient_accumulation_steps
-    for name, one, many in (
-        ("pictures in one step", rate, rate * plan.steps.processes),
+    one, many = load_of(single.checked, single.steps), load_of(plan.checked, plan.steps)
+    yield row("processes", f"{'':<34}{1:>10}{many.processes:>10}")
+    for name, left, right in (
+        ("pictures on a device at once", one.device_batch, many.device_batch),
+        ("pictures in one step", one.global_batch, many.global_batch),
         ("batches per epoch and process", single.steps.batches_per_epoch, plan.steps.batches_per_epoch),
         ("steps per epoch", single.steps.updates_per_epoch, plan.steps.updates_per_epoch),
         ("epochs", single.steps.epochs, plan.steps.epochs),
-        ("steps", single.steps.total, plan.steps.total),
+        ("steps", one.steps, many.steps),
+        ("pictures seen", one.samples, many.samples),
+        ("learning rate", f"{one.learning_rate:g}", f"{many.learning_rate:g}"),
     ):
-        yield row("", f"{name:<28}{one:>10}{many:>10}")
+        yield row("", f"{name:<34}{left:>10}{right:>10}")
+    if many.samples > 1.1 * one.samples:
+        yield row("", "--keep-samples shortens the run so that as many pictures are seen as with one process")
+    yield row("", "gradients are averaged over the processes, so a step is as large and less noisy; the rate is yours")
 
 
 def fit_lines(plan: Plan) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""One frozen TrainConfig: every option group by inheritance, so `config.network_dim` is spelled as in every Kohya file."""
+"""One frozen TrainConfig of every option group, so `config.network_dim` is spelled as in every Kohya file."""
 
 from __future__ import annotations
 
@@ -238,8 +238,11 @@ def _must(option: Option) -> str:
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[option.kind]
     if option.marks.get("ratio"):
         words = "a whole number of steps, or a share below 1"
-    bounds = [f"{said} {option.marks[mark]}" for mark, said in
-              (("ge", "at least"), ("gt", "more than"), ("le", "at most")) if mark in option.marks]
+    bounds = [
+        f"{said} {option.marks[mark]}"
+        for mark, said in (("ge", "at least"), ("gt", "more than"), ("le", "at most"))
+        if mark in option.marks
+    ]
     words = " ".join([words, " and ".join(bounds)]).strip()
     return f"must be {'a list, each ' if option.many else ''}{words}"
 

@@ -54,7 +54,7 @@ def json_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "sd-scripts training config",
-        "description": "Arguments of the trainer under their long names. Sections mean nothing. Missing is the default.",
+        "description": "Arguments of the trainer under their long names. Sections mean nothing; missing is default.",
         "type": "object",
         "properties": {"$schema": {"type": "string", "description": "Where an editor finds this schema."}, **options},
         "additionalProperties": section,

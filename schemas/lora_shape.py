@@ -27,7 +27,10 @@ TRANSFORMER_PARTS = ("proj_in", "proj_out", "ff_net_0", "ff_net_2")
 
 @dataclass(frozen=True)
 class AdapterShape:
-    """`network_module`, rank, alpha and network_args that give such tensors; `doubts` is what they do not tell."""
+    """`network_module`, rank, alpha and network_args that give such tensors; `doubts` is what they do not tell.
+
+    `alpha` is None where the file keeps none; the usual scale is then 1, alpha = rank.
+    """
 
     module: str
     dim: int | None
@@ -84,7 +87,7 @@ def adapter_shape(header: Header, facts: LoraFacts) -> AdapterShape:
         args.append(f"conv_alpha={facts.conv_alpha if facts.conv_alpha is not None else facts.conv_dim:g}")
     if facts.unet:
         doubts += _left_out(header)
-    return AdapterShape("networks.lora", dim, alpha if alpha is not None else dim, tuple(args), tuple(doubts))
+    return AdapterShape("networks.lora", dim, alpha, tuple(args), tuple(doubts))
 
 
 def _ranks(header: Header) -> dict[str, int]:
@@ -176,7 +179,7 @@ def _lycoris(header: Header, facts: LoraFacts) -> AdapterShape:
             args.append(word)
     if tails & {".lora_mid.weight", ".hada_t1", ".lokr_t2"}:
         args.append("use_tucker=True")
-    return AdapterShape("lycoris.kohya", dim, alpha if alpha is not None else dim, tuple(args), tuple(doubts))
+    return AdapterShape("lycoris.kohya", dim, alpha, tuple(args), tuple(doubts))
 
 
 def _depth(header: Header, ending: str) -> int:

@@ -222,7 +222,7 @@ class MemoryOptions:
     """Speed against memory."""
 
     mem_eff_attn: bool = opt(False, "Memory-saving attention; the built-in scaled-dot-product attention does this.", resume=True)
-    torch_compile: bool = opt(False, "Compile the models with torch.compile.", resume=True)
+    torch_compile: bool = opt(False, "Compile the U-Net with torch.compile: a slow first step for each bucket, faster ones after.", resume=True)
     dynamo_backend: Literal["eager", "aot_eager", "inductor", "aot_ts_nvfuser", "nvprims_nvfuser", "cudagraphs", "ofi", "fx2trt", "onnxrt", "tensort", "ipex", "tvm"] = opt("inductor", "Backend of torch.compile.", resume=True)
     xformers: bool = opt(False, "Attention by xformers.", resume=True)
     sdpa: bool = opt(False, "Attention by PyTorch's scaled-dot-product kernels.", resume=True)

@@ -368,11 +368,14 @@ def _reads_text(name: str) -> bool:
 def _by_structure(shapes: Mapping[str, tuple[int, ...]], names: set[str]) -> str:
     """SDXL has no attention in its first block and deeper transformers; SD2 projects with Linear, SD1 with conv."""
     if any("down_blocks_0_attentions_" in name or "down_blocks_3_" in name for name in names):
-        flat = any(
-            len(shape) == 2 and "proj_in" in name and "attentions" in name and name.endswith(DOWNS)
+        # LoHa, LoKr and others flatten the kernel of a 1x1 conv too and show nothing
+        plain = [ending for ending in DOWNS if "lora" in ending]
+        ranks = {
+            len(shape)
             for name, shape in shapes.items()
-        )
-        return "sd2" if flat else "sd15"
+            if "proj_in" in name and "attentions" in name and name.endswith(tuple(plain))
+        }
+        return {2: "sd2", 4: "sd15"}.get(ranks.pop(), "unknown") if len(ranks) == 1 else "unknown"
     if any("transformer_blocks_1_" in name for name in names):
         return "sdxl"
     return "unknown"

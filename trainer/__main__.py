@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def read_arguments(argv: Sequence[str]) -> tuple[TrainConfig, list[Problem]]:
     typed = vars(parser.parse_args(argv))
     values: dict[str, Any] = {}
     file = typed.get("config_file")
-    if file:
+    if file and not typed.get("output_config"):  # with that, it is the file to be written
         file = file if file.endswith(".toml") else f"{file}.toml"
         values, lines = config.read_values(file)
     else:
@@ -97,7 +98,7 @@ def write_config(read: TrainConfig) -> int:
     target = Path(read.config_file if read.config_file.endswith(".toml") else f"{read.config_file}.toml")
     if target.exists():
         raise ConfigError([Problem(code="file-exists", key="config_file", got=str(target), must="must not exist yet")])
-    target.write_text(config.write(read), encoding="utf-8")
+    target.write_text(config.write(replace(read, output_config=False)), encoding="utf-8")
     return 0
 
 

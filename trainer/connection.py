@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from trainer.stopping import TrainingStopped
 
-SECONDS = 10.0  # for an all-reduce of one number, which takes milliseconds
+SECONDS = 60.0  # for an all-reduce of one number: milliseconds, but many machines take a while to join the first time
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited",
         "NCCL communicator was aborted", "ncclRemoteError")  # fmt: skip
 

@@ -236,7 +236,7 @@ def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
 
     loader = BatchLoader(found, assignment, config, seed=int(config.seed or 0), processes=steps.processes,
                          rank=accelerator.process_index, cache=caches.latents, max_train_steps=steps.total)  # fmt: skip
-    step_log = StepLog(folder.log, keep_until=run.at.step) if accelerator.is_main_process else None
+    step_log = StepLog(folder.log, keep_until=results.logged) if accelerator.is_main_process else None
     try:
         with StopRequest() as stop, results.told_when_full(run):
             results.begin(run)

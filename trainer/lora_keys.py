@@ -30,6 +30,8 @@ OLD_PATHS = (
     (re.compile(r"\.processor\.to_out$"), ".to_out.0"),
     (re.compile(r"\.self_attn\.to_(q|k|v|out)$"), r".self_attn.\1_proj"),
 )
+# Modules that no family lists as a target and that LyCORIS adapts in SD's U-Net.
+ENDS = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
 COMPONENTS = {"unet": ("unet",), "text_encoder": ("te", "te1"), "text_encoder_2": ("te2",)}
 
 
@@ -42,7 +44,8 @@ def to_kohya(
     ("unet.lora_alpha") or bare; alpha comes from there where the file has none.
     """
     keys = _kohya_names(targets)
-    paths: dict[tuple[str, str], str] = {(target.part, _bare(target.path)): target.key for target in targets}
+    paths: dict[tuple[str, str], str] = {("unet", path): f"lora_unet_{path.replace('.', '_')}" for path in ENDS}
+    paths |= {(target.part, _bare(target.path)): target.key for target in targets}
     found: dict[str, Tensor] = {}
     dotted: dict[str, tuple[str, str]] = {}  # kohya key -> (component, path) of a dotted name
     for name, tensor in tensors.items():
@@ -55,7 +58,9 @@ def to_kohya(
             found[name] = tensor
             continue
         key, tail, component, path = place
-        found[f"{key}.{tail}"] = tensor.reshape(-1, 1) if tail == "dora_scale" and tensor.dim() == 1 else tensor
+        if tail == "dora_scale":  # peft: [out] or [1, out, 1, 1]; kohya: [out, 1] or [out, 1, 1, 1]
+            tensor = tensor.reshape(-1, *[1] * max(tensor.dim() - 1, 1))
+        found[f"{key}.{tail}"] = tensor
         dotted[key] = component, path
     for key, (component, path) in dotted.items():
         down = found.get(f"{key}.lora_down.weight")
@@ -119,9 +124,7 @@ def _alpha(component: str, path: str, rank: int, settings: Mapping[str, Any]) ->
     return float(alpha) * (math.sqrt(rank) if said("use_rslora") else 1.0)
 
 
-def to_peft(
-    weights: Mapping[str, Tensor], targets: Mapping[str, Target]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def to_peft(weights: Mapping[str, Tensor], targets: Mapping[str, Target]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors under peft's names as diffusers keeps them, the settings for the header) of a kohya-keyed LoRA or DoRA.
 
     alpha / rank goes into B, so that readers of no settings apply the LoRA as trained; the settings hold the ranks for

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib
 import importlib.util
+import sys
 import time
 import tomllib
 import zlib
@@ -41,7 +42,8 @@ def precision(config: TrainConfig) -> torch.dtype:
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """The processes of this run; gradients are accumulated and shared by the loop itself."""
     minutes = config.ddp_timeout or 30
-    handlers: list[Any] = [InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=minutes))]
+    backend = "gloo" if sys.platform == "win32" else None  # PyTorch has no NCCL on Windows
+    handlers: list[Any] = [InitProcessGroupKwargs(backend=backend, timeout=datetime.timedelta(minutes=minutes))]
     trackers, project = None, None
     if config.log_with or config.logging_dir:
         trackers = ["tensorboard", "wandb"] if config.log_with == "all" else [config.log_with or "tensorboard"]
@@ -126,6 +128,8 @@ def ready_models(models: Models, adapter: Adapter, config: TrainConfig, accelera
         encoder.to("cpu" if caches.texts else accelerator.device)
     if config.xformers and importlib.util.find_spec("xformers"):
         models.unet.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
+    if config.torch_compile:
+        models.unet.compile(backend=config.dynamo_backend)
     if config.gradient_checkpointing:
         models.unet.train()
         models.unet.enable_gradient_checkpointing()  # type: ignore[operator]

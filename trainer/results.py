@@ -51,6 +51,7 @@ class Results:
         self.files: list[Path] = []
         self.prompts: list[Prompt] = read_prompts(str(config.sample_prompts)) if self._previews() else []
         self.resumed: Path | None = None  # the state that this start goes on from
+        self.logged = 0  # the records of the log that belong to it
         self._lock = Lock(folder.path)
         self._marks: dict[str, Any] = {}
         self._began = self._state_due = time.monotonic()
@@ -249,6 +250,7 @@ class Results:
         """Puts everything back where it was; the position to go on from."""
         assert self.resumed is not None
         progress = states.load_state(self.resumed, self.parts(run))
+        self.logged = progress["step"]
         position, notes = going_on(progress, self._marks, self.steps, self.config)
         if position["step"] != progress["step"] and isinstance(run.scheduler, torch.optim.lr_scheduler.LambdaLR):
             run.scheduler.last_epoch = position["step"] - 1

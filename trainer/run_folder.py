@@ -9,6 +9,7 @@ import re
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,21 +115,20 @@ class Lock:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOCK
-        self._stream: IO[str] | None = None
+        self._release: weakref.finalize[..., Lock] | None = None
 
     def take(self, pids: Sequence[int]) -> list[int]:
         """The processes of the last start if that was killed on this machine; ConfigError while it still runs."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = self._path.open("a+", encoding="utf-8")
-        self._stream.seek(0)
-        text = self._stream.read()
+        stream = self._path.open("a+", encoding="utf-8")
+        stream.seek(0)
+        text = stream.read()
         try:
             said = json.loads(text or "{}")
         except ValueError:
             said = {}
-        if not _locked(self._stream):
-            self._stream.close()
-            self._stream = None
+        if not _locked(stream):
+            stream.close()
             raise ConfigError(
                 [
                     Problem(
@@ -140,20 +140,26 @@ class Lock:
                     )
                 ]
             )
-        self._stream.truncate(0)
-        self._stream.write(json.dumps({"host": socket.gethostname(), "pids": list(pids)}))
-        self._stream.flush()
+        self._release = weakref.finalize(self, _free, self._path, stream, os.getpid())
+        stream.truncate(0)
+        stream.write(json.dumps({"host": socket.gethostname(), "pids": list(pids)}))
+        stream.flush()
         here = said.get("host") == socket.gethostname()
         return [int(pid) for pid in said.get("pids", []) if here and pid not in pids]
 
     def free(self) -> None:
-        """The work is done: nothing is left of the lock."""
-        if self._stream is not None:
-            if sys.platform == "win32":  # an open file cannot be removed there
-                self._stream.close()
-            self._path.unlink(missing_ok=True)
-            self._stream.close()
-            self._stream = None
+        """The work is over, well or not: nothing is left of the lock."""
+        if self._release is not None:
+            self._release()
+
+
+def _free(path: Path, stream: IO[str], owner: int) -> None:
+    if os.getpid() != owner:  # a data worker, which has only inherited it
+        return
+    if sys.platform == "win32":  # an open file cannot be removed there
+        stream.close()
+    path.unlink(missing_ok=True)
+    stream.close()
 
 
 def _locked(stream: IO[str]) -> bool:

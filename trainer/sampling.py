@@ -65,7 +65,7 @@ class Preview:
 def write_previews(
     models: Models, family: Family, previews: Sequence[Preview], config: TrainConfig, *, device: torch.device
 ) -> None:
-    """Makes the pictures on `device`. Modes, random states and the places of VAE and text encoders stay as they were."""
+    """Makes the pictures on `device`; modes, random states and the places of VAE and text encoders are as before."""
     with undisturbed([models.unet, models.vae, *models.text_encoders]):
         with moved(models.text_encoders, device):
             words = [prompt_states(models, family, preview.prompt, config).to(device) for preview in previews]
@@ -132,11 +132,11 @@ def renormalised(hidden: Tensor, weights: Tensor) -> Tensor:
     return hidden * torch.where(weighty, before / after, 1).to(hidden)
 
 
-def decode(vae: torch.nn.Module, latents: Tensor) -> Image.Image:
+def decode(vae: Any, latents: Tensor) -> Image.Image:
     """One picture of [1,4,h,w] unscaled latents; in 32 bit where the VAE overflows in half precision."""
     dtype = next(vae.parameters()).dtype
     with torch.autocast(latents.device.type, enabled=False):
-        pixels = vae.decode(latents.to(dtype)).sample  # type: ignore[operator]
+        pixels = vae.decode(latents.to(dtype)).sample
         if dtype != torch.float32 and not pixels.isfinite().all():
             pixels = vae.float().decode(latents.float()).sample
             vae.to(dtype)
@@ -174,7 +174,7 @@ def undisturbed(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
 
 
 def show_in_wandb(trackers: Iterable[Any], previews: Sequence[Preview]) -> None:
-    """The pictures as sample_{index} with their prompts, joined to the next record of the run (reference section 13)."""
+    """The pictures as sample_{index} with their prompts, joined to the run's next record (reference section 13)."""
     for tracker in trackers:
         if tracker.name == "wandb":
             import wandb

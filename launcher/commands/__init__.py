@@ -6,6 +6,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -57,8 +58,10 @@ def refuse(problems: Iterable[Problem], as_json: bool, **document: Any) -> None:
 
 
 def print_json(document: Any) -> None:
-    """The one document."""
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    """The one document, without anything that looks like a secret."""
+    from launcher.files import blanked
+
+    click.echo(json.dumps(blanked(document), indent=2, ensure_ascii=False, default=str))
 
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -66,10 +69,18 @@ COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 def tell(problems: Iterable[Problem], *, notes: bool = True) -> None:
     """Findings as people read them, on stderr."""
-    problems = list(problems)
+    from launcher.files import blanked
+
+    problems = [
+        replace(problem, got=blanked(problem.got), must=blanked(problem.must), fix=blanked(problem.fix))
+        for problem in problems
+    ]
     for problem in problems:
         if notes or problem.severity != "note":
-            click.echo(f"{click.style(problem.severity, fg=COLOURS[problem.severity])}: {problem}", err=True)
+            click.echo(
+                f"{click.style(problem.severity, fg=COLOURS[problem.severity])}: {problem}",
+                err=True,
+            )
     hidden = 0 if notes else sum(problem.severity == "note" for problem in problems)
     if hidden:
         click.echo(f"({hidden} note{'' if hidden == 1 else 's'} more: kohyakit validate --keys)", err=True)

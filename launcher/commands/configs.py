@@ -22,6 +22,7 @@ FORMATS = ("kohya-gui", "sd-scripts", "civitai", "args", "snapshot")
 def validate(files: tuple[str, ...], sets: tuple[str, ...], format_name: str | None, keys: bool, as_json: bool) -> int:
     """Format, every problem, and what becomes of every key. Needs neither the pictures nor the model."""
     from launcher import show
+    from launcher.files import without_secrets
     from launcher.preflight import check_file
     from launcher.resolve import resolve, split_sets
 
@@ -51,7 +52,7 @@ def validate(files: tuple[str, ...], sets: tuple[str, ...], format_name: str | N
             tell(errors(checked.problems))
             continue
         for line in show.verdict_lines(checked, keys=keys):
-            click.echo(line)
+            click.echo(without_secrets(line))
         tell(checked.problems, notes=keys)
     if as_json:
         print_json({"files": documents})
@@ -90,30 +91,32 @@ def convert(
 ) -> int:
     """FILE in another format. What the target cannot say is listed, never dropped silently."""
     from launcher.convert import convert as converted
+    from launcher.files import without_secrets
     from launcher.resolve import resolve, split_sets
 
     resolved = resolve(file, split_sets(sets), format=format_name)
     if errors(list(resolved.problems)):
         raise ConfigError(resolved.problems)
     found = converted(resolved, target, beside=output)
-    files = places(output, found.text, found.beside)
+    text = without_secrets(found.text)
+    files = places(output, text, {ending: without_secrets(more) for ending, more in found.beside.items()})
     write_files(files, overwrite)
     for entry in found.lost:
-        click.echo(f"{click.style('lost', fg='yellow')}: {entry}", err=True)
+        click.echo(f"{click.style('lost', fg='yellow')}: {without_secrets(entry)}", err=True)
     if as_json:
         print_json(
             {
                 "format": target,
                 "from": resolved.draft.format,
                 "family": resolved.draft.family,
-                "text": found.text,
+                "text": text,
                 "files": [str(path) for path in files],
                 "lost": found.lost,
                 "problems": [problem.as_json() for problem in resolved.problems],
             }
         )
     elif output is None:
-        click.echo(found.text, nl=False)
+        click.echo(text, nl=False)
     else:
         click.echo("wrote " + ", ".join(str(path) for path in files))
     return 0
@@ -163,6 +166,7 @@ def diff(a: str, b: str, everything: bool, as_json: bool) -> int:
     """What configs A and B train differently; any formats, LoRA files included."""
     from launcher import show
     from launcher.compare import compare
+    from launcher.files import without_secrets
     from launcher.resolve import resolve
 
     training, beside = compare(resolve(a), resolve(b))
@@ -170,7 +174,7 @@ def diff(a: str, b: str, everything: bool, as_json: bool) -> int:
         print_json({"a": a, "b": b, "same": not training, "differences": training, "other": beside})
         return 0
     for line in show.difference_lines([*training, *(beside if everything else [])], a, b):
-        click.echo(line)
+        click.echo(without_secrets(line))
     if beside and not everything:
         click.echo(f"({len(beside)} more that do not touch the training: --all)")
     return 0

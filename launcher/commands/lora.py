@@ -22,6 +22,7 @@ def inspect(
     """What a LoRA file says about itself: ranks, modules, hashes, health, and the config it was trained with."""
     from launcher import lora as facts_of
     from launcher.convert import convert
+    from launcher.files import without_secrets
     from launcher.resolve import UsageError, resolve
 
     if (target is None) != (output is None):
@@ -31,7 +32,7 @@ def inspect(
     config = facts_of.recovered(resolved.draft, resolved.config)
     if target is not None and output is not None:
         written = convert(resolved, target, beside=output)
-        write_files(places(output, written.text, written.beside), overwrite)
+        write_files(places(output, without_secrets(written.text), written.beside), overwrite)
         for entry in written.lost:
             click.echo(f"lost: {entry}", err=True)
     if as_json:

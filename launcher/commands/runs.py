@@ -23,6 +23,9 @@ vram_option = click.option(
 processes_option = click.option(
     "--processes", type=click.IntRange(min=1), metavar="N", help="Processes, all machines together."
 )
+keep_samples_option = click.option(
+    "--keep-samples", is_flag=True, help="Fewer steps on several processes, so that as many pictures are seen."
+)
 strict_option = click.option("--strict", is_flag=True, help="Refuse instead of adapting to this machine.")
 trust_option = click.option(
     "--trust", multiple=True, metavar="NAME", help="A module or class outside the allow-list that may be imported."
@@ -37,6 +40,7 @@ def launch_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--machines", type=click.IntRange(min=1), help="Number of machines."),
         click.option("--machine-rank", type=click.IntRange(min=0), help="Number of this machine, from 0."),
         click.option("--gpu-ids", help="GPUs to use, such as 0,1."),
+        click.option("--accelerate-config", metavar="FILE", help="A file of `accelerate config`, passed on."),
         processes_option,
     ):
         function = option(function)
@@ -48,6 +52,7 @@ def launch_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @set_option
 @from_option
 @processes_option
+@keep_samples_option
 @vram_option
 @strict_option
 def plan(
@@ -55,6 +60,7 @@ def plan(
     sets: tuple[str, ...],
     format_name: str | None,
     processes: int | None,
+    keep_samples: bool,
     vram: float | None,
     strict: bool,
     as_json: bool,
@@ -67,15 +73,15 @@ def plan(
     from launcher.resolve import resolve, split_sets
 
     resolved = resolve(file, split_sets(sets), format=format_name)
-    machine = this_machine()
-    made = _strictly(make_plan(resolved, machine, LaunchOptions(processes=processes), vram=vram), strict)
+    machine, options = this_machine(), LaunchOptions(processes=processes, keep_samples=keep_samples)
+    made = _strictly(make_plan(resolved, machine, options, vram=vram), strict)
     if as_json:
         print_json(made.as_json())
         tell(errors(made.problems))
     else:
         for line in show.plan_lines(made):
             click.echo(line)
-        if processes and processes > 1:
+        if made.launch.num_processes > 1:
             for line in show.process_lines(made, make_plan(resolved, machine, LaunchOptions(processes=1), vram=vram)):
                 click.echo(line)
         tell(made.problems, notes=False)
@@ -112,6 +118,7 @@ def _word(value: Any) -> str:
 @set_option
 @from_option
 @launch_options
+@keep_samples_option
 @click.option("--print-command", is_flag=True, help="Print the command and write nothing.")
 @click.option("--backend", type=click.Choice(["bundled", "sd-scripts"]), default="bundled", show_default=True)
 @click.option("--sd-scripts-dir", type=click.Path(), metavar="D", help="The sd-scripts checkout of that backend.")
@@ -162,6 +169,8 @@ def _processes(words: dict[str, Any]) -> Any:
         words["machine_rank"],
         words["main_ip"],
         words["main_port"],
+        words.get("keep_samples", False),
+        words["accelerate_config"],
     )
 
 
@@ -190,6 +199,8 @@ def _finish(made: Plan, ended: Ended, as_json: bool) -> int:
                 "last_step": ended.last_step,
                 "cause": ended.failure.cause if ended.failure else None,
                 "advice": ended.failure.advice if ended.failure else None,
+                "keys": list(ended.failure.keys) if ended.failure else [],
+                "fix": ended.fix,
                 "adapted": [change.as_json() for change in made.checked.adapted],
                 "problems": [problem.as_json() for problem in made.problems],
             }
@@ -228,7 +239,7 @@ def resume(
     if options.processes is None and way.processes is not None:
         options = replace(options, processes=way.processes)
     made = _strictly(make_plan(way.resolved, this_machine(), options, resuming=True), words["strict"])
-    said = [*way.said, *going_on.differences(made, way.found)]
+    said = going_on.told(made, way)
     if errors(made.problems):
         for line in said:
             click.echo(line, err=True)

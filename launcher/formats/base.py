@@ -1,4 +1,4 @@
-"""What a reader of a foreign format understood of a file: the Draft that `launcher.resolve` turns into a TrainConfig."""
+"""What a reader understood of a file of its format: the Draft that `launcher.resolve` turns into a TrainConfig."""
 
 from __future__ import annotations
 

@@ -72,28 +72,19 @@ def _plain(value: Any) -> str:
 
 def _spoken(arguments: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dict[str, Any], set[str], list[str]]:
     """(keys, arguments that they say, arguments of which they say only a part)."""
-    options, lost = table(), []
+    options = table()
+    lost: list[str] = []
 
     def value(name: str) -> Any:
         return arguments[name] if arguments.get(name) is not None else options[name].default
 
-    said = set(ARGUMENTS.values()) | {
-        "learning_rate",
-        "network_train_unet_only",
-        "caption_extension",
-        "max_bucket_reso",
-    }
+    said = {*ARGUMENTS.values(), "learning_rate", "network_train_unet_only", "caption_extension", "max_bucket_reso"}
     rates: Sequence[float] = value("text_encoder_lr")
-    sides = [side.strip() for side in str(value("resolution") or "512").split(",")]
-    if not all(side.isascii() and side.isdigit() for side in sides):
-        lost.append(f"resolution = {value('resolution')}: is no size; 512 written")
-        sides = ["512"]
+    side = _side(str(value("resolution") or "512"), lost)
     name = str(value("optimizer_type") or "AdamW")
     site = SITE_OPTIMIZERS.get(name.lower())
     if site is None:
         lost.append(f"optimizer_type = {name}: the site has AdamW8Bit, Adafactor and Prodigy; AdamW8Bit written")
-    if len(set(sides)) > 1:
-        lost.append(f"resolution = {value('resolution')}: the site trains square; {sides[0]} written")
     scheduler = value("lr_scheduler")
     if scheduler not in SITE_SCHEDULERS:
         lost.append(f"lr_scheduler = {scheduler}: the site has {', '.join(SITE_SCHEDULERS)}; constant written")
@@ -113,7 +104,7 @@ def _spoken(arguments: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dic
         "loraType": "lora",
         "keepTokens": value("keep_tokens"),
         "networkDim": value("network_dim") or 4,
-        "resolution": int(sides[0]),
+        "resolution": side,
         "lrScheduler": scheduler,
         "minSnrGamma": value("min_snr_gamma") or 0,
         "noiseOffset": value("noise_offset") or 0,
@@ -133,3 +124,14 @@ def _spoken(arguments: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dic
         for key, number in found.items()
     }
     return {key: number for key, number in whole.items() if number is not None}, said, lost
+
+
+def _side(resolution: str, lost: list[str]) -> int:
+    """The side of the square that the site trains; what that leaves out goes to `lost`."""
+    sides = [side.strip() for side in resolution.split(",")]
+    if not all(side.isascii() and side.isdigit() for side in sides):
+        lost.append(f"resolution = {resolution}: is no size; 512 written")
+        return 512
+    if len(set(sides)) > 1:
+        lost.append(f"resolution = {resolution}: the site trains square; {sides[0]} written")
+    return int(sides[0])

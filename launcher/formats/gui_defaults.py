@@ -21,7 +21,8 @@ OTHER_SECTIONS = (
 )  # fmt: skip
 # fields that the file spells otherwise than a form JSON, by section ("" is any)
 FIELDS = {
-    "": {"lora_type": "LoRA_type", "lycoris_preset": "LyCORIS_preset", "flux1": "flux1_checkbox", "sd3": "sd3_checkbox"},
+    "": {"lora_type": "LoRA_type", "lycoris_preset": "LyCORIS_preset", "flux1": "flux1_checkbox",
+         "sd3": "sd3_checkbox"},
     "huggingface": {name: f"huggingface_{name}" for name in
                     ("repo_id", "token", "repo_type", "repo_visibility", "path_in_repo")},
     "sd3": {name: f"sd3_{name}" for name in
@@ -38,7 +39,8 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
     document = toml_text.parse(text, file)
     fields, names = _fields(document.values)
     plain = {name: value for name, value in fields.items() if isinstance(value, (str, int, float, bool))}
-    window = [name for name in plain if name not in kohya_gui.keys() and WINDOW.match(name)]
+    known = kohya_gui.keys()
+    window = [name for name in plain if name not in known and WINDOW.match(name)]
     form = {name: value for name, value in plain.items() if name not in window}
     draft = kohya_gui.read(json.dumps(form, indent=1), file=file, overrides=dict(overrides or {}))
     for name in window:
@@ -67,7 +69,8 @@ def _fields(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         if section in OTHER_SECTIONS:
             continue
         for name, value in (content if isinstance(content, Mapping) else {section: content}).items():
-            field = {**FIELDS[""], **FIELDS.get(section, {})}.get(name, name)
+            spelled = {**FIELDS[""], **FIELDS.get(section, {})}
+            field = spelled[name] if name in spelled else str(name)
             if field != name:
                 names[field] = name
             fields[field] = value

@@ -241,7 +241,7 @@ def _infer(draft: Draft, facts: LoraFacts, header: Header, *, complete: bool) ->
         return
     found: dict[str, Any] = {
         "network_dim": shape.dim,
-        "network_alpha": shape.alpha,
+        "network_alpha": shape.alpha if shape.alpha is not None else shape.dim,
         "network_train_unet_only": (facts.unet and not facts.text_encoder) or None,
         "network_train_text_encoder_only": (facts.text_encoder and not facts.unet) or None,
         "v2": facts.family == "sd2" or None,

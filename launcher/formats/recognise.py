@@ -55,7 +55,7 @@ def recognise(text: str, file: str | None = None) -> str:
     if sum(key in keys for key in CIVITAI) >= 2 or ({"ecosystem", "lr"} <= keys and "unetLR" not in keys):
         return "civitai"
     if (re.match(r"\s*[{\[]", text) and not re.match(r"\s*\[.*\]\s*(#.*)?\n", text)) or _suffix(file) == ".json":
-        return _json(text, keys)
+        return _json(text, keys, file)
     if re.search(r"^\s*(job|config)\s*:\s*", text, re.M) and re.search(r"^\s*process\s*:", text, re.M):
         raise _other("an ai-toolkit YAML")
     return _toml(toml_text.parse(text, file).values)
@@ -65,7 +65,7 @@ def _suffix(file: str | None) -> str:
     return Path(file).suffix.lower() if file else ""
 
 
-def _json(text: str, keys: set[str]) -> str:
+def _json(text: str, keys: set[str], file: str | None) -> str:
     if "kohyakit_snapshot" in keys:
         return "snapshot"
     if "__version" in keys and ("training_method" in keys or "model_type" in keys):
@@ -82,6 +82,10 @@ def _json(text: str, keys: set[str]) -> str:
         return "easy-training"
     if sum(key in gui_keys() for key in keys) >= 2:
         return "kohya-gui"
+    if document is None:
+        from launcher.formats.kohya_gui.document import parse
+
+        parse(text, file=file)  # says at which line and column it stops being JSON
     raise error(
         "unknown-format",
         f"is JSON of an unknown kind; {WANTED}",

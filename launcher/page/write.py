@@ -244,7 +244,7 @@ def _setting(name: str, doc: str, value: Any, origin: dict[str, Any] | None) -> 
     words = " ".join(str(item) for item in shown) if isinstance(shown, list) else plain(shown)
     cut = words if len(words) <= SHOWN else words[: SHOWN - 1] + "…"
     return [
-        f'<span title="{text(doc)}">{text(name)}</span>',
+        f'<span class="option" title="{text(doc)}">{text(name)}</span>',
         f'<span title="{text(words)}">{text(cut)}</span>',
         text(by),
     ]

@@ -19,14 +19,12 @@ UNSUPPORTED: dict[str, str] = {
     "resume_from_huggingface": "states are resumed from a folder; download it first",
     "async_upload": "nothing is uploaded",
     "fused_backward_pass": "the reference only checks this option for LoRA and does not use it either",
-    "torch_compile": "compiled models are not built in",
     "cpu_offload_checkpointing": "checkpointed activations stay on the device; gradient_checkpointing alone works",
 }
 
 WITHOUT_EFFECT: dict[str, str] = {
     "tokenizer_cache_dir": "the tokenizers are built in",
     "mem_eff_attn": "PyTorch's own attention, which is used anyway, saves as much memory",
-    "dynamo_backend": "it matters only for torch_compile",
     "skip_until_initial_step": "data before initial_step is always skipped",
     "conditioning_data_dir": "mask folders are given in the subsets of a dataset_config",
     "huggingface_repo_type": "it matters only for uploads",

@@ -50,6 +50,23 @@ def checkpoint(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
+def full_size(tmp_path: Path) -> str:
+    """A checkpoint with as many parameters as SD1.5, all in the file system's imagination."""
+    parts = {UNET: (859_520_964 // 768, 768), "cond_stage_model.transformer.x": (123_060_480,)}
+    header, end = {}, 0
+    for name, shape in parts.items():
+        size = 2 * math.prod(shape)
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    path = tmp_path / "full.safetensors"
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        stream.truncate(8 + len(text) + end)
+    return str(path)
+
+
+@pytest.fixture
 def lora(tmp_path: Path) -> Callable[..., Path]:
     """A LoRA of one module: rank, alpha, what its up half holds, and its context width (768 is SD1.5)."""
 

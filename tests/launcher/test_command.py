@@ -5,6 +5,8 @@ import shlex
 import sys
 from dataclasses import replace
 
+import pytest
+
 from launcher.command import (
     ROOT,
     LaunchOptions,
@@ -16,6 +18,7 @@ from launcher.command import (
     quoted,
 )
 from launcher.machine import Gpu, Machine
+from schemas.problems import ConfigError
 
 CPU = Machine(cores=8)
 GPUS = Machine(gpus=(Gpu("a"), Gpu("b")), cores=8)
@@ -87,3 +90,39 @@ def test_ports_are_free_ones() -> None:
 def test_gpu_ids_are_passed_on() -> None:
     launch = replace(decide(LaunchOptions(gpu_ids="1"), {}, "no", GPUS))
     assert launch_words(launch)[-2:] == ["--gpu_ids", "1"]
+
+
+YAML = """compute_environment: LOCAL_MACHINE
+distributed_type: {kind}
+main_process_port: 29511  # free
+gpu_ids: '0,1'
+num_processes: 4
+mixed_precision: bf16
+fsdp_config:
+  fsdp_offload_params: true
+"""
+
+
+@pytest.mark.parametrize("kind", ["MULTI_GPU", "FSDP"])
+def test_accelerates_own_file_is_read_and_passed_on(tmp_path, kind) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(YAML.format(kind=kind))
+    launch = decide(LaunchOptions(config_file=str(file)), {"num_processes": 1}, "bf16", GPUS)
+    assert (launch.num_processes, launch.main_process_port, launch.gpu_ids) == (4, 29511, "0,1")
+    found = launch_words(launch)
+    assert found[:2] == ["--config_file", str(file)]
+    assert ("--multi_gpu" in found) is (kind == "MULTI_GPU")
+    assert decide(LaunchOptions(2, config_file=str(file)), {}, "bf16", GPUS).num_processes == 2
+
+
+def test_accelerates_file_that_cannot_be_read(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        decide(LaunchOptions(config_file=str(tmp_path / "no.yaml")), {}, "no", GPUS)
+    (tmp_path / "a.json").write_text("{half")
+    with pytest.raises(ConfigError, match="not JSON"):
+        decide(LaunchOptions(config_file=str(tmp_path / "a.json")), {}, "no", GPUS)
+
+
+def test_windows_gets_no_libuv(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert environment(decide(LaunchOptions(2), {}, "no", CPU), {})["USE_LIBUV"] == "0"

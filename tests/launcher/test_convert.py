@@ -8,7 +8,7 @@ import pytest
 
 from launcher.compare import compare
 from launcher.convert import TARGETS, convert
-from launcher.resolve import resolve
+from launcher.resolve import presets, resolve
 from launcher.snapshot import MARK
 
 
@@ -36,7 +36,7 @@ def test_there_and_back_trains_the_same(preset, tmp_path: Path, target) -> None:
     assert compare(one, resolve(str(out)))[0] == []
 
 
-@pytest.mark.parametrize("name", ["sd15-character", "sd15-style", "sdxl-character", "sdxl-8gb"])
+@pytest.mark.parametrize("name", [path.stem for path in presets()])
 def test_shipped_presets_survive_the_form(tmp_path: Path, name) -> None:
     one = resolve(name)
     (tmp_path / "x.json").write_text(convert(one, "kohya-gui").text)
@@ -118,3 +118,27 @@ def test_secrets_are_never_written(preset, target) -> None:
     found = convert(resolve(str(preset(wandb_api_key="0" * 40, max_train_steps=5))), target)
     assert "0" * 40 not in found.text
     assert any("secrets" in entry for entry in found.lost)
+
+
+def test_a_form_names_the_dataset_file_beside_it(kohyakit, tmp_path: Path) -> None:
+    source, out = tmp_path / "d.toml", tmp_path / "form.json"
+    source.write_text("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\nnum_repeats = 3\n")
+    assert kohyakit("convert", source, "--to", "kohya-gui", "-o", out).exit_code == 0
+    assert json.loads(out.read_text())["dataset_config"] == str(tmp_path / "form-dataset.toml")
+    assert compare(resolve(str(source)), resolve(str(out)))[0] == []
+
+
+def test_a_forms_epochs_are_the_sites(preset) -> None:
+    found = convert(resolve(str(preset(epoch=7))), "civitai")
+    assert json.loads(found.text)["maxTrainEpochs"] == 7
+    assert not any(entry.startswith("max_train") for entry in found.lost)
+
+
+def test_a_form_that_counts_its_steps_stays_one(preset) -> None:
+    assert json.loads(convert(resolve(str(preset())), "kohya-gui").text)["max_train_steps"] == 0
+
+
+def test_repeats_without_a_folder_are_said(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"unetLR": 0.1, "minSnrGamma": 5, "numRepeats": 12}')
+    found = convert(resolve(str(tmp_path / "c.json")), "kohya-gui")
+    assert any(entry.startswith("num_repeats = 12") for entry in found.lost)

@@ -106,8 +106,10 @@ def test_a_form_says_the_same_or_tells_why_not(target: str, family: str, values:
 @given(values=st.fixed_dictionaries({}, optional=SITE))
 def test_the_site_says_all_it_has_words_for(values: dict[str, Any]) -> None:
     """Without optimizer_args the site has some of its own; .txt captions it takes for granted."""
-    given = {"optimizer_type": "Prodigy", "optimizer_args": ("weight_decay=0.01",), "enable_bucket": True,
-             "max_bucket_reso": 1024, "caption_extension": ".txt", "resolution": "512,512", **values}  # fmt: skip
+    fixed = {"optimizer_type": "Prodigy", "optimizer_args": ("weight_decay=0.01",), "enable_bucket": True,
+             "max_bucket_reso": 1024, "caption_extension": ".txt", "resolution": "512,512",
+             "unet_lr": 1e-4}  # fmt: skip
+    given = {**fixed, **values, "learning_rate": values.get("unet_lr", 1e-4)}
     mine = config(given, "sd15")
     found = convert(mine, "civitai")
     assert found.lost == []

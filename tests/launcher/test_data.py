@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.data import carried_files, document, prompt_problems, scan_pictures, unpack
+from launcher.data import anchored, carried_files, document, prompt_problems, scan_pictures, unpack
 from launcher.preflight import check_run
 from launcher.resolve import resolve
 
@@ -77,3 +77,29 @@ def test_a_faulty_prompt_file_is_found(preset, tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text("= no")
     resolved = resolve(str(preset()), {"sample_prompts": str(tmp_path / "p.toml")})
     assert [problem.severity for problem in prompt_problems(resolved)] == ["error"]
+
+
+def test_carried_documents_and_relative_ones_get_absolute_paths(civitai, photos: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    held = anchored(unpack(civitai("data/3_frog")))
+    text = carried_files(held)["dataset.toml"]
+    assert tomllib.loads(text)["datasets"][0]["subsets"][0]["image_dir"] == str(photos / "3_frog")
+    (tmp_path / "d.toml").write_text('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "data/3_frog"\n')
+    named = anchored(unpack(resolve(str(tmp_path / "c.json"), {"dataset_config": "d.toml", "output_dir": "out"})))
+    assert named.config.dataset_config == str(tmp_path / "out" / "last.run" / "dataset.toml")
+    assert str(photos / "3_frog") in carried_files(named)["dataset.toml"]
+
+
+def test_a_plan_writes_no_temporary_file(civitai, photos: Path, monkeypatch) -> None:
+    def refuse(*words, **options) -> None:
+        raise AssertionError("a temporary file")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    assert len(check_run(civitai(photos / "3_frog")).scan.samples) == 4
+
+
+def test_faults_of_a_carried_document_name_the_users_file(civitai, photos: Path) -> None:
+    resolved = civitai(photos / "3_frog")
+    resolved.draft.datasets = {"datasets": [{"subsets": [{"image_dir": str(photos / "3_frog"), "no_such": 1}]}]}
+    (problem,) = [one for one in scan_pictures(resolved).problems if one.code == "unknown-option"]
+    assert problem.file == resolved.draft.file

@@ -6,8 +6,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from launcher.json_schemas import SCHEMAS
-from launcher.resolve import presets
+from launcher.json_schemas import FOLDER, PUBLISHED, SCHEMAS, text
+from launcher.preflight import check_file
+from launcher.resolve import presets, resolve
 
 GOOD = {
     "dataset": {"general": {"resolution": [64, 64]}, "datasets": [{"subsets": [{"image_dir": "a", "num_repeats": 2}]}]},
@@ -36,6 +37,47 @@ def test_it_tells_good_from_bad(name) -> None:
 @pytest.mark.parametrize("path", [path for path in presets() if path.suffix == ".json"], ids=lambda path: path.stem)
 def test_shipped_presets_fit_the_forms_schema(path: Path) -> None:
     jsonschema.validate(json.loads(path.read_text()), SCHEMAS["kohya-gui"]())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_schema_is_fresh(name) -> None:
+    assert (FOLDER / f"{name}.schema.json").read_text(encoding="utf-8") == text(name)
+
+
+@pytest.mark.parametrize("name", ["kohya-gui", "sd-scripts", "civitai"])
+def test_every_key_has_a_title_and_a_meaning(name) -> None:
+    shapes = {key: shape for key, shape in SCHEMAS[name]()["properties"].items() if key not in ("$schema", "params")}
+    assert {key for key, shape in shapes.items() if shape.get("title") != key} == set()
+    assert {key for key, shape in shapes.items() if not shape.get("description")} <= {"engine", "loraType"}
+
+
+def said(tmp_path: Path, name: str, content: str) -> list[tuple[str | None, int | None]]:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    found = check_file(resolve(str(tmp_path / name))).problems
+    return [(problem.key, problem.line) for problem in found if problem.code == "bad-value"]
+
+
+def test_validate_runs_the_schema(tmp_path: Path) -> None:
+    data = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\nnum_repeats = 'two'\n"
+    assert said(tmp_path, "d.toml", data) == [("datasets.0.subsets.0.num_repeats", 4)]
+    assert said(tmp_path, "t.toml", "seed = 'x'\nnetwork_dim = '4'\nepoch = 2\n") == [("seed", 1)]
+    assert said(tmp_path, "g.json", '{"LoRA_type": "Standard",\n"epoch": "x"}') == [("epoch", 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("g.json", '{"$schema": "x", "LoRA_type": "Standard", "epoch": 1}'),
+        ("t.toml", '"$schema" = "x"\nseed = 1\nnetwork_dim = 4\n'),
+        ("c.json", '{"$schema": "x", "unetLR": 0.1, "minSnrGamma": 5}'),
+        ("d.json", '{"$schema": "x", "datasets": [{"subsets": [{"image_dir": "a"}]}]}'),
+    ],
+)
+def test_a_file_may_name_its_schema(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    found = resolve(str(tmp_path / name))
+    assert [problem for problem in found.problems if problem.key == "$schema"] == []
+    assert found.draft.keys["$schema"].status in ("gui-only", "no-effect")
 
 
 def test_the_command_prints_it(kohyakit) -> None:

@@ -2,16 +2,12 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from pathlib import Path
-
-import pytest
 
 from launcher.command import LaunchOptions
 from launcher.machine import Gpu, Machine, this_machine
 from launcher.plan import make_plan
 from launcher.resolve import resolve
-from tests.launcher.conftest import UNET
 
 KEYS = {
     "family",
@@ -108,23 +104,6 @@ def test_the_derivation_can_be_followed(kohyakit, preset) -> None:
     assert "/ 2 accumulated = 3 steps an epoch x 2 epochs = 6 steps, set by max_train_epochs" in text
 
 
-@pytest.fixture
-def full_size(tmp_path: Path) -> str:
-    """A checkpoint with as many parameters as SD1.5, all in the file system's imagination."""
-    parts = {UNET: (859_520_964 // 768, 768), "cond_stage_model.transformer.x": (123_060_480,)}
-    header, end = {}, 0
-    for name, shape in parts.items():
-        size = 2 * math.prod(shape)
-        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
-    path = tmp_path / "full.safetensors"
-    with path.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
-        stream.truncate(8 + len(text) + end)
-    return str(path)
-
-
 def test_less_memory_is_a_list_of_changes(preset, full_size) -> None:
     machine = Machine(gpus=(Gpu("card", 80 * 2**30),), packages=this_machine().packages)
     file = preset(gradient_checkpointing=False, pretrained_model_name_or_path=full_size)
@@ -145,7 +124,7 @@ def test_memory_follows_the_checkpoint_at_hand(preset, full_size) -> None:
     small = make_plan(resolve(str(preset())), Machine()).memory
     large = make_plan(resolve(str(preset(pretrained_model_name_or_path=full_size))), Machine()).memory
     assert small.parts["unet"] < 1e6 < 3.4e9 < large.parts["unet"]
-    assert small.host_bytes < 2.1e9
+    assert small.host_bytes < 2.4e9
 
 
 def test_more_processes_than_gpus(preset) -> None:

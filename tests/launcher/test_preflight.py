@@ -155,9 +155,9 @@ def test_validate_needs_neither_model_nor_pictures(preset) -> None:
     )
     checked = check_file(resolve(str(file)))
     assert checked.ok
-    warned = {problem.key: problem.code for problem in checked.problems if problem.severity == "warning"}
-    assert warned["pretrained_model_name_or_path"] == "foreign-path"
-    assert warned["output_dir"] == "missing-option"
+    told = {problem.key: (problem.severity, problem.code) for problem in checked.problems}
+    assert told["pretrained_model_name_or_path"] == ("warning", "foreign-path")
+    assert told["output_dir"] == ("note", "missing-option")
 
 
 def test_what_this_machine_cannot_do_is_replaced_and_said(preset) -> None:
@@ -174,3 +174,8 @@ def test_bad_prompts_are_found_before_the_run(preset, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("frog")
     found = codes(check_run(resolve(str(preset(sample_every_n_epochs=1)), {"sample_prompts": str(tmp_path / "p.csv")})))
     assert "prompt-file-type" in found
+
+
+def test_a_key_that_another_option_makes_idle_has_that_fate(preset) -> None:
+    found = check_file(resolve(str(preset(sdxl=True, clip_skip=3)))).resolved.draft.keys["clip_skip"]
+    assert (found.status, found.why is not None and "SDXL" in found.why) == ("no-effect", True)

@@ -17,6 +17,7 @@ def test_the_newest_state_is_the_finished_one_with_the_highest_step(tmp_path: Pa
         (tmp_path / name).mkdir()
     for name in ("state-00000002", "state-00000010"):
         (tmp_path / name / "progress.json").write_text("{}")
+        (tmp_path / name / "complete").write_text('{"progress.json": 2}')
     assert record.newest_state(tmp_path) == tmp_path / "state-00000010"
 
 

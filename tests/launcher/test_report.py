@@ -247,6 +247,7 @@ def test_a_state_is_resumed_from(made, kohyakit) -> None:
     folder = made([0.1] * 30, start={"exit": 130})
     (folder / "state-00000020").mkdir()
     (folder / "state-00000020" / "progress.json").write_text("{}")
+    (folder / "state-00000020" / "complete").write_text("{}")
     said = json.loads(kohyakit("report", folder, "--json").stdout)["suggestions"]
     assert said[0]["command"] == ["kohyakit", "resume", str(folder)]
 

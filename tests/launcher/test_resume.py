@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from launcher.resume import find, go_on
 from schemas import read
 from schemas.problems import ConfigError
+from tests.launcher.conftest import safetensors
 
 
 def results(folder: Path) -> list[str]:
@@ -30,7 +33,8 @@ def cut(kohyakit, preset, trainer, tmp_path: Path) -> Path:
     kohyakit("launch", preset())
     state = tmp_path / "out" / "frog.run" / "state-00000006"
     state.mkdir()
-    (state / "progress.json").write_text('{"step": 6, "epoch": 1, "batch": 6}')
+    size = (state / "progress.json").write_text('{"step": 6, "epoch": 1, "batch": 6}')
+    (state / "complete").write_text(json.dumps({"progress.json": size}))
     trainer.code, trainer.steps, trainer.leaves = 0, 12, ("frog.safetensors",)
     return tmp_path / "out"
 
@@ -53,6 +57,7 @@ def test_continuing_keeps_the_older_run_under_a_number(kohyakit, done: Path, tra
     found = kohyakit("resume", done, "--epochs", "3")
     assert found.exit_code == 0
     assert found.stdout.startswith("continue: a new run of 3 epochs from the weights")
+    assert f"starts from {done / 'frog-v1.safetensors'}" in found.stdout
     assert results(done) == [
         "frog-v1-000001.safetensors",
         "frog-v1.run",
@@ -124,6 +129,62 @@ def test_a_lora_of_kohyas_alone_is_enough(kohyakit, trainer, lora, preset, tmp_p
     assert config.learning_rate == 1e-4
 
 
+BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
+TEXT = "encoder.layers.0.self_attn.q_proj"
+FLAT = f"lora_unet_{BLOCK.replace('.', '_')}_to_k"
+STYLES = {
+    "kohya": {f"{FLAT}.lora_down.weight": (8, 768), f"{FLAT}.lora_up.weight": (320, 8), f"{FLAT}.alpha": ()},
+    "lycoris": {
+        f"{FLAT}.hada_w1_a": (320, 8), f"{FLAT}.hada_w1_b": (8, 768), f"{FLAT}.hada_w2_a": (320, 8),
+        f"{FLAT}.hada_w2_b": (8, 768), f"{FLAT}.alpha": (),
+    },
+    "peft": {
+        f"base_model.model.{BLOCK}.to_k.lora_A.weight": (8, 768),
+        f"base_model.model.{BLOCK}.to_k.lora_B.weight": (320, 8),
+    },
+    "diffusers": {f"unet.{BLOCK}.to_k.lora.down.weight": (8, 768), f"unet.{BLOCK}.to_k.lora.up.weight": (320, 8)},
+    "old diffusers": {
+        f"unet.{BLOCK}.processor.to_k_lora.down.weight": (8, 768),
+        f"unet.{BLOCK}.processor.to_k_lora.up.weight": (320, 8),
+    },
+    "text encoder only": {
+        f"lora_te_text_model_{TEXT.replace('.', '_')}.lora_down.weight": (8, 768),
+        f"lora_te_text_model_{TEXT.replace('.', '_')}.lora_up.weight": (768, 8),
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def needed(preset) -> list[str]:
+    """What a LoRA alone does not say."""
+    needs = json.loads(preset().read_text())
+    values = {name: needs[name] for name in ("pretrained_model_name_or_path", "train_data_dir")}
+    values |= {"resolution": "64", "min_bucket_reso": 64, "max_bucket_reso": 64, "caption_extension": ".txt"}
+    return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_lora_of_every_style_is_gone_on_from(kohyakit, trainer, needed, tmp_path: Path, style) -> None:
+    (tmp_path / "theirs").mkdir()
+    alphas = {name: 4.0 for name in STYLES[style] if name.endswith("alpha")}
+    file = safetensors(tmp_path / "theirs" / "l.safetensors", STYLES[style], alphas)
+    trainer.leaves = ("l.safetensors",)
+    found = kohyakit("resume", file, "--epochs", "1", *needed)
+    assert found.exit_code == 0, found.output
+    config, _ = read(tmp_path / "theirs" / "l.run" / "config.toml")
+    assert (config.network_dim, config.network_alpha) == (8, 4.0 if alphas else 8.0)
+    assert (tmp_path / "theirs" / "l-v1.safetensors").is_file()
+    assert config.network_train_text_encoder_only is (style == "text encoder only")
+    assert config.network_train_unet_only is (style != "text encoder only")
+
+
+def test_a_base_model_or_another_family_is_refused_by_name(kohyakit, needed, lora, checkpoint, tmp_path: Path) -> None:
+    other = kohyakit("resume", lora("theirs/l.safetensors", width=2048), "--epochs", "1", *needed)
+    assert (other.exit_code, "SDXL" in other.stderr) == (1, True)
+    model = kohyakit("resume", checkpoint("sd15"), "--epochs", "1", *needed)
+    assert (model.exit_code, "holds no LoRA" in model.stderr) == (1, True)
+
+
 def test_a_finished_run_asks_how_much_further(kohyakit, done: Path) -> None:
     found = kohyakit("resume", done)
     assert found.exit_code == 1
@@ -141,11 +202,87 @@ def test_a_run_that_was_cut_off_goes_on_exactly(kohyakit, cut: Path, trainer) ->
     assert [(start["mode"], start["exit"]) for start in starts] == [("launch", 3), ("resume", 0)]
 
 
-def test_differences_from_the_first_start_are_said(kohyakit, cut: Path, photos: Path) -> None:
-    (photos / "3_frog" / "0.txt").write_text("another caption altogether")
+def test_another_number_of_processes_is_equivalent(kohyakit, cut: Path) -> None:
     found = kohyakit("resume", cut, "--processes", "2")
-    assert "differs: the dataset has changed" in found.stdout
+    assert found.stdout.startswith("resume: equivalently, from step 6")
     assert "differs: 1 -> 2 processes" in found.stdout
+
+
+def test_other_data_are_told_file_by_file(kohyakit, cut: Path, photos: Path) -> None:
+    (photos / "3_frog" / "0.txt").write_text("another caption altogether")
+    (photos / "3_frog" / "1.txt").unlink()
+    (photos / "3_frog" / "2.png").rename(photos / "3_frog" / "9.png")
+    Image.new("RGB", (64, 64), "red").save(photos / "3_frog" / "3.png")
+    said = kohyakit("resume", cut).stdout
+    assert said.startswith("resume: not exactly, from step 6")
+    for line in (
+        "1 picture added: 3_frog/9.png",
+        "1 picture removed: 3_frog/2.png",
+        "1 picture edited: 3_frog/3.png",
+        "1 caption edited: 3_frog/0.png",
+        "verdict: a new run from here on",
+    ):
+        assert line in said
+    assert "2 captions removed: 3_frog/1.png, 3_frog/2.png" in said
+
+
+def test_copied_data_are_the_same_data(kohyakit, cut: Path, photos: Path) -> None:
+    for path in (photos / "3_frog").iterdir():
+        os.utime(path, (1, 1))
+    said = kohyakit("resume", cut).stdout
+    assert "nothing differs" in said
+    assert "verdict: exact" in said
+
+
+@pytest.mark.parametrize(
+    ("word", "line", "how"),
+    [
+        ("save_every_n_steps=2", "save_every_n_steps: None -> 2 (may change)", "exactly"),
+        ("gradient_checkpointing=true", "gradient_checkpointing: False -> True (may change)", "equivalently"),
+        ("max_train_steps=20", "max_train_steps: 12 -> 20 (may change)", "equivalently"),
+    ],
+)
+def test_changed_options_are_told_with_what_they_make_of_it(kohyakit, cut: Path, word, line, how) -> None:
+    said = kohyakit("resume", cut, "--set", word).stdout
+    assert said.startswith(f"resume: {how}, from step 6")
+    assert f"differs: {line}" in said
+
+
+def test_another_model_version_and_machine_are_told(kohyakit, cut: Path, tmp_path: Path) -> None:
+    with (tmp_path / "sd15.safetensors").open("r+b") as stream:
+        stream.seek(-4, 2)
+        stream.write(b"1234")
+    kept = json.loads((cut / "frog.run" / "run.json").read_text())
+    kept["versions"]["torch"] = "1.13"
+    kept["machine"]["threads"] = 64
+    (cut / "frog.run" / "run.json").write_text(json.dumps(kept))
+    said = kohyakit("resume", cut).stdout
+    assert "the base model has changed" in said
+    assert "differs: torch 1.13 -> " in said
+    assert "differs: threads 64 -> 2" in said
+
+
+def test_a_cut_off_copy_of_a_state_does_not_count(kohyakit, cut: Path) -> None:
+    later = cut / "frog.run" / "state-00000008"
+    later.mkdir()
+    (later / "complete").write_text('{"adapter.safetensors": 1000}')
+    (later / "adapter.safetensors").write_bytes(b"0" * 10)
+    assert "from step 6" in kohyakit("resume", cut).stdout
+
+
+def test_a_run_resumes_from_another_working_folder(kohyakit, preset, trainer, photos, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = preset(train_data_dir="data", output_dir="out", pretrained_model_name_or_path="sd15.safetensors")
+    assert kohyakit("launch", file.name).exit_code == 0
+    config, _ = read(tmp_path / "out" / "frog.run" / "config.toml")
+    assert (config.train_data_dir, config.output_dir) == (str(photos), str(tmp_path / "out"))
+    assert trainer.starts[0][0][-1] == str(tmp_path / "out" / "frog.run" / "config.toml")
+    (snapshot,) = (tmp_path / "out").glob("frog_*.json")
+    assert json.loads(snapshot.read_text())["train_data_dir"] == str(photos)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert kohyakit("resume", "../out/frog.run", "--to-end").exit_code == 1  # no state; but everything is found
+    assert kohyakit("plan", snapshot, "--set", "overwrite=true").exit_code == 0
 
 
 def test_only_some_options_may_change_on_an_exact_resume(kohyakit, cut: Path, trainer) -> None:

@@ -105,6 +105,28 @@ def test_a_failure_names_cause_advice_and_what_was_saved(kohyakit, preset, train
     assert "frog-000001.safetensors" in found.stderr
 
 
+def test_a_failure_gives_a_command_that_mends_it(kohyakit, preset, trainer, tmp_path: Path) -> None:
+    trainer.code, trainer.lines, trainer.steps, trainer.leaves = 3, ("OSError: [Errno 24] Too many open files",), 5, ()
+    found = json.loads(kohyakit("launch", preset(max_data_loader_n_workers=2), "--json").stdout)
+    assert found["keys"] == ["max_data_loader_n_workers", "persistent_data_loader_workers"]
+    assert found["fix"].startswith(f"kohyakit launch {tmp_path / 'frog.json'} --overwrite --set max_data_loader_n_wo")
+    state = tmp_path / "out" / "frog.run" / "state-00000004"
+    state.mkdir()
+    (state / "complete").write_text("{}")
+    found = kohyakit("launch", preset(max_data_loader_n_workers=2), "--overwrite")
+    assert "go on with: kohyakit launch" in found.stderr  # --overwrite has swept that state
+
+
+def test_out_of_memory_gives_the_memory_plans_changes(kohyakit, preset, trainer, full_size, tmp_path) -> None:
+    trainer.code, trainer.lines, trainer.steps = 3, ("torch.OutOfMemoryError: CUDA out of memory.",), 5
+    trainer.leaves = ("frog-000001.safetensors",)
+    file = preset(gradient_checkpointing=False, pretrained_model_name_or_path=full_size, max_resolution="512,512")
+    found = kohyakit("launch", file, "--set", "max_bucket_reso=1024")
+    fix = found.stderr.partition("go on with: ")[2]
+    assert fix.startswith(f"kohyakit resume {tmp_path / 'out' / 'frog.run'} --steps 7 --set ")
+    assert "gradient_checkpointing=true" in fix
+
+
 @pytest.mark.parametrize(
     ("code", "lines", "steps", "ends"),
     [

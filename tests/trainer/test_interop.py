@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import load_file
 
 from schemas import TrainConfig
 from schemas.options import NetworkOptions
@@ -50,7 +51,7 @@ def test_diffusers_loads_the_lora_and_computes_what_the_trainer_does(
     family: str, network_args: list[str], start: Start, base_models: dict[str, Path], tmp_path: Path
 ) -> None:
     options = {"network_args": network_args} if network_args else {}
-    assert start(family, max_train_steps=2, learning_rate=3e-2, **options) == 0
+    assert start(family, max_train_steps=2, learning_rate=3e-2, save_peft=True, **options) == 0
     file = tmp_path / "out" / "n0m3.safetensors"
     config = TrainConfig(pretrained_model_name_or_path=str(base_models[family]))
     load = get(family).load
@@ -59,6 +60,9 @@ def test_diffusers_loads_the_lora_and_computes_what_the_trainer_does(
     plain = latents_of(pipe)
     pipe.load_lora_weights(str(file.parent), weight_name=file.name)
     theirs = latents_of(pipe)
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(str(file.parent), weight_name="n0m3.peft.safetensors")
+    copied = latents_of(pipe)
 
     models = load(config, dtype=torch.float32)
     targets = get(family).targets(models)
@@ -69,3 +73,48 @@ def test_diffusers_loads_the_lora_and_computes_what_the_trainer_does(
     change = (ours - plain).norm()
     assert change > 0.01 * plain.norm()
     assert (theirs - ours).norm() < 1e-3 * change
+    assert (copied - ours).norm() < 1e-3 * change
+
+
+KINDS: list[tuple[str, dict[str, Any], str]] = [
+    ("sdxl", {"network_module": "networks.dylora", "network_args": ["unit=2"]}, "lora_up.weight"),
+    ("sd15", {"network_module": "networks.lora_fa", "network_args": ["conv_dim=2"]}, "lora_up.weight"),
+    ("sd15", {"network_module": "networks.oft", "network_alpha": 0.1}, "oft_blocks"),
+    ("sdxl", {"network_module": "networks.loha", "network_args": ["conv_dim=2"]}, "hada_w2_a"),
+    ("sd15", {"network_module": "networks.lokr", "network_args": ["factor=4"]}, "lokr_w1"),
+    ("sd15", {"network_module": "lycoris.kohya", "network_args": ["algo=locon", "dora_wd=True"]}, "dora_scale"),
+]
+
+
+@pytest.mark.parametrize(("family", "options", "ending"), KINDS, ids=[str(kind[1]["network_module"]) for kind in KINDS])
+def test_every_kind_trains_and_goes_on_from_its_own_file(
+    family: str, options: dict[str, Any], ending: str, start: Start, tmp_path: Path
+) -> None:
+    assert start(family, max_train_steps=2, gradient_checkpointing=True, **options) == 0
+    first = load_file(tmp_path / "out" / "n0m3.safetensors")
+    learnt = [name for name, tensor in first.items() if name.endswith(ending) and tensor.any()]
+    assert len(learnt) > 50
+    again = {"network_weights": tmp_path / "out" / "n0m3.safetensors", "output_name": "more", "learning_rate": 1e-9}
+    assert start(family, max_train_steps=1, dim_from_weights=True, **options, **again) == 0
+    second = load_file(tmp_path / "out" / "more.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+
+
+def test_a_plug_in_named_in_trust_trains_and_goes_on(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # LyCORIS' entry point under a name of its own: a plug-in as users have them
+    (tmp_path / "their_network.py").write_text(
+        "from lycoris.kohya import create_network, create_network_from_weights\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {"network_module": "their_network", "network_args": ["algo=loha", "preset=attn-mlp"]}
+    assert start("sd15", max_train_steps=1, **options) == 1  # not trusted
+    assert start("sd15", max_train_steps=2, trust="their_network", scale_weight_norms=1, **options) == 0
+    first = load_file(tmp_path / "out" / "n0m3.safetensors")
+    assert any(name.endswith("hada_w2_a") and tensor.any() for name, tensor in first.items())
+    again = {"network_weights": tmp_path / "out" / "n0m3.safetensors", "output_name": "more", "learning_rate": 1e-9}
+    assert start("sd15", max_train_steps=1, trust="their_network", **options, **again) == 0
+    second = load_file(tmp_path / "out" / "more.safetensors")
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)

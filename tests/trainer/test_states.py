@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from schemas.problems import ConfigError
+from trainer import states
 from trainer.checkpoint import load_state, newest_state, save_state
 
 SHAPE = (64, 96)  # above the size from which 8-bit optimizers really use 8 bits
@@ -137,7 +138,30 @@ def test_state_of_another_run_is_refused_with_the_part(tmp_path):
 
 
 def test_states_that_run_code_are_refused(tmp_path):
-    save_state(tmp_path / "s", run("AdamW", 1), {"step": 1})
-    torch.save({"x": tmp_path}, tmp_path / "s" / "optimizer.pt")
+    class Harmful:
+        def state_dict(self):
+            return {"x": tmp_path}
+
+    save_state(tmp_path / "s", {"optimizer": Harmful()}, {"step": 1})
     with pytest.raises(ConfigError, match="optimizer"):
-        load_state(tmp_path / "s", run("AdamW", 0))
+        load_state(tmp_path / "s", {"optimizer": run("AdamW", 0)["optimizer"]})
+
+
+def test_a_state_with_a_file_cut_short_is_none(tmp_path):
+    for step in (1, 2):
+        save_state(tmp_path / f"state-{step}", run("AdamW", 1), {"step": step})
+    whole = (tmp_path / "state-2" / "optimizer.pt").read_bytes()
+    (tmp_path / "state-2" / "optimizer.pt").write_bytes(whole[:-1])
+    assert newest_state(tmp_path) == tmp_path / "state-1"
+    (tmp_path / "state-1" / "optimizer.pt").unlink()
+    assert newest_state(tmp_path) is None
+
+
+def test_a_removal_cut_off_leaves_no_state(tmp_path, monkeypatch):
+    save_state(tmp_path / "state-1", run("AdamW", 1), {"step": 1})
+    monkeypatch.setattr(states.shutil, "rmtree", lambda *rest, **more: None)
+    states.remove_state(tmp_path / "state-1")
+    assert newest_state(tmp_path) is None
+    monkeypatch.undo()
+    states.sweep_states(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -93,4 +93,3 @@ def _weight(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"has {text!r}, which is not a number")
     return value
-

@@ -147,9 +147,7 @@ def planned_shapes(targets: Sequence[Target], options: NetworkOptions, args: Lor
 def _block_shape(args: LoraArgs, block: int, three: bool, rank: int, alpha: float) -> tuple[int, float]:
     if args.lr_weight is not None and args.lr_weight[block] == 0:
         return 0, alpha
-    dims, alphas = (
-        (args.conv_block_dims, args.conv_block_alphas) if three else (args.block_dims, args.block_alphas)
-    )
+    dims, alphas = (args.conv_block_dims, args.conv_block_alphas) if three else (args.block_dims, args.block_alphas)
     return rank if dims is None else dims[block], alpha if alphas is None else alphas[block]
 
 
@@ -219,9 +217,7 @@ def loading_notes(loaded: Loaded, key: str = "network_weights") -> list[Problem]
     return [Problem(code="partial-load", severity="warning", key=key, must=must, got=first)]
 
 
-def inject(
-    models: Models, targets: Sequence[Target], layer: Callable[[str, Any], KohyaLayer]
-) -> dict[str, KohyaLayer]:
+def inject(models: Models, targets: Sequence[Target], layer: Callable[[str, Any], KohyaLayer]) -> dict[str, KohyaLayer]:
     """kohya key -> the frozen layer that peft has put in the place of each target's module; `layer` makes it."""
     bases = find_modules(models, targets)
     keys = {base: key for key, base in bases.items()}

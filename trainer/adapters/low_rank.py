@@ -47,7 +47,7 @@ class _LowRank(torch.autograd.Function):
         if needs_x:
             grad_x = (grad @ weight).addmm_(grad_h, a).view(ctx.shape).to(ctx.dtypes[0])
         if needs_a:
-            grad_a = (grad_h.t() @ x).to(ctx.dtypes[1])
+            grad_a = (x.t() @ grad_h).t().to(ctx.dtypes[1])  # this way round is the faster product
         if needs_b:
-            grad_b = (grad.t() @ h).mul_(ctx.scale).to(ctx.dtypes[2])
+            grad_b = (h.t() @ grad).t().mul_(ctx.scale).to(ctx.dtypes[2])
         return grad_x, None, None, grad_a, grad_b, None, None

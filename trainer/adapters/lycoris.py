@@ -123,7 +123,10 @@ def module_from_weights(key: str, base: nn.Module, weights: Mapping[str, Tensor]
         if kind.algo_check(weights, key):
             try:
                 with torch.no_grad():
-                    return _from_tensors(kind, key, base, kind.extract_state_dict(weights, key))
+                    made = _from_tensors(kind, key, base, kind.extract_state_dict(weights, key))
+                    if kind is LokrModule and made.use_w1 and made.use_w2 and f"{key}.alpha" in weights:
+                        made.alpha.fill_(float(weights[f"{key}.alpha"]))  # of no effect, but the file's to keep
+                    return made
             except (RuntimeError, ValueError, TypeError, NotImplementedError) as fault:
                 raise error("wrong-family", f"{key} does not fit the base model: {fault}", key="network_weights",
                             fix="use a file of the base model's own family") from fault  # fmt: skip

@@ -99,9 +99,7 @@ def read_preset(name: str) -> Preset:
     )
 
 
-def choose(
-    models: Models, targets: Sequence[Target], preset: Preset, *, parts: set[str], norms: bool
-) -> list[Choice]:
+def choose(models: Models, targets: Sequence[Target], preset: Preset, *, parts: set[str], norms: bool) -> list[Choice]:
     """Every module that the preset adapts, in the order of the trees, each once."""
     choices: dict[str, Choice] = {}
     present = dict.fromkeys(target.part for target in targets if target.part in parts)

@@ -13,6 +13,7 @@ from trainer.adapters.blocks import block_values, lr_weights
 
 Number = TypeVar("Number", int, float)
 
+
 @dataclass(frozen=True)
 class LoraPlus:
     """Ratios of the up matrices' rate to the down matrices' (Hayou et al. 2024); None leaves them equal."""

@@ -118,7 +118,8 @@ class Judge:
             if not unset(raw) and key.name not in ("block_lr", "use_wandb"):
                 self._say("no-effect", key.name, why, "warning", raw)
             return Fate("no-effect", None, None, why)
-        value = self.effective(target.argument)
+        name, sent = self.network.get(target.name, ("", None))
+        value = self.effective(target.argument) if target.role != "network" else f"{name}={sent}" if name else None
         if self.form.taken.get(target.name) == key.name:
             return Fate("renamed", target.argument, value, f"the old name of {target.name}; Kohya converts it on load")
         if raw is None or self._says_the_same(key, target, raw):
@@ -226,6 +227,10 @@ class Judge:
         return self._dropped(key, argument, value, form_value)
 
     def _sent(self, key: Key, argument: str, value: Any, form_value: Any) -> Fate:
+        if argument == "train_inpainting":
+            why = "newer trainers mask the pictures with it; here the whole picture is learnt"
+            self._say("no-effect", key.name, f"has no effect: {why}", "warning", form_value)
+            return Fate("no-effect", argument, None, why)
         if argument in self.draft.arguments or argument in self.draft.carry.get("arguments", {}):
             return Fate("used", argument, value)
         if argument.startswith("sample_every"):

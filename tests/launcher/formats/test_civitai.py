@@ -214,8 +214,8 @@ def test_what_the_site_cannot_say_is_listed() -> None:
         }
     )
     assert [line.split(" = ")[0] for line in lost] == [
-        "optimizer_type",
         "resolution",
+        "optimizer_type",
         "lr_scheduler",
         "max_train_steps",
         "seed",
@@ -223,3 +223,9 @@ def test_what_the_site_cannot_say_is_listed() -> None:
         "networkDim",
     ]
     assert "secret" not in str(lost)
+
+
+def test_a_size_that_is_none_is_lost_and_said() -> None:
+    text, lost = write({"resolution": "wide"})
+    assert json.loads(text)["resolution"] == 512
+    assert any(line.startswith("resolution = wide") for line in lost)

@@ -128,3 +128,8 @@ def test_each_option_knows_its_own_line() -> None:
 
 def test_variables_before_the_command_belong_to_it() -> None:
     assert values(read(f"CUDA_VISIBLE_DEVICES=0 {START} --seed 1")) == {"seed": 1}
+
+
+def test_a_quoted_semicolon_ends_no_command() -> None:
+    draft = read("accelerate launch train_network.py --caption_extension ';' --seed 3")
+    assert {name: setting.value for name, setting in draft.arguments.items()} == {"caption_extension": ";", "seed": 3}

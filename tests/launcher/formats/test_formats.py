@@ -126,3 +126,12 @@ def test_absurd_numbers_are_refused_not_stumbled_over(tmp_path: Path, text: str,
             from_flat({name: setting.value for name, setting in read(tmp_path / "a.txt").arguments.items()})
         found.add(fault.value.problems[-1].code)
     assert found == codes
+
+
+@pytest.mark.parametrize(("text", "line"), [('{"a": 1,', 1), ("hello world\n", 1), ('{\n "a": 1\n "b": 2\n}', 3)])
+def test_broken_json_of_no_known_kind_is_answered_with_its_line(text: str, line: int, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read(file)
+    assert [(problem.code, problem.line) for problem in caught.value.problems] == [("not-json", line)]

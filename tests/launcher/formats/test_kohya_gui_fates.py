@@ -58,7 +58,7 @@ def test_every_key_of_every_age_has_a_fate() -> None:
         ("lora_network_weights", "w.safetensors", "renamed", "network_weights", "w.safetensors"),
         ("cache_latent", True, "renamed", "cache_latents", True),
         ("cache_latent", False, "no-effect", "cache_latents", True),
-        ("conv_dims", "", "renamed", "network_args", ()),
+        ("conv_dims", "", "renamed", "network_args", None),
         ("sdxl_min_timestep", 100, "no-effect", "min_timestep", None),
         ("use_wandb", "True", "renamed", "log_with", "wandb"),
         ("use_wandb", True, "no-effect", "log_with", None),

@@ -12,8 +12,8 @@ from trainer.checkpoint import load_weights, save_weights
 
 
 def oft(models, targets, *args, weights=None, **options):
-    options = {"network_module": "networks.oft", "network_dim": 4, "network_alpha": 0.5, "network_args": args, **options}
-    return attach(models, targets, NetworkOptions(**options), weights=weights)
+    options = {"network_dim": 4, "network_alpha": 0.5, "network_args": args, **options}
+    return attach(models, targets, NetworkOptions(network_module="networks.oft", **options), weights=weights)
 
 
 def run(models):

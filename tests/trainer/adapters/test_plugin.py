@@ -14,10 +14,11 @@ from schemas.problems import ConfigError
 from tests.trainer.adapters.conftest import Net, Text
 from trainer.adapters import attach, merge_by_plugin
 from trainer.adapters.plugin import attach_plugin, import_plugin
+from trainer.checkpoint import save_weights
 from trainer.families import Models
 
 # A bias on every Linear of the U-Net, in the form that the reference's plug-in interface asks for.
-SOURCE = '''
+SOURCE = """
 import torch
 from safetensors.torch import load_file, save_file
 CALLS = []
@@ -62,7 +63,7 @@ class Network(torch.nn.Module):
             module.bias.data += weights_sd[f"shifts.{index}"]
     def save_weights(self, file, dtype, metadata):
         save_file({name: tensor.detach().clone() for name, tensor in self.state_dict().items()}, file)
-'''
+"""
 
 
 @pytest.fixture
@@ -89,8 +90,9 @@ def test_it_is_created_applied_and_asked_for_groups(plugin):
     adapter = attached(models, network_dim=2, network_dropout=0.1, network_args=("depth=3=4",),
                        network_train_unet_only=True, gradient_checkpointing=True)  # fmt: skip
     groups = adapter.groups(TrainConfig(unet_lr=2e-4))
-    kwargs = {"depth": "3=4", "dropout": 0.1}
-    assert plugin.CALLS == [("create", 2, 1.0, 0.1, kwargs, True), ("apply", False, True), "checkpointing", "grad"]
+    created, *rest = plugin.CALLS
+    assert created == ("create", 2, 1.0, 0.1, {"depth": "3=4", "dropout": 0.1}, True)
+    assert rest == [("apply", False, True), "checkpointing", "grad"]
     assert [(group["lr"], len(group["params"])) for group in groups] == [(2e-4, 1)]
 
 
@@ -125,8 +127,6 @@ def test_it_follows_the_modes_and_moves_of_the_unet(plugin):
 
 
 def test_weights_are_saved_and_read_by_the_network_itself(plugin, tmp_path):
-    from trainer.checkpoint import save_weights
-
     models = bare()
     adapter = attached(models)
     nn.init.ones_(adapter.network.shifts[0])
@@ -145,8 +145,6 @@ def test_weights_are_saved_and_read_by_the_network_itself(plugin, tmp_path):
 
 def test_foreign_weights_are_refused(plugin, tmp_path):
     """Trap T25."""
-    from trainer.checkpoint import save_weights
-
     save_weights(tmp_path / "a.safetensors", {"other": torch.ones(2)}, {})
     with pytest.raises(ConfigError, match="matches no tensor"):
         attached(bare(), network_weights=str(tmp_path / "a.safetensors"))

@@ -1,0 +1,86 @@
+"""Where a run goes on: after any change of the number of processes every batch of an epoch is used, none twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import TrainConfig
+from trainer.dataset.order import BatchIndex, shard
+from trainer.plan.steps import Steps, count
+from trainer.resuming import going_on, state_named
+from trainer.states import save_state
+
+
+def lengths(batches: int, processes: int, **options: Any) -> tuple[TrainConfig, Steps]:
+    config = TrainConfig(**options)
+    return config, count(config, batches, processes)
+
+
+def marks(batches: int, processes: int) -> dict[str, Any]:
+    return {"processes": processes, "batches": batches, "data": "d", "seed": 1}
+
+
+def dealt(batches: int, processes: int, rounds: range, shift: int) -> list[int]:
+    """Positions that `processes` use in those rounds, in order."""
+    every = [BatchIndex(0, (64, 64), (number,), number) for number in range(batches)]
+    shares = [shard(every, processes, rank, shift) for rank in range(processes)]
+    return [share[number].position for number in rounds for share in shares]
+
+
+@given(st.integers(1, 40), st.lists(st.tuples(st.integers(1, 5), st.integers(0, 9)), min_size=1, max_size=5))
+def test_no_batch_is_left_out_or_repeated_but_for_the_last_round(batches: int, starts: list[tuple[int, int]]) -> None:
+    progress: dict[str, Any] = {"step": 0, "epoch": 1, "batch": 0, **marks(batches, starts[0][0])}
+    used: list[int] = []
+    for number, (processes, rounds) in enumerate(starts):
+        config, steps = lengths(batches, processes, max_train_epochs=2)
+        place, _ = going_on(progress, marks(batches, processes), steps, config)
+        last = number == len(starts) - 1
+        end = steps.batches_per_epoch if last else min(place["batch"] + rounds, steps.batches_per_epoch)
+        used += dealt(batches, processes, range(place["batch"], end), place["shift"])
+        progress = {**place, "batch": end, **marks(batches, processes)}
+    assert used[:batches] == list(range(batches))
+    assert len(used) - batches < max(processes for processes, _ in starts)
+
+
+def test_the_same_processes_go_on_exactly_there() -> None:
+    config, steps = lengths(10, 2, max_train_steps=20)
+    progress = {"step": 3, "epoch": 1, "batch": 3, "shift": 0, **marks(10, 2)}
+    assert going_on(progress, marks(10, 2), steps, config) == ({"step": 3, "epoch": 1, "batch": 3, "shift": 0}, [])
+
+
+def test_epochs_keep_their_length_and_the_change_is_told() -> None:
+    config, steps = lengths(12, 2, max_train_epochs=4)
+    place, notes = going_on({"step": 18, "epoch": 2, "batch": 6, **marks(12, 1)}, marks(12, 2), steps, config)
+    assert place == {"step": 9, "epoch": 2, "batch": 3, "shift": 0}
+    assert steps.total - place["step"] == 3 + 2 * 6
+    assert "1 -> 2 processes: equivalent, not bit for bit" in notes[0]
+
+
+def test_a_length_in_steps_stays_a_length_in_steps() -> None:
+    config, steps = lengths(12, 2, max_train_steps=40)
+    place, _ = going_on({"step": 18, "epoch": 2, "batch": 6, **marks(12, 1)}, marks(12, 2), steps, config)
+    assert place["step"] == 18
+
+
+def test_changed_data_are_told_and_never_lead_past_the_epoch() -> None:
+    config, steps = lengths(4, 1, max_train_epochs=3)
+    place, notes = going_on(
+        {"step": 9, "epoch": 1, "batch": 9, **marks(10, 1), "data": "x"}, marks(4, 1), steps, config
+    )
+    assert place == {"step": 4, "epoch": 1, "batch": 4, "shift": 0}
+    assert "have changed" in notes[0]
+
+
+def test_a_run_folder_stands_for_its_newest_state(tmp_path: Path) -> None:
+    run = tmp_path / "n0m3.run"
+    assert state_named(run, run) is None
+    assert state_named(None, run) is None
+    assert state_named(tmp_path, run) == tmp_path  # no state, no run folder: refused on loading
+    for step in (2, 4):
+        save_state(run / f"state-{step:08d}", {}, {"step": step})
+    assert state_named(run, run) == run / "state-00000004"
+    assert state_named(run / "state-00000002", run) == run / "state-00000002"
