@@ -83,6 +83,9 @@ class Moment:
             torch.cuda.synchronize()
         return cls(time.perf_counter(), time.process_time())
 
+    def __add__(self, other: Moment) -> Moment:
+        return Moment(self.wall + other.wall, self.work + other.work)
+
     def __sub__(self, earlier: Moment) -> Moment:
         return Moment(self.wall - earlier.wall, self.work - earlier.work)
 
@@ -101,25 +104,27 @@ class Measured:
 
 
 def alternating(measured: Measured, bare: Callable[[], None], *, profiled: bool) -> type[BatchLoader]:
-    """A loader that runs a bare step before every batch, and takes the loop's time until it asks for the next one."""
+    """A loader that runs a bare step between making a batch and giving it out, and takes the time of all three."""
 
     class Alternating(BatchLoader):
         def epoch(self, *place: Any, **more: Any) -> Iterator[Batch]:
             batches = super().epoch(*place, **more)
             while True:
                 watch = profiled and len(measured.bare) >= WARM_UP
+                with observed(measured, "whole", watch=watch):
+                    began = Moment.now()
+                    batch = next(batches, None)
+                    asking = Moment.now() - began
+                if batch is None:
+                    return
                 with observed(measured, "bare", watch=watch):
                     began = Moment.now()
                     bare()
                     measured.bare.append(Moment.now() - began)
                 with observed(measured, "whole", watch=watch):
                     began = Moment.now()
-                    batch = next(batches, None)
-                    if batch is None:
-                        measured.bare.pop()
-                        return
                     yield batch
-                    measured.whole.append(Moment.now() - began)
+                    measured.whole.append(asking + (Moment.now() - began))
 
     return Alternating
 
@@ -217,7 +222,7 @@ def _spread(ratios: list[float]) -> str:
 
 
 def _operators(measured: Measured, longest: int = 15) -> Iterator[str]:
-    count = len(measured.pairs())
+    count = len(measured.bare) - WARM_UP  # the last whole step is cut off only after its work
     whole, bare = measured.operators["whole"], measured.operators["bare"]
     more = {name: whole.get(name, 0.0) - bare.get(name, 0.0) for name in {*whole, *bare}}
     for name in sorted(more, key=lambda name: -abs(more[name]))[:longest]:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image, ImageDraw
 
 from benchmarks.results import NAME, differences, unsound
@@ -177,6 +178,8 @@ def _fork(words: list[str], environment: Mapping[str, str], log: Path, place: Pa
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
         os.environ.update(environment)
         torch.set_num_threads(1)
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._shared_state.clear()  # whoever called may have trained already
         writes = _count_writes(str(place), blow)
         from trainer.__main__ import main
 
