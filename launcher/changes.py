@@ -71,6 +71,8 @@ def _same_number(old: Any, new: Any) -> bool:
 
 def _data(plan: Plan, kept: Mapping[str, Any]) -> Iterator[Change]:
     """Pictures and captions added, removed and edited."""
+    if plan.checked.scan is None:  # not found at all, which is told as an error
+        return
     now, before = record.dataset_fingerprint(plan), kept.get("dataset") or {}
     if before.get("fingerprint") in (None, now["fingerprint"]):
         return
@@ -99,10 +101,14 @@ def _some(names: set[str]) -> str:
 
 
 def _model(plan: Plan, kept: Mapping[str, Any]) -> Iterator[Change]:
-    before = kept.get("model") or {}
-    now = record.model_fingerprint(plan.config.pretrained_model_name_or_path)
-    if before.get("fingerprint") and before["fingerprint"] != now.get("fingerprint"):
-        yield Change(f"the base model has changed: {before.get('name')} -> {now.get('name')}", "new run")
+    """What the frozen weights are, wherever they lie; files that are not found are told as errors."""
+    files = {"base model": ("model", plan.config.pretrained_model_name_or_path), "VAE": ("vae", plan.config.vae)}
+    for word, (name, file) in files.items():
+        before, now = kept.get(name), record.model_fingerprint(file)
+        if before is None or (file and "fingerprint" not in now):
+            continue
+        if before.get("fingerprint") != now.get("fingerprint"):
+            yield Change(f"the {word} has changed: {before.get('name')} -> {now.get('name')}", "new run")
 
 
 def _surroundings(plan: Plan, kept: Mapping[str, Any]) -> Iterator[Change]:

@@ -9,7 +9,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from schemas.problems import error
 
 PLUGINS = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 ROOT = Path(__file__).resolve().parent.parent
+NEUTRAL = Path(__file__).with_name("accelerate.json")  # says nothing that the command line does not say
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Accelerate:
     main_process_port: int | None = None
     config_file: str | None = None
     plugin: bool = False  # the config file names DeepSpeed, FSDP or the like
+
+    @property
+    def config_name(self) -> str:
+        """The trainer's input in the run folder, which machines may share: what the first one writes counts later."""
+        return f"config-{self.machine_rank}.toml" if self.machine_rank else "config.toml"
 
     @property
     def distributed(self) -> bool:
@@ -130,15 +136,30 @@ def read_accelerate_config(file: str) -> dict[str, Any]:
     return found
 
 
-def launch_command(launch: Accelerate, config_file: str | os.PathLike[str], python: str = sys.executable) -> list[str]:
-    """The whole command; `config_file` is the trainer's only argument."""
+def default_config() -> Path | None:
+    """The user's default of `accelerate config`, which is not used unless --accelerate-config names it."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    home = Path(os.path.expanduser(os.environ.get("HF_HOME") or os.path.join(cache, "huggingface")))
+    found = [home / "accelerate" / f"default_config.{kind}" for kind in ("yaml", "json")]
+    return next((file for file in found if file.is_file()), None)
+
+
+def launch_command(
+    launch: Accelerate, config_file: str | os.PathLike[str], trust: Sequence[str] = (), python: str = sys.executable
+) -> list[str]:
+    """The whole command: `config_file` is the trainer's only argument, beside the consent that no file can give."""
     words = [python, "-m", "accelerate.commands.launch", *launch_words(launch)]
-    return [*words, "-m", "trainer", "--config_file", os.fspath(config_file)]
+    words += ["-m", "trainer", "--config_file", os.fspath(config_file)]
+    return [*words, "--trust", *trust] if trust else words
 
 
 def launch_words(launch: Accelerate) -> list[str]:
-    """Options of `accelerate launch`. Several CPU processes need its distributed starter too, hence --multi_gpu."""
-    words = ["--config_file", launch.config_file] if launch.config_file else []
+    """Options of `accelerate launch`. Several CPU processes need its distributed starter too, hence --multi_gpu.
+
+    It always gets a file: without one it reads the user's default of `accelerate config`, and a run would be another
+    than the one planned.
+    """
+    words = ["--config_file", launch.config_file or str(NEUTRAL)]
     words += ["--dynamo_backend", "no", "--mixed_precision", launch.mixed_precision]
     words += ["--num_processes", str(launch.num_processes), "--num_machines", str(launch.num_machines)]
     words += ["--num_cpu_threads_per_process", str(launch.threads)]

@@ -68,9 +68,6 @@ def asked(resolved: Resolved) -> list[Problem]:
 def asked_by_sd_scripts(resolved: Resolved) -> list[Problem]:
     """What besides needs consent when sd-scripts trains: our own trainer does none of it."""
     found: list[Problem] = []
-    for name in UPLOADS:
-        if getattr(resolved.config, name) and _from_file(resolved.settings.get(name)):
-            found += _consent(resolved, name, "sends files to, or takes them from, another's account")
     dataset = resolved.config.dataset_class
     if dataset and not _trusted(resolved.config.trust, dataset):
         found.append(_untrusted("dataset_class", dataset))
@@ -106,6 +103,9 @@ def _outside(resolved: Resolved) -> Iterator[Problem]:
         inside = name == "console_log_file" and value and _inside(value, resolved.config.output_dir)
         if value and _from_file(setting) and not inside:
             yield from _consent(resolved, name, does)
+    for name in UPLOADS:
+        if getattr(resolved.config, name) and _from_file(resolved.settings.get(name)):
+            yield from _consent(resolved, name, "sends files to, or takes them from, an account on the hub")
     for name, does in TEXT_OUTSIDE.items():
         value, setting = getattr(resolved.config, name), resolved.settings.get(name)
         if not value or setting is None or setting.key != FREE_TEXT or not _from_file(setting):

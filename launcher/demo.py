@@ -1,9 +1,10 @@
-"""`kohyakit demo`: the whole job on drawn pictures and a random small model, typed out command by command."""
+"""`kohyakit demo`: the whole job on a small model of a drawn world, typed out command by command."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,14 +12,24 @@ from pathlib import Path
 
 import click
 
-from launcher.toy import TOKEN, write_photos
+from launcher.demo_sheet import Asked, Epoch, draw, previews, rated
+from trainer.toy.world import TOKEN
 
 PRESET = "toy"
-PHOTOS = 12
-SIDE = 256  # pixels; the preset trains at 64, smaller photos would be warned of
-REPEATS = 2
 NAME = "toyfrog"
+SHORT = 1  # the epoch whose LoRA is taken as under-trained, and continued
+MORE = 2  # epochs
 PACKAGES = Path(__file__).resolve().parent.parent  # where launcher, trainer and schemas lie
+TOY = PACKAGES / "trainer" / "toy"
+# What the preset's prompts ask for, in their order.
+ASKED = (
+    Asked("on grass"),
+    Asked("at night"),
+    Asked("in the snow"),
+    Asked("at sunset"),
+    Asked("on sand", "star"),
+    Asked("under water", "heart"),
+)
 
 
 class Failed(Exception):
@@ -55,23 +66,24 @@ def free_directory(wanted: Path) -> Path:
 
 def _demo(directory: Path) -> None:
     photos, data, results = directory / "photos", directory / "frog", directory / "frog" / "result_current"
-    model = directory / "tiny-model.safetensors"
     settings = {
-        "pretrained_model_name_or_path": str(model),
+        "pretrained_model_name_or_path": str(TOY / "sd15.safetensors"),
         "train_data_dir": str(data / "training_images"),
         "output_dir": str(results),
         "output_name": NAME,
     }
     sets = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
 
-    _heading(f"Photos and a model. Everything goes into {directory}")
-    write_photos(photos, PHOTOS, SIDE)
-    click.echo(f"drew {PHOTOS} captioned pictures of a frog called {TOKEN}: {photos}")
-    _write_model(model)
-    click.echo(f"wrote a small model of random numbers, in the form of a Stable Diffusion 1.5 checkpoint: {model}")
+    _heading(f"Photos. Everything goes into {directory}")
+    shutil.copytree(TOY / "frogs", photos)
+    click.echo(f"{len(list(photos.glob('*.png')))} captioned pictures of a frog called {TOKEN}: {photos}")
+    click.echo(
+        "The base model is a toy: 12 MB in the form of a Stable Diffusion 1.5 checkpoint, trained from nothing\n"
+        "on drawn shapes in six landscapes. It has never seen a frog, and its pictures have 64 pixels."
+    )
 
     _heading("1. From photos to a training folder")
-    _kohyakit("dataset", "prepare", str(photos), "--name", TOKEN, "--to", str(data), "--repeats", str(REPEATS))
+    _kohyakit("dataset", "prepare", str(photos), "--name", TOKEN, "--to", str(data), "--repeats", "1")
     _kohyakit("dataset", "check", str(data), "--resolution", "64,64")
 
     _heading(f"2. The preset {PRESET}: is it right, and what would it do?")
@@ -81,20 +93,29 @@ def _demo(directory: Path) -> None:
     _heading("3. Train")
     _kohyakit("launch", PRESET, *sets)
 
-    _heading("4. One epoch more, starting from the LoRA")
-    _kohyakit("resume", str(results / f"{NAME}.run"), "--epochs", "1")
+    _heading("4. Which epoch is best?")
+    _compared(results, NAME, directory / "epochs.png")
+
+    _heading(f"5. Epoch {SHORT} had too little. {MORE} epochs more, starting from its LoRA")
+    short = results / f"{NAME}-{SHORT:06d}.safetensors"
+    continued = f"{NAME}-continued"
+    _kohyakit("resume", str(short), "--epochs", str(MORE), "--set", f"output_name={continued}")
+    _compared(results, continued, directory / "continued.png")
 
     _heading("Done")
-    _farewell(results)
+    _farewell(directory, results)
 
 
-def _write_model(file: Path) -> None:
-    """By a process of its own, because it needs torch; what its libraries say is shown only when it fails."""
-    words = [sys.executable, "-P", "-m", "trainer.families.random_checkpoint", "--family", "sd15", "--tiny", str(file)]
-    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
-    if done.returncode:
-        click.echo(done.stdout + done.stderr, err=True)
-        raise Failed(done.returncode)
+def _compared(results: Path, name: str, sheet: Path) -> list[Epoch]:
+    """Prints what the previews of each epoch show, and draws the sheet."""
+    epochs = rated(previews(results / "sample", name), ASKED, environment())
+    click.echo(f"{'epoch':>8}  {'frogs':>6}  {'the rest':>9}  as read from the previews by a small classifier")
+    for epoch in epochs:
+        number = "before" if epoch.number == 0 else str(epoch.number)
+        click.echo(f"{number:>8}  {epoch.taught:>6.0%}  {epoch.kept:>9.0%}  {epoch.rating if epoch.number else ''}")
+    draw(epochs, sheet)
+    click.echo(f"side by side: {sheet}")
+    return epochs
 
 
 def _heading(text: str) -> None:
@@ -123,11 +144,10 @@ def environment() -> dict[str, str]:
     return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path}
 
 
-def _farewell(results: Path) -> None:
-    previews = sorted((results / "sample").glob("*.png"))
+def _farewell(directory: Path, results: Path) -> None:
+    _listed("the epochs side by side, from fixed seeds", sorted(directory.glob("*.png")))
     _listed("LoRA files, for any program that loads Kohya's", sorted(results.glob("*.safetensors")))
     _listed("the settings, which Kohya's GUI and kohyakit load", sorted(results.glob("*.json")))
-    _listed("previews (noise: the model is random)", previews[-1:])
     run = results / f"{NAME}.run"
     click.echo("\nWhat to type next:")
     for words, why in (

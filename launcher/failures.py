@@ -88,6 +88,25 @@ KINDS: tuple[Kind, ...] = (
         sets=("max_data_loader_n_workers=0", "persistent_data_loader_workers=false"),
     ),
     Kind(
+        "bad-cache",
+        "a cache file beside the pictures holds values that are no numbers",
+        (r"; cause: the (?:cache file|text outputs cached)",),
+        "delete the file that is named; it is made again",
+        "trainer.stopping.TrainingStopped: step 3: the loss is nan; cause: the cache file a/1_0512x0512_sd.npz holds "
+        "values that are no numbers: delete it, it is made again",
+        keys=("cache_latents_to_disk", "cache_text_encoder_outputs_to_disk"),
+    ),
+    Kind(
+        "bad-vae",
+        "the VAE makes no numbers of a picture",
+        (r"; cause: (?:the VAE makes no numbers|the latents of)",),
+        "no_half_vae=true where it runs in half precision, else another VAE",
+        "trainer.stopping.TrainingStopped: step 1: the loss is nan; cause: the VAE makes no numbers of a/1.png: set "
+        "no_half_vae",
+        keys=("no_half_vae", "vae", "mixed_precision"),
+        sets=("no_half_vae=true",),
+    ),
+    Kind(
         "nan",
         "the loss or a gradient became NaN or infinite",
         (r"the (?:loss|gradient norm) is (?:nan|-?inf)", r"(?i)\bnan\b.*\bdetected", r"(?i)loss is nan"),
@@ -182,7 +201,7 @@ KINDS: tuple[Kind, ...] = (
         "unsafe-file",
         "a .ckpt or .pt file holds more than numbers: opening it could run code",
         (r"Weights only load failed", r"Unsupported (?:global|class)", r"cannot be read as tensors alone"),
-        "take the .safetensors version of the model; such files are never opened",
+        "take the .safetensors version of the model, or, if you trust whoever made it, add --trust and the file's name",
         "_pickle.UnpicklingError: Weights only load failed. This file can still be loaded, to do so you have two "
         "options, do those steps only if you trust the source of the checkpoint.",
         keys=("pretrained_model_name_or_path", "vae", "network_weights"),

@@ -100,8 +100,6 @@ def _dataset() -> Keys:
     found = _arguments(dict.fromkeys([*DATASET_KEYS, *SUBSET_KEYS, *own]))
     found.used |= {"general", "datasets", "subsets", *(found.idle.keys() & {"conditioning_data_dir"})}
     found.idle.pop("conditioning_data_dir", None)
-    found.idle["custom_attributes"] = "nothing reads it"
-    found.used.discard("custom_attributes")
     return found
 
 

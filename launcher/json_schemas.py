@@ -33,7 +33,7 @@ DATASET_WORDS = {
     "alpha_mask": "Use the alpha channel as loss mask.",
     "class_tokens": "Caption of pictures that have none.",
     "cache_info": "Remember sizes and captions in the folder, for a faster start.",
-    "custom_attributes": "A table of your own; nothing reads it.",
+    "custom_attributes": "A table; diff_output_preservation = true holds these pictures to the bare model's output.",
     "batch_size": "Pictures per step (train_batch_size).",
     "num_repeats": "Times that each picture is seen per epoch.",
     "network_multiplier": "Strength of the adapter while this dataset is trained.",

@@ -126,6 +126,13 @@ def existing_results(resolved: Resolved) -> list[Path]:
     return [*found, run] if begun else found
 
 
+def bytes_there(resolved: Resolved) -> int:
+    """What the results of this run take on the disk already."""
+    places = existing_results(resolved)
+    files = [file for place in places for file in (place.rglob("*") if place.is_dir() else (place,))]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def overwrite_problem(resolved: Resolved) -> Problem | None:
     """Refusal to replace an earlier run, naming what is there."""
     if resolved.config.overwrite:

@@ -154,7 +154,8 @@ def make_plan(
     if options.keep_samples:
         checked, notes = keep_samples(checked, launch.num_processes)
         problems += notes
-    command = launch_command(launch, paths.run_folder(checked.resolved) / "config.toml")
+    config_file = paths.run_folder(checked.resolved) / launch.config_name
+    command = launch_command(launch, config_file, checked.resolved.config.trust)
     plan = Plan(checked, launch, command, problems=problems, fits=fits)
     return _with_numbers(plan, machine)
 
@@ -235,9 +236,12 @@ def _disk(resolved: Resolved, needed: int | None) -> list[Problem]:
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent
     free = shutil.disk_usage(parent).free
+    if needed and resolved.config.resume:
+        needed -= paths.bytes_there(resolved)
     if not needed or needed < free:
         return []
-    must = f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free in {parent}"
+    unit, size = ("GB", 1e9) if needed >= 1e9 else ("MB", 1e6)
+    must = f"needs about {needed / size:,.1f} {unit}, {free / size:,.1f} {unit} are free in {parent}"
     fix = "make room, save less often, or --set output_dir=FOLDER on another disk"
     return [resolved.placed(Problem(code="disk-full", key="output_dir", must=must, fix=fix))]
 

@@ -72,10 +72,10 @@ def _idle(resolved: Resolved, problem: Problem) -> None:
 
 
 def rules_say(resolved: Resolved, family: str | None) -> list[Problem]:
-    """Findings of `schemas.rules`, and the kinds of training that are not done here."""
-    from schemas import rules
+    """Findings of `schemas.rules`, pickles that would run code, and the kinds of training that are not done here."""
+    from schemas import pickles, rules
 
-    found = rules.check(resolved.config, family)
+    found = rules.check(resolved.config, family) + pickles.check(resolved.config)
     if resolved.draft.kind != "lora":
         must = f"is a {resolved.draft.kind} config; LoRA training is what is done here"
         found.append(Problem(code="unsupported-kind", must=must, file=resolved.draft.file, fix="use a LoRA config"))
@@ -106,6 +106,9 @@ def check_run(resolved: Resolved, machine: Machine | None = None, *, resuming: b
     scan, assignment, found = pictures(resolved, problems)
     problems += found
     if scan is not None:
+        from trainer.dataset.checks import bucket_steps
+
+        problems += [resolved.placed(problem) for problem in bucket_steps(scan.specs, resolved.config, family)]
         resolved, found = gui_steps(resolved, scan)
         problems += found
     return Checked(resolved, family or resolved.draft.family, unique(problems), adapted, scan, assignment)

@@ -39,6 +39,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "machine": machine(plan),
         "dataset": dataset_fingerprint(plan),
         "model": model_fingerprint(plan.config.pretrained_model_name_or_path),
+        "vae": model_fingerprint(plan.config.vae),
         "starts": [],
     }
 
@@ -192,11 +193,11 @@ def last_step(folder: Path) -> int | None:
 
 def newest_state(folder: Path) -> Path | None:
     """The whole state with the highest step."""
-    states = [path for path in folder.glob("state-*") if path.name[6:].isdigit() and _whole(path)]
+    states = [path for path in folder.glob("state-*") if path.name[6:].isdigit() and is_whole(path)]
     return max(states, key=lambda path: int(path.name[6:]), default=None)
 
 
-def _whole(state: Path) -> bool:
+def is_whole(state: Path) -> bool:
     """Whether every file that its last-written one lists has its full length."""
     try:
         sizes = json.loads((state / "complete").read_text(encoding="utf-8"))

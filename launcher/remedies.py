@@ -35,7 +35,12 @@ def fix_command(failure: Failure, plan: Plan, machine: Machine) -> str | None:
             words = {**resolved.sets, **words}
     for name, value in words.items():
         command += ["--set", f"{name}={value}"]
-    return quoted(command)
+    return quoted([*command, *consent_words(plan)] if command[1] == "resume" else command)
+
+
+def consent_words(plan: Plan) -> list[str]:
+    """--trust NAME for every name this run was given: a run folder cannot give it."""
+    return [word for name in plan.config.trust for word in ("--trust", name)]
 
 
 def _has_weights(folder: Path, name: str) -> bool:

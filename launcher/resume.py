@@ -20,6 +20,8 @@ from schemas.config import BadValue, read_value, table
 from schemas.problems import ConfigError, Problem, error, nearest
 
 Mode = Literal["resume", "continue"]
+# Places that may change on a resume, renamed or on another machine: what stands there is compared by its content.
+MOVABLE = ("train_data_dir", "reg_data_dir", "in_json", "pretrained_model_name_or_path", "vae")
 COPY = re.compile(r"(?P<name>.+?)(?P<copy>-\d{6}|-step\d{8})?\.(safetensors|ckpt|pt)")
 SNAPSHOT = re.compile(r"(?P<name>.+)_\d{8}-\d{6}\.json")
 
@@ -33,14 +35,17 @@ class Found:
     run: Path | None = None
     weights: Path | None = None
     source: Path | None = None  # a snapshot, or the LoRA itself, where there is no run folder
+    chosen: Path | None = None  # a state that was named instead of its run
 
     @property
     def state(self) -> Path | None:
-        return record.newest_state(self.run) if self.run else None
+        return self.chosen or (record.newest_state(self.run) if self.run else None)
 
     @property
     def cut_off(self) -> bool:
-        """Whether the last start of the run did not come to its end."""
+        """Whether the last start of the run did not come to its end, or is to be gone back on."""
+        if self.chosen:
+            return True
         starts = record.read_record(self.run).get("starts") if self.run else None
         return starts is not None and len(starts) > 0 and starts[-1].get("exit") != 0
 
@@ -63,6 +68,10 @@ def find(path: str) -> Found:
         raise error(
             "no-file", "does not exist", file=path, fix="name a run folder, a snapshot, an output folder or a LoRA"
         )
+    run = place.resolve().parent
+    if (run / "config.toml").is_file() and run.suffix == ".run":  # a part of a run folder, such as a state of it
+        found = _in_folder(run)
+        return replace(found, chosen=place) if place.is_dir() and record.is_whole(place) else found
     if place.is_dir():
         return _in_folder(place)
     if place.suffix == ".safetensors":
@@ -138,11 +147,15 @@ def _exact(found: Found, sets: Mapping[str, str]) -> Continuation:
     draft = _kept_draft(found, carried=False)
     _take_launch_words(draft, sets)
     _refuse_changes(draft, sets)
+    draft.arguments.pop("resume_from_huggingface", None)
     resolved = settle(draft, sets).change("resume", str(state), "computed")
     kept = record.read_record(found.run)
     progress = _json(state / "progress.json")
+    newest = record.newest_state(found.run)
     step, total = progress.get("step", "?"), (kept.get("steps") or {}).get("total", "?")
     said = [f"resume: exactly, from step {step} of {total}, state {state}"]
+    if newest is not None and newest.resolve() != state.resolve():
+        said.append(f"    goes back: newer states, down to {newest.name}, and their records in the log are dropped")
     if not kept:
         said += [f"    changed: {name}={value}" for name, value in sets.items()]
     return Continuation("resume", resolved, found, said, (kept.get("accelerate") or {}).get("num_processes"))
@@ -170,7 +183,7 @@ def _refuse_changes(draft: Draft, sets: Mapping[str, str]) -> None:
             same = read_value(option, text)[0] == read_value(option, before)[0]
         except BadValue:
             continue  # told by `settle`
-        if not option.resumable and not same:
+        if not (option.resumable or name in (*MOVABLE, "trust") or same):
             problems.append(
                 Problem(
                     code="not-on-resume",
@@ -207,6 +220,8 @@ def _kept_draft(found: Found, *, carried: bool) -> Draft:
                 draft.arguments[name] = Setting(str(held), "computed")
     draft.arguments["output_dir"] = Setting(str(found.output), "computed")
     draft.arguments["output_name"] = Setting(found.name, "computed")
+    for name in ("trust", "overwrite"):
+        draft.arguments.pop(name, None)  # consent was given for that start, and a run folder may be a stranger's
     return draft
 
 
@@ -235,6 +250,7 @@ def _further(found: Found, sets: Mapping[str, str], epochs: int | None, steps: i
     facts = lora_facts(found.weights)
     for name in (
         "resume",
+        "resume_from_huggingface",
         "initial_epoch",
         "initial_step",
         "skip_until_initial_step",
@@ -370,6 +386,7 @@ def start(
     if way.mode == "resume":
         run.write_config(plan)
         return run.start(plan, mode="resume", write=write, say=say, terminal=terminal)
-    keep_older(plan)
+    if not plan.launch.machine_rank:
+        keep_older(plan)
     run.prepare(plan)
     return run.start(plan, mode="continue", write=write, say=say, terminal=terminal)

@@ -15,15 +15,16 @@ from typing import Any
 
 from launcher import machine, paths, record
 from launcher.child import INTERRUPTED, Finished, run_child
-from launcher.command import environment
+from launcher.command import environment, launch_command, quoted
 from launcher.data import anchored, carried_files
 from launcher.failures import Failure, diagnose, last_error
 from launcher.files import secrets_of, without_secrets, write_bytes, write_text
 from launcher.plan import Plan
-from launcher.remedies import fix_command
+from launcher.remedies import consent_words, fix_command
 from launcher.spill import SpillWatch
 from schemas.config import write as config_text
 from schemas.problems import ConfigError, Problem, errors
+from trainer.plan.listing import listing
 
 FAILED = 3
 SECRET_VARIABLES = {"wandb_api_key": "WANDB_API_KEY", "huggingface_token": "HF_TOKEN"}
@@ -42,10 +43,17 @@ class Ended:
 
 
 def launch(plan: Plan, *, write: Callable[[bytes], Any], say: Callable[[str], Any], terminal: bool = False) -> Ended:
-    """Writes the run folder and trains. ConfigError, with nothing written, when the plan has errors."""
+    """Writes the run folder and trains; with debug_dataset it only shows the data, and writes nothing.
+
+    ConfigError, with nothing written, when the plan has errors.
+    """
     wrong = errors(plan.problems)
     if wrong:
         raise ConfigError(wrong)
+    if plan.config.debug_dataset and plan.checked.scan:
+        for line in listing(plan.checked.scan, plan.config):
+            write(f"{line}\n".encode())
+        return Ended(0, [])
     plan = settled(plan)
     probe_writing(plan)
     prepare(plan)
@@ -57,7 +65,7 @@ def settled(plan: Plan) -> Plan:
     resolved = anchored(plan.checked.resolved)
     if plan.config.seed is None:
         resolved = resolved.change("seed", random.SystemRandom().randrange(2**32), "computed")
-    command = [*plan.command[:-1], str(paths.run_folder(resolved) / "config.toml")]
+    command = launch_command(plan.launch, paths.run_folder(resolved) / plan.launch.config_name, resolved.config.trust)
     return replace(plan, command=command, checked=replace(plan.checked, resolved=resolved))
 
 
@@ -80,9 +88,16 @@ def probe_writing(plan: Plan) -> None:
 
 
 def prepare(plan: Plan) -> None:
-    """Everything that a run leaves before its first step: config, source, carried files, record, snapshot."""
+    """Everything that a run leaves before its first step: config, source, carried files, record, snapshot.
+
+    Of several machines the first one does it; the others, which may share its disk, write only what they start from.
+    """
     resolved = plan.checked.resolved
     folder = paths.run_folder(resolved)
+    if plan.launch.machine_rank:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(plan)
+        return
     if resolved.config.overwrite:
         clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +114,9 @@ def write_config(plan: Plan) -> None:
     folder = paths.run_folder(resolved)
     for name, text in carried_files(resolved).items():
         write_text(folder / name, text)
-    write_text(folder / "config.toml", config_text(resolved.config))
+    write_text(
+        folder / plan.launch.config_name, config_text(replace(resolved.config, trust=()))
+    )  # consent is no file's to give
 
 
 def clear(folder: Path) -> None:
@@ -136,7 +153,8 @@ def start(
 ) -> Ended:
     """Runs the trainer in the run folder as it stands, and records begin and end."""
     folder = paths.run_folder(plan.checked.resolved)
-    record.begin(folder, plan, mode=mode)
+    if not plan.launch.machine_rank:
+        record.begin(folder, plan, mode=mode)
     variables = environment(plan.launch, os.environ)
     for name, secret in secrets_of(plan.config).items():
         variables.setdefault(SECRET_VARIABLES.get(name, name.upper()), secret)
@@ -160,14 +178,15 @@ def report(plan: Plan, finished: Finished, say: Callable[[str], Any], *, since: 
     outcome = code if code in (0, 1, INTERRUPTED) else FAILED
     if outcome == 1 and (last_error(finished.lines) or record.last_step(folder) is not None):
         outcome = FAILED  # Python itself ends with 1 too
-    record.end(folder, outcome)
+    if not plan.launch.machine_rank:
+        record.end(folder, outcome)
     saved, step = record.saved_files(plan, since), record.last_step(folder)
     total = plan.steps.total if plan.steps else None
     if outcome == 0:
         say(f"done: {saved[0] if saved else folder}")
         return Ended(0, saved, step)
     if outcome == INTERRUPTED:
-        say(f"interrupted at step {step or 0} of {total}")
+        say(f"interrupted at step {step or 0} of {total}{_lost(folder, step)}")
         failure = None
     elif outcome == 1:
         say("the trainer refused the input; nothing was trained")
@@ -184,13 +203,23 @@ def report(plan: Plan, finished: Finished, say: Callable[[str], Any], *, since: 
     return Ended(outcome, saved, step, failure, fix)
 
 
+def _lost(folder: Path, step: int | None) -> str:
+    """Where going on starts, if a second signal cut the run off before it could save."""
+    state = record.newest_state(folder)
+    if state is None:
+        return ", before there was anything to go on from"
+    kept = int(state.name[6:])
+    return f", which was not saved: going on starts again at step {kept}" if step is not None and kept < step else ""
+
+
 def _way_on(plan: Plan, failure: Failure | None, lines: Sequence[str], say: Callable[[str], Any]) -> str | None:
     """The command to go on with, said unless the trainer has said the same."""
     folder = paths.run_folder(plan.checked.resolved)
     if failure is not None:
         fix = fix_command(failure, plan, machine.this_machine())
     else:
-        fix = f"kohyakit resume {folder}" if record.newest_state(folder) else None
+        words = ["kohyakit", "resume", str(folder), *consent_words(plan)]
+        fix = quoted(words) if record.newest_state(folder) else None
     if fix is not None and not any(fix in line for line in lines[-20:]):
         say(f"go on with: {fix}")
     return fix

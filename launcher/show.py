@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher import paths
-from launcher.command import quoted
+from launcher.command import default_config, quoted
 from launcher.preflight import FAMILIES, Checked
 from launcher.processes import load_of
 
@@ -45,7 +45,16 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     for change in plan.checked.adapted:
         yield row("adapted", f"{change.argument}: {change.before!r} -> {change.after!r}, {change.why}")
     yield from fit_lines(plan)
+    yield from _launch_file(plan)
     yield row("command", quoted(plan.command))
+
+
+def _launch_file(plan: Plan) -> Iterator[str]:
+    """Which file of `accelerate config` counts; nothing where there is none."""
+    if plan.launch.config_file:
+        yield row("launch", f"settings of {plan.launch.config_file}, laid under the words of the command")
+    elif unused := default_config():
+        yield row("launch", f"{unused} is not used; --accelerate-config FILE would use it")
 
 
 def _network(plan: Plan) -> str:

@@ -186,7 +186,10 @@ def _number(option: Option, value: Any) -> tuple[float | int, str | None]:
         text = str(value).strip()
         try:
             if option.marks.get("ratio") and text.endswith("%"):
-                return float(text[:-1]) / 100, "per cent read as a share"
+                share = float(text[:-1]) / 100
+                if not 0 <= share <= 1:
+                    raise BadValue(_must(option))
+                return share, "per cent read as a share"
             number = int(text) if text.lstrip("+-").isdigit() and len(text) < 40 else float(text)
         except ValueError:
             raise BadValue(_must(option)) from None
@@ -207,13 +210,11 @@ def _read_int(option: Option, value: Any) -> tuple[int | None, str | None]:
 
 def _read_float(option: Option, value: Any) -> tuple[float | int, str | None]:
     number, note = _number(option, value)
-    if option.marks.get("ratio"):
-        if isinstance(number, int) or (number >= 1 and number == int(number)):
-            return int(number), note
-        if number >= 1:
+    if option.marks.get("ratio") and (isinstance(number, int) or number > 1):
+        if number != int(number):
             raise BadValue(_must(option))
-        return number, note
-    return float(number), note
+        return int(number), note
+    return float(number), note  # of a ratio: the share of the run, 1.0 being the whole of it
 
 
 def _read_text(option: Option, value: Any) -> tuple[str | None, str | None]:
@@ -237,7 +238,7 @@ def _must(option: Option) -> str:
         return "must be one of " + ", ".join(option.choices)
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[option.kind]
     if option.marks.get("ratio"):
-        words = "a whole number of steps, or a share below 1"
+        words = "a whole number of steps, or a share of the run (a decimal up to 1.0, or per cent)"
     bounds = [
         f"{said} {option.marks[mark]}"
         for mark, said in (("ge", "at least"), ("gt", "more than"), ("le", "at most"))

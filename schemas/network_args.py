@@ -81,11 +81,11 @@ NETWORK_ARGS: dict[str, NetworkArg] = {
         "full, convolutions included",
     ),
     "use_tucker": NetworkArg("Tucker decomposition of 3x3 convolutions.", "flag", "off"),
-    "use_cp": NetworkArg("Old name of use_tucker.", "flag", "off"),
+    "use_cp": NetworkArg("Old name of use_tucker; beside it, it decides.", "flag", "off"),
     "use_scalar": NetworkArg("A learned factor on each module.", "flag", "off"),
     "block_size": NetworkArg("Ranks trained together by LyCORIS's DyLoRA.", "integer", "4"),
     "factor": NetworkArg("LoKr: size of the small factor; -1 splits as evenly as it goes.", "integer", "-1"),
-    "decompose_both": NetworkArg("LoKr: decompose the small factor too.", "flag", "off"),
+    "decompose_both": NetworkArg("LoKr: decompose the small factor too; any text is yes, False too.", "flag", "off"),
     "train_norm": NetworkArg("Train normalisation layers too.", "flag", "off"),
     "constraint": NetworkArg("OFT: largest size of the rotation.", "number", "0, none"),
     "rescaled": NetworkArg("OFT: a learned scale on each module.", "flag", "off"),
@@ -97,8 +97,8 @@ NETWORK_ARGS: dict[str, NetworkArg] = {
     "bypass_mode": NetworkArg("Run the adapter beside the layer instead of adding it to the weight.", "flag", "off"),
     "rs_lora": NetworkArg("Scale by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023).", "flag", "off"),
     "unbalanced_factorization": NetworkArg("LoKr: let the factors be of unlike size.", "flag", "off"),
-    "rank_dropout_scale": NetworkArg("Scale what rank_dropout leaves.", "flag", "off"),
-    "train_on_input": NetworkArg("IA3: train the factor on the input side.", "flag", "off"),
+    "rank_dropout_scale": NetworkArg("Does nothing: LyCORIS does not pass it on.", "flag", "off"),
+    "train_on_input": NetworkArg("Does nothing: LyCORIS does not pass it on.", "flag", "off"),
 }
 
 

@@ -27,7 +27,7 @@ def opt(
     """One option: default, one sentence, closed or open bounds.
 
     `secret` values are never printed or written; `path` values name a file or folder; `resume` options may change when a
-    run is resumed; `sdxl` ones exist for SDXL only; `ratio` takes a whole number, or a share below 1; `kit` ones are not the reference's.
+    run is resumed; `sdxl` ones exist for SDXL only; `ratio` takes a whole number, or a share up to 1.0; `kit` ones are not the reference's.
     """
     facts = {"ge": ge, "gt": gt, "le": le}
     marks = {"secret": secret, "path": path, "resume": resume, "sdxl": sdxl, "ratio": ratio, "kit": kit}
@@ -62,7 +62,7 @@ class NetworkOptions:
     network_train_unet_only: bool = opt(False, "Train the U-Net's adapter only.")
     network_train_text_encoder_only: bool = opt(False, "Train the text encoders' adapters only.")
     dim_from_weights: bool = opt(False, "Take rank and alpha from network_weights.")
-    scale_weight_norms: float | None = opt(None, "Largest norm of an adapter's weights; larger ones are scaled down.", gt=0)
+    scale_weight_norms: float | None = opt(None, "Largest norm of an adapter's weights; larger ones are scaled down, 0 leaves them.", ge=0)
     base_weights: tuple[str, ...] = opt((), "LoRA files merged into the base model before training.", path=True)
     base_weights_multiplier: tuple[float, ...] = opt((), "Strength of each of those files.")
 
@@ -71,7 +71,7 @@ class NetworkOptions:
 class OptimizerOptions:
     """Optimizer, rates and length of the run."""
 
-    max_train_steps: int = opt(1600, "Length of the run in optimizer steps.", ge=1, resume=True)
+    max_train_steps: int = opt(1600, "Length of the run in optimizer steps.", ge=0, resume=True)
     max_train_epochs: int | None = opt(None, "Length of the run in epochs; overrides max_train_steps.", ge=1, resume=True)
     seed: int | None = opt(None, "Seed of everything random; drawn and recorded if unset.", ge=0, le=4294967295)
     gradient_accumulation_steps: int = opt(1, "Batches summed up into one step.", ge=1)
@@ -91,9 +91,9 @@ class SchedulerOptions:
     lr_scheduler_type: str = opt("", "A scheduler class of torch, or a dotted name that needs trust.")
     lr_scheduler_args: tuple[str, ...] = opt((), "Further arguments of the scheduler, each name=value.")
     lr_scheduler: str = opt("constant", "Shape of the learning-rate curve.")
-    lr_warmup_steps: int | float = opt(0, "Steps of rising rate; a number below 1 is a share of the run.", ge=0, ratio=True)
-    lr_decay_steps: int | float = opt(0, "Steps of falling rate at the end (warmup_stable_decay); below 1 a share.", ge=0, ratio=True)
-    lr_scheduler_num_cycles: int = opt(1, "Restarts of cosine_with_restarts.", ge=1)
+    lr_warmup_steps: int | float = opt(0, "Steps of rising rate; a decimal up to 1.0 is a share of the run.", ge=0, ratio=True)
+    lr_decay_steps: int | float = opt(0, "Steps of falling rate at the end (warmup_stable_decay); a decimal up to 1.0 is a share.", ge=0, ratio=True)
+    lr_scheduler_num_cycles: int = opt(1, "Restarts of cosine_with_restarts.", ge=0)
     lr_scheduler_power: float = opt(1.0, "Power of the polynomial schedule.")
     lr_scheduler_timescale: int | None = opt(None, "Time scale of the inverse_sqrt schedule.")
     lr_scheduler_min_lr_ratio: float | None = opt(None, "Lowest rate as a share of the highest.", ge=0, le=1)
@@ -105,8 +105,8 @@ class LossOptions:
 
     loss_type: Literal["l1", "l2", "huber", "smooth_l1"] = opt("l2", "How prediction and target are compared.")
     huber_schedule: Literal["constant", "exponential", "snr"] = opt("snr", "How the Huber threshold depends on the noise level.")
-    huber_c: float = opt(0.1, "Huber threshold.", gt=0)
-    huber_scale: float = opt(1.0, "Factor on the Huber threshold.", gt=0)
+    huber_c: float = opt(0.1, "Huber threshold.", ge=0)
+    huber_scale: float = opt(1.0, "Factor on the Huber threshold.", ge=0)
     prior_loss_weight: float = opt(1.0, "Weight of regularisation pictures in the loss.", ge=0)
     masked_loss: bool = opt(False, "Weight the loss by a mask.")
     min_snr_gamma: float | None = opt(None, "Min-SNR loss weighting (Hang et al. 2023); 5 is usual.", ge=0)
@@ -156,9 +156,9 @@ class DataOptions:
     dataset_config: str | None = opt(None, "TOML or JSON that describes the datasets.", path=True)
     validation_seed: int | None = opt(None, "Seed of the split into training and validation; the run's seed if unset.", ge=0)
     validation_split: float = opt(0.0, "Share of the pictures kept aside for validation.", ge=0, le=1)
-    validate_every_n_steps: int | None = opt(None, "Validate every n steps.", ge=1, resume=True)
-    validate_every_n_epochs: int | None = opt(None, "Validate every n epochs.", ge=1, resume=True)
-    max_validation_steps: int | None = opt(None, "Most batches in one validation.", ge=1, resume=True)
+    validate_every_n_steps: int | None = opt(None, "Validate every n steps.", ge=0, resume=True)
+    validate_every_n_epochs: int | None = opt(None, "Validate every n epochs.", ge=0, resume=True)
+    max_validation_steps: int | None = opt(None, "Most batches in one validation.", ge=0, resume=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ class CaptionOptions:
     enable_wildcard: bool = opt(False, "Choose one of {a|b|c} and one line of a multi-line caption each time.")
     caption_prefix: str | None = opt(None, "Put before every caption.")
     caption_suffix: str | None = opt(None, "Put after every caption.")
-    token_warmup_min: int = opt(1, "Tags kept at the start of token warm-up.", ge=1)
+    token_warmup_min: int = opt(1, "Tags kept at the start of token warm-up.", ge=0)
     token_warmup_step: float = opt(0.0, "Steps (or share of the run, below 1) until all tags are used.", ge=0)
     caption_dropout_rate: float = opt(0.0, "Chance that a caption is dropped whole.", ge=0, le=1)
     caption_dropout_every_n_epochs: int = opt(0, "Drop all captions in every n-th epoch; 0 is never.", ge=0)
@@ -313,14 +313,14 @@ class MetadataOptions:
 class HubOptions:
     """Upload to the Hugging Face hub."""
 
-    huggingface_repo_id: str | None = opt(None, "Hub repository that saved files are uploaded to.")
-    huggingface_repo_type: str | None = opt(None, "Kind of that repository.")
-    huggingface_path_in_repo: str | None = opt(None, "Folder inside that repository.")
-    huggingface_token: str | None = opt(None, "Hub access token.", secret=True, resume=True)
-    huggingface_repo_visibility: str | None = opt(None, "private, or public.")
-    save_state_to_huggingface: bool = opt(False, "Upload states too.")
-    resume_from_huggingface: bool = opt(False, "Resume from a state on the hub.")
-    async_upload: bool = opt(False, "Upload in the background.")
+    huggingface_repo_id: str | None = opt(None, "Hub repository that saved files are uploaded to, too.", resume=True)
+    huggingface_repo_type: str | None = opt(None, "Kind of that repository: model, dataset or space.", resume=True)
+    huggingface_path_in_repo: str | None = opt(None, "Folder inside that repository; its top if unset.", resume=True)
+    huggingface_token: str | None = opt(None, "Hub access token; without it huggingface_hub's own login is used.", secret=True, resume=True)
+    huggingface_repo_visibility: str | None = opt(None, "private, or public: how a repository is made that is not there yet.", resume=True)
+    save_state_to_huggingface: bool = opt(False, "Upload states too.", resume=True)
+    resume_from_huggingface: bool = opt(False, "Resume from a state on the hub: resume is OWNER/REPO/PATH[:REVISION[:TYPE]].", resume=True)
+    async_upload: bool = opt(False, "Upload in the background.", resume=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,6 +23,8 @@ from safetensors.torch import load_file
 from benchmarks import torture
 from benchmarks.torture import Blow, Case, make_inputs, new_place, start, words_of
 from launcher.command import Accelerate, environment, free_port, launch_command
+from schemas import TrainConfig
+from schemas import config as schema
 from trainer import connection, loop
 from trainer.states import newest_state
 
@@ -133,6 +136,17 @@ def test_a_process_that_fails_alone_tells_its_own_message(inputs: Path, tmp_path
     assert "1.png" in output(place, 1)
 
 
+def test_a_bad_cache_file_of_any_process_is_named_by_the_first(inputs: Path, tmp_path: Path) -> None:
+    place, options = tmp_path / "run", {"cache_latents_to_disk": True, "max_train_epochs": 1}
+    assert train(inputs, place, 1, **options) == [0]
+    broken = min((place / "data" / "2_n0m3").glob("*.npz"))
+    arrays = dict(np.load(broken))
+    np.savez(broken, **{**arrays, "latents": arrays["latents"] * np.nan})
+    assert train(inputs, place, 2, again=True, overwrite=True, skip_cache_check=True, **options) == [3, 3]
+    assert f"cause: the cache file {broken} holds" in output(place)
+    assert "the weights of step" in output(place)
+
+
 def test_the_self_test_names_whom_it_does_not_reach() -> None:
     with socket.create_server(("127.0.0.1", 0)) as open_door, socket.create_server(("127.0.0.1", 0)) as door:
         closed = door.getsockname()[1]
@@ -158,7 +172,7 @@ def launched(inputs: Path, place: Path, port: int, *, rank: int | None = None, *
     )  # fmt: skip
     words = launch_command(launch, "unused")
     case = Case("launched", {**EVEN, **options}, 2)
-    return [*words[: words.index("--config_file")], *words_of(case, inputs, place)]
+    return [*words[: words.index("trainer") + 1], *words_of(case, inputs, place)]
 
 
 def variables() -> dict[str, str]:
@@ -280,14 +294,27 @@ def on_machines(machines: tuple[str, str], commands: list[list[str]], env: Mappi
     return [f"{text}\nreturncode {child.returncode}" for text, child in zip(said, children, strict=True)]
 
 
+def launch_here(config: Path, rank: int, port: int, *more: str) -> list[str]:
+    """`kohyakit launch` as it is typed on machine `rank` of two."""
+    return [sys.executable, "-m", "launcher", "launch", str(config), "--processes", "2", "--machines", "2",
+            "--machine-rank", str(rank), "--main-ip", MAIN, "--main-port", str(port), *more]  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rights", [True] if may_make_machines() else [], ids=["network-namespaces"])
 def test_two_machines_equal_one(rights: bool, inputs: Path, tmp_path: Path, machines: tuple[str, str]) -> None:
     one, both = tmp_path / "one", new_place(inputs, tmp_path / "both")
     given = {"optimizer_type": "SGDNesterov", "learning_rate": 0.5}
     assert train(inputs, one, 1, gradient_accumulation_steps=2, **given) == [0]
+    options = {**torture.COMMON, **EVEN, **given, "train_data_dir": str(both / "data"), "output_dir": str(both / "out"),
+               "pretrained_model_name_or_path": str(inputs / "base.safetensors")}  # fmt: skip
+    (both / "run.toml").write_text(schema.write(TrainConfig(**options)), encoding="utf-8")
     port = free_port()
-    commands = [launched(inputs, both, port, rank=rank, **given) for rank in (0, 1)]
-    said = on_machines(machines, commands, variables())
+    commands = [launch_here(both / "run.toml", rank, port) for rank in (0, 1)]
+    said = on_machines(machines, commands, {**variables(), "PYTHONPATH": str(Path(__file__).parent.parent)})
     assert [text.rpartition("returncode ")[2] for text in said] == ["0", "0"], said
     assert far(one, both) < 1e-5
+    record = json.loads((both / "out" / "n0m3.run" / "run.json").read_text(encoding="utf-8"))
+    assert [start["exit"] for start in record["starts"]] == [0]  # the first machine alone keeps the record
+    kept, other = (schema.read(both / "out" / "n0m3.run" / name)[0] for name in ("config.toml", "config-1.toml"))
+    assert kept == other

@@ -43,6 +43,21 @@ def test_a_run_killed_in_its_cache_its_steps_and_its_saves_equals_an_undisturbed
     assert faults(CASES[2], inputs, tmp_path, blows, monkeypatch) == []
 
 
+# Inside a step, and between the files of a save; the slow test below hits anything.
+STRUCK = [
+    (CASES[0], [Blow(steps=1), Blow(write=14, late=2e-3)]),  # LoKr, accumulation, chance in the data
+    (CASES[3], [Blow(steps=1), Blow(write=40)]),  # schedule-free, previews, saves by epoch
+    (CASES[4], [Blow(steps=3, late=1e-3)]),  # states of 8 bits
+]
+
+
+@pytest.mark.parametrize(("case", "blows"), STRUCK, ids=lambda one: getattr(one, "name", "").replace(" ", "-"))
+def test_other_kinds_of_runs_are_gone_on_with_to_the_bit(
+    case: Case, blows: list[Blow], inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert faults(case, inputs, tmp_path, blows, monkeypatch) == []
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
 @pytest.mark.slow
 def test_any_kind_of_run_killed_at_random_equals_an_undisturbed_one(case: Case, inputs: Path, tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from schemas import ConfigError, Problem, TrainConfig, config, errors, rules, weights
+from schemas import ConfigError, Problem, TrainConfig, config, errors, pickles, rules, weights
 from schemas.derive import add_flags
+from trainer.dataset.checks import bucket_steps
 from trainer.dataset.files import Scan, scan
 from trainer.plan.adapt import adapt_to
+from trainer.plan.listing import listing
 
 FAILED, INTERRUPTED = 3, 130
 
@@ -37,6 +39,7 @@ def read_arguments(argv: Sequence[str]) -> tuple[TrainConfig, list[Problem]]:
     if file and not typed.get("output_config"):  # with that, it is the file to be written
         file = file if file.endswith(".toml") else f"{file}.toml"
         values, lines = config.read_values(file)
+        _refuse_consent(values, file, lines)
     else:
         lines = {}
     values.update(typed)
@@ -45,15 +48,23 @@ def read_arguments(argv: Sequence[str]) -> tuple[TrainConfig, list[Problem]]:
     return read, [note for note in notes if note.key not in typed]  # on a command line everything is text
 
 
+def _refuse_consent(values: dict[str, Any], file: str, lines: dict[str, int]) -> None:
+    """A file may be a stranger's: it cannot allow code to run."""
+    if values.get("trust"):
+        raise ConfigError([Problem(code="needs-consent", key="trust", got=values["trust"], file=file,
+                                   line=lines.get("trust"), must="is not a file's to give: only the command line can",
+                                   fix="remove it and, if you agree, give --trust NAME")])  # fmt: skip
+
+
 def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:
     """The family of the base model and what is trained on; raises ConfigError with everything that is wrong."""
-    problems = rules.check(read)
+    problems = rules.check(read) + pickles.check(read)
     if errors(problems):
         raise ConfigError(problems)
     family = family_of(read)
     problems = rules.check(read, family)
     found = scan(read)
-    problems += found.problems
+    problems += [*found.problems, *bucket_steps(found.specs, read, family)]
     if errors(problems):
         raise ConfigError(problems)
     return family, found, problems
@@ -98,7 +109,7 @@ def write_config(read: TrainConfig) -> int:
     target = Path(read.config_file if read.config_file.endswith(".toml") else f"{read.config_file}.toml")
     if target.exists():
         raise ConfigError([Problem(code="file-exists", key="config_file", got=str(target), must="must not exist yet")])
-    target.write_text(config.write(replace(read, output_config=False)), encoding="utf-8")
+    target.write_text(config.write(replace(read, output_config=False, trust=())), encoding="utf-8")
     return 0
 
 
@@ -120,6 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if first and not os.environ.get("KOHYAKIT_LAUNCHED"):
             for problem in [*notes, *problems]:
                 print(f"{problem.severity}: {problem}", file=sys.stderr)
+        if read.debug_dataset:
+            for line in listing(found, read) if first else ():
+                print(line)
+            return 0
         quiet()
         import torch
 
@@ -143,6 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "trainer.connection" in sys.modules and sys.modules["trainer.connection"].lost_peer(fault):
             print(f"{process()}another process of this run has ended; its own message says why, without one it was "
                   "killed, often for want of memory", file=sys.stderr)  # fmt: skip
+            return FAILED
+        stopping = sys.modules.get("trainer.stopping")
+        if stopping is not None and isinstance(fault, stopping.TrainingStopped):  # says all that there is to say
+            print(traceback.format_exception_only(fault)[-1].rstrip(), file=sys.stderr)
             return FAILED
         traceback.print_exc()
         return FAILED

@@ -17,7 +17,7 @@ from schemas.config import TrainConfig
 from schemas.problems import ConfigError, Problem
 from trainer import pixels as pictures
 from trainer.cache import LatentCache, unreadable
-from trainer.dataset.captions import process
+from trainer.dataset.draws import Drawn, Moment, draw
 from trainer.dataset.files import Sample, Scan
 from trainer.dataset.order import Assignment, BatchIndex, batches_per_epoch, epoch_batches, sample_rng, shard
 from trainer.families import Sizes
@@ -102,25 +102,20 @@ class _Maker(Dataset[Batch | _Fault]):
 
     def _sample(self, index: int, order: _Order, slot: int) -> _Made:
         sample, choice = self.scan.samples[index], self.assignment.choices[index]
-        subset = self.scan.subset(sample)
         rng = sample_rng(self.seed, order.epoch, order.batch.position, slot)
-        caption = process(
-            sample.caption, subset, rng=rng, epoch=order.epoch, step=order.step, max_train_steps=self.max_train_steps
-        )
-        flipped = subset.flip_aug and rng.random() < 0.5
+        moment = Moment(order.epoch, order.step, self.max_train_steps)
+        cached = self.cache is not None
+        drawn = draw(sample, self.scan.specs[sample.dataset], choice, rng, moment, cached=cached)
         if self.cache:
-            image, mask = self.cache.get(index, flipped), self._cached_mask(self.cache, index, flipped)
+            image, mask = self.cache.get(index, drawn.flipped), self._cached_mask(self.cache, index, drawn.flipped)
             target = image.shape[1] * 8, image.shape[2] * 8
         else:
-            image, mask = self._decoded(index, sample, flipped, rng)
+            image, mask = self._decoded(sample, drawn, rng)
             target = image.shape[1], image.shape[2]
-        left, top, right, _ = choice.crop_ltrb
-        crop = int(top), int(target[1] - right if flipped else left)
-        return _Made(image, caption, mask, ((sample.height, sample.width), crop, target))
+        return _Made(image, drawn.caption, mask, drawn.told(sample, target))
 
-    def _decoded(self, index: int, sample: Sample, flipped: bool, rng: random.Random) -> tuple[Tensor, Tensor | None]:
-        subset, choice = self.scan.subset(sample), self.assignment.choices[index]
-        place = pictures.offset(choice, anywhere=subset.random_crop, rng=rng)
+    def _decoded(self, sample: Sample, drawn: Drawn, rng: random.Random) -> tuple[Tensor, Tensor | None]:
+        subset, choice = self.scan.subset(sample), drawn.choice
         masked = subset.alpha_mask and sample.mask is None
         try:
             colours, mask = pictures.read(sample.path, alpha=masked)
@@ -128,14 +123,14 @@ class _Maker(Dataset[Batch | _Fault]):
                 mask = pictures.read_mask(sample.mask)
         except (OSError, ValueError, SyntaxError) as fault:
             raise unreadable(sample, fault) from None
-        colours = pictures.fit(colours, choice, place, subset.resize_interpolation)
+        colours = pictures.fit(colours, choice, choice.crop, subset.resize_interpolation)
         if subset.color_aug:
             colours = pictures.recolour(colours, rng)
         image = pictures.to_tensor(colours)
-        cover = (
-            None if mask is None else pictures.to_mask(pictures.fit(mask, choice, place, subset.resize_interpolation))
-        )
-        return (image.flip(-1), None if cover is None else cover.flip(-1)) if flipped else (image, cover)
+        cover = None
+        if mask is not None:
+            cover = pictures.to_mask(pictures.fit(mask, choice, choice.crop, subset.resize_interpolation))
+        return (image.flip(-1), None if cover is None else cover.flip(-1)) if drawn.flipped else (image, cover)
 
     def _cached_mask(self, cache: LatentCache, index: int, flipped: bool) -> Tensor | None:
         sample, mask = self.scan.samples[index], cache.mask(index)

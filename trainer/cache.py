@@ -280,6 +280,10 @@ class LatentCache:
             )
         return torch.from_numpy(array).float()
 
+    def file(self, index: int) -> Path | None:
+        """Where a sample's latents lie; None when they are in memory."""
+        return None if self.in_memory else self._files[index]
+
     def mask(self, index: int) -> Tensor | None:
         """Mask [1,H,W] in [0,1] from the picture's transparency, or None when it is not used."""
         if not self._masked(index):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from trainer.cache import TextCache
 from trainer.checkpoint import load_weights
 from trainer.dataset.files import Scan
 from trainer.dataset.order import assign, batches_per_epoch
-from trainer.families import Conditioning, Family, Models, get
+from trainer.families import Conditioning, Family, Models, Sizes, get
+from trainer.faults import stopped
+from trainer.fused import FusedBackward, can_fuse
 from trainer.optim import BuiltOptimizer, build_optimizer, build_scheduler
 from trainer.plan import marks
 from trainer.plan.steps import Steps, count
@@ -34,12 +36,16 @@ from trainer.prepare import (
     precision,
     ready_models,
 )
-from trainer.report import Progress, Record, StepLog, memory_in_use
+from trainer.preservation import marked, preserved
+from trainer.remarks import Movement, Remarks, empty_captions, resting_text_encoder
+from trainer.report import Progress, Record, StepLog, log_epoch, memory_in_use
 from trainer.results import Results
 from trainer.run_folder import RunFolder
-from trainer.stopping import StopRequest, TrainingStopped, not_finite
+from trainer.stopping import NotFinite, StopRequest
 from trainer.texts import TextStates
 from trainer.validation import Validation
+
+SMALLEST_SCALE = 1e-3  # of fp16's loss scaling, which begins at 65536: 26 steps in a row without a usable gradient
 
 
 @dataclass
@@ -80,7 +86,10 @@ class Run:
     texts: TextStates
     caches: Caches
     steps: Steps
+    data: Scan
     at: Position
+    fused: FusedBackward | None = None
+    norms: dict[str, float] = field(default_factory=dict)  # of the newest step, for the trackers
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -108,10 +117,18 @@ class Run:
         with self.accelerator.autocast():
             conditioning = self.conditioning(batch, cached)
             sizes = batch.sizes.to(latents.device)
-            predicted = self.family.predict(self.models.unet, noisy.to(self.unet_dtype), timesteps, conditioning, sizes)
+            predicted = self.predict(noisy, timesteps, conditioning, sizes)
+            rows = marked(batch.attributes)
+            if rows:
+                wanted = preserved(wanted, rows, self.adapter, self.predict, noisy, timesteps, (conditioning, sizes))
         weights, masks = batch.weights.to(latents.device), batch.masks
         masks = None if masks is None else masks.to(latents.device)
         return objective.loss(predicted, wanted, timesteps, weights, masks, self.config, self.schedule)
+
+    def predict(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning, sizes: Sizes
+    ) -> torch.Tensor:
+        return self.family.predict(self.models.unet, noisy.to(self.unet_dtype), timesteps, conditioning, sizes)
 
     @property
     def unet_dtype(self) -> torch.dtype:
@@ -135,24 +152,35 @@ class Run:
         parameters = self.adapter.parameters()
         self.share_gradients(parameters)
         self.scaler.unscale_(self.optimizer.optimizer)
-        norm = torch.zeros((), device=losses[0].device)
-        if self.config.max_grad_norm:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        norm = self.gradient_norm(parameters, losses[0].device)
         # All that the host must know comes over in one transfer, the only wait of a step.
         mine = torch.stack([torch.stack(losses).mean(), norm.float(), torch.tensor(float(stop), device=norm.device)])
         loss, length, stopping = self.accelerator.reduce(mine, "mean").tolist()
         if not math.isfinite(loss):
-            raise not_finite("loss", loss, self.config)
-        if not math.isfinite(length) and not self.scaler.is_enabled():  # the scaler skips such a step by itself
-            raise not_finite("gradient norm", length, self.config)
+            raise NotFinite("loss", loss)
+        if not math.isfinite(length) and not skipped_by(self.scaler):
+            raise NotFinite("gradient norm", length)
+        self.adapter.see_gradients()
         self.scaler.step(self.optimizer.optimizer)
         self.scaler.update()
         self.scheduler.step()
         self.optimizer.optimizer.zero_grad(set_to_none=True)
+        self.norms = self.adapter.norms()
         if self.config.scale_weight_norms:
-            self.adapter.apply_max_norm(self.config.scale_weight_norms)
+            scaled, mean, largest = self.adapter.apply_max_norm(self.config.scale_weight_norms)
+            self.norms |= {"max_norm/keys_scaled": scaled, "max_norm/max_key_norm": largest, "norm/avg_key_norm": mean}
         self.at.step += 1
         return loss, stopping > 0
+
+    def gradient_norm(self, parameters: list[torch.nn.Parameter], device: torch.device) -> torch.Tensor:
+        """The norm over all gradients, which are clipped to max_grad_norm where that is set."""
+        if self.fused:
+            return self.fused.norm(device)
+        if self.config.max_grad_norm:
+            return torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norms = torch._foreach_norm(gradients) if gradients else [torch.zeros((), device=device)]
+        return torch.linalg.vector_norm(torch.stack([norm.float() for norm in norms]))
 
     def share_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
         """Every process gets the mean of all gradients, in one transfer; a module skipped here counts as zero."""
@@ -172,6 +200,11 @@ class Run:
         return {str(group.get("name", index)): float(group["lr"]) for index, group in enumerate(groups)}
 
 
+def skipped_by(scaler: torch.amp.GradScaler) -> bool:
+    """Whether fp16's scaler skips a step without usable gradients and goes on; at some scale it has to succeed."""
+    return scaler.is_enabled() and scaler.get_scale() > SMALLEST_SCALE
+
+
 def first_position(config: TrainConfig, steps: Steps) -> Position:
     """Step 0, or what initial_step or initial_epoch say, the data before it skipped (the reference miscounts it)."""
     step = config.initial_step or (max(config.initial_epoch or 1, 1) - 1) * steps.updates_per_epoch
@@ -181,6 +214,17 @@ def first_position(config: TrainConfig, steps: Steps) -> Position:
                                    fix="raise max_train_steps or max_train_epochs")])  # fmt: skip
     epoch, within = divmod(step, steps.updates_per_epoch)
     return Position(step, epoch + 1, within * config.gradient_accumulation_steps)
+
+
+def fused_backward(run: Run, progress: Progress) -> FusedBackward | None:
+    """The hooks of fused_backward_pass where they change no number; says why there are none otherwise."""
+    if not run.config.fused_backward_pass:
+        return None
+    obstacle = can_fuse(run.config, run.steps.processes)
+    if obstacle:
+        progress.say(f"note: fused_backward_pass has no effect: {obstacle}")
+        return None
+    return FusedBackward(run.optimizer.optimizer)
 
 
 def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
@@ -199,7 +243,7 @@ def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
     steps = count(config, batches_per_epoch(assignment), accelerator.num_processes)
     results = Results(folder, config, steps, accelerator)
     results.prepare(found)
-    progress = Progress(steps.total, config, shown=accelerator.is_main_process)
+    progress = Progress(steps.total, config, shown=accelerator.is_main_process, window=steps.updates_per_epoch)
 
     # What is trained: frozen models, cached data, the adapter on top.
     family = get(family_name)
@@ -208,7 +252,7 @@ def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
     targets = family.targets(models)
     weights = None
     if config.network_weights and not is_plugin(config.network_module):  # plug-ins read their own files
-        weights = load_weights(Path(config.network_weights), targets, family_name)
+        weights = load_weights(Path(config.network_weights), targets, family_name, trust=config.trust)
     adapter = attach(models, targets, config, weights=weights, trust=config.trust)
     ready_models(models, adapter, config, accelerator, caches)
     for note in adapter.notes:
@@ -226,13 +270,17 @@ def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
     texts = TextStates(models, family, config, trained=trains_text)
     schedule = objective.noise_schedule(config.zero_terminal_snr, config.v_parameterization).to(accelerator.device)
     run = Run(config, accelerator, family, models, adapter, optimizer, scheduler, scaler, schedule, texts, caches,
-              steps, Position())  # fmt: skip
+              steps, found, Position())  # fmt: skip
     results.describe(run, found, assignment)
     if results.resumed:
         run.at = Position(**results.load_state(run))
         progress.say(f"resumed at step {run.at.step} of {steps.total} (epoch {run.at.epoch}) from {results.resumed}")
     else:
         run.at = first_position(config, steps)
+    run.fused = fused_backward(run, progress)
+    remarks = Remarks(folder.path, progress.say, main=accelerator.is_main_process)
+    remarks.add(empty_captions(found))
+    remarks.add(resting_text_encoder(adapter))
 
     loader = BatchLoader(found, assignment, config, seed=int(config.seed or 0), processes=steps.processes,
                          rank=accelerator.process_index, cache=caches.latents, max_train_steps=steps.total)  # fmt: skip
@@ -240,7 +288,7 @@ def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
     try:
         with StopRequest() as stop, results.told_when_full(run):
             results.begin(run)
-            interrupted = run_epochs(run, loader, results, progress, step_log, stop)
+            interrupted = run_epochs(run, loader, results, progress, step_log, stop, remarks)
             if not interrupted:
                 results.finish(run)
     finally:
@@ -252,10 +300,11 @@ def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
 
 
 def run_epochs(
-    run: Run, loader: BatchLoader, results: Results, progress: Progress, step_log: StepLog | None, stop: StopRequest
-) -> bool:
+    run: Run, loader: BatchLoader, results: Results, progress: Progress, step_log: StepLog | None, stop: StopRequest,
+    remarks: Remarks,
+) -> bool:  # fmt: skip
     """Steps until the end, with previews and saves at the marks; True when it was asked to stop and has saved."""
-    validation = Validation.of(run)
+    validation, movement = Validation.of(run), Movement(run.optimizer.optimizer, run.at.step, run.steps.total)
     at, steps, config = run.at, run.steps, run.config
     progress.begin(at.step)
     if marks.previews_at_start(config) and at.step == 0 and at.batch == 0:
@@ -265,6 +314,7 @@ def run_epochs(
     while at.step < steps.total:
         run.adapter.begin_epoch()
         losses: list[torch.Tensor] = []
+        batches: list[Batch] = []
         stopping, began = False, time.perf_counter()
         for batch in loader.epoch(at.epoch, start=at.batch, step=at.step, shift=at.shift):
             # ---------------------------------------------------------------------------------------- one step
@@ -272,17 +322,19 @@ def run_epochs(
             loss = run.training_loss(batch)
             run.scaler.scale(loss / config.gradient_accumulation_steps).backward()
             losses.append(loss.detach())
+            batches.append(batch)
             at.batch += 1
             if at.batch % config.gradient_accumulation_steps and at.batch < steps.batches_per_epoch:
                 continue
             rates = run.rates()
             try:
                 mean, stopping = run.update(losses, stop=stop.asked)
-            except TrainingStopped as fault:
-                raise results.rescued(run, fault) from None
+            except NotFinite as fault:
+                raise stopped(run, fault, batches, results, remarks) from None
             # -------------------------------------------------------------------------------------------------
             record = Record(at.step, at.epoch, mean, rates, time.perf_counter() - began, memory_in_use())
             progress.step(record)
+            remarks.add(movement.look(at.step), at.step)
             if step_log:
                 step_log.write(record)
                 results.draw_curves(run, record, progress.average)
@@ -295,10 +347,11 @@ def run_epochs(
             if validation and validation.due_at_step(at.step):
                 validation.measure(run, "step", progress)
             results.keep_state_when_due(run)
-            losses, began = [], time.perf_counter()
+            losses, batches, began = [], [], time.perf_counter()
         if at.batch == steps.batches_per_epoch or at.step == steps.total:
             if validation and validation.due_at_epoch(at.epoch):
                 validation.measure(run, "epoch", progress)
+            log_epoch(run.accelerator.trackers, progress.average, at.epoch, at.step)
             end_epoch(run, results)
         if stopping and at.step < steps.total:
             results.save_interrupted(run)

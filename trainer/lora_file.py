@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from torch import Tensor
 from schemas.problems import error
 from schemas.weights import lora_family, read_header
 from trainer.lora_keys import peft_settings, to_kohya, to_peft
+from trainer.pickles import load_pickle
+from trainer.read_back import read_back
 
 if TYPE_CHECKING:
     from trainer.families import Target
@@ -27,8 +29,13 @@ PEFT_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "
 HASHED_AT, HASHED_BYTES = 1 << 20, 1 << 16  # the old 8-digit hash reads 64 KiB at 1 MiB
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Run `write` on a temporary file beside `path`, flush it to the disk, rename: readers see all or nothing."""
+def write_atomically(
+    path: Path, write: Callable[[IO[bytes]], object], check: Callable[[Path], object] | None = None
+) -> None:
+    """Run `write` on a temporary file beside `path`, flush it to the disk, rename: readers see all or nothing.
+
+    What `check` raises about the temporary file leaves an older file as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -36,6 +43,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
+        if check is not None:
+            check(scratch)
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
@@ -59,15 +68,18 @@ def save_weights(
     *,
     save_as: str = "safetensors",
     dtype: torch.dtype | None = None,
+    modules: Collection[str] | None = None,
 ) -> None:
     """Write a LoRA file atomically; floats go to `dtype` if given, alpha is always a float.
 
     `save_as` "ckpt" and "pt" are torch.save of the dict, without metadata. A safetensors header gets `metadata` and the
-    sshs hashes (reference section 12.4).
+    sshs hashes (reference section 12.4). What was written is read again before it takes its place: UnsoundFile, and an
+    older file stays, when it is not what it should be. `modules` are the names that may stand in it, if known.
     """
     tensors = {name: _ready(name, tensor, dtype) for name, tensor in state_dict.items()}
+    check = functools.partial(read_back, tensors=tensors, weights=state_dict, modules=modules)
     if save_as != "safetensors":
-        write_atomically(path, lambda stream: torch.save(tensors, stream))
+        write_atomically(path, lambda stream: torch.save(tensors, stream), check)
         return
     hashed = {name: text for name, text in metadata.items() if name.startswith("ss_")}
     image = safetensors.torch.save(tensors, hashed)
@@ -80,7 +92,7 @@ def save_weights(
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.write(data)
 
-    write_atomically(path, write)
+    write_atomically(path, write, functools.partial(check, size=8 + len(text) + len(data)))
 
 
 def save_peft_copy(
@@ -149,15 +161,17 @@ def _hashes(path: Path, size: int, changed: int) -> tuple[str, str]:
         return old, hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def load_weights(path: Path, targets: Sequence[Target], family: str | None = None) -> dict[str, Tensor]:
+def load_weights(
+    path: Path, targets: Sequence[Target], family: str | None = None, *, trust: Sequence[str] = ()
+) -> dict[str, Tensor]:
     """The tensors of a LoRA file under kohya's keys, as stored; kohya, LyCORIS, peft and diffusers names are known.
 
     `path` is a file (.safetensors, .ckpt, .pt, .bin) or a peft folder. `family` is the base model's; by default as far
     as the targets show it. ConfigError `wrong-family` with both names when the file is for another one or matches
-    nothing.
+    nothing, `untrusted-file` when a pickled one holds code and `trust` does not name it.
     """
     file = _file_in(path)
-    tensors, metadata = _read(file)
+    tensors, metadata = _read(file, trust)
     beside = file.with_name("adapter_config.json")
     config = beside.read_text(encoding="utf-8") if beside.is_file() else None
     weights = to_kohya(tensors, targets, peft_settings(metadata, config))
@@ -185,18 +199,12 @@ def _file_in(path: Path) -> Path:
     raise error("no-file", must, file=str(path), fix="name the LoRA file itself")
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path, trust: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors on the CPU, header texts); ConfigError when it cannot be read or holds more than tensors."""
     if path.suffix.lower() == ".safetensors":
         metadata = read_header(path).metadata
         return safetensors.torch.load_file(path), metadata
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as fault:
-        raise error("no-file", f"cannot be read: {fault.strerror}", file=str(path), fix="check the path") from None
-    except Exception as fault:
-        raise error("not-lora", f"cannot be read as tensors alone: {str(fault).splitlines()[0]}", file=str(path),
-                    fix="save it as .safetensors") from fault  # fmt: skip
+    content = load_pickle(path, trust)
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     return tensors, {}

@@ -66,7 +66,10 @@ class BaseFile:
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """One dataset as the header tells it; pictures are counted with repeats in num_*, without in the subsets."""
+    """One dataset as the header tells it; pictures are counted with repeats in num_*, without in the subsets.
+
+    Regularisation pictures count with the repeats of their folder, before they are fitted to the training pictures.
+    """
 
     spec: DatasetSpec
     images: tuple[int, ...]  # pictures of each subset
@@ -86,7 +89,11 @@ class DatasetFacts:
                     for subset in range(len(spec.subsets))
                 ),
                 sum(sample.repeats for sample in scan.samples if sample.dataset == number and not sample.is_reg),
-                sum(sample.repeats for sample in scan.samples if sample.dataset == number and sample.is_reg),
+                sum(
+                    spec.subsets[sample.subset].num_repeats
+                    for sample in scan.samples
+                    if sample.dataset == number and sample.is_reg
+                ),
                 tag_frequency(scan, number),
                 bucket_info(scan, assignment, number),
             )
@@ -129,7 +136,8 @@ def build_metadata(facts: RunFacts, *, steps: int, epoch: int, finished_at: floa
 
 def _ss(facts: RunFacts) -> dict[str, Any]:
     config = facts.config
-    text_rates = config.text_encoder_lr
+    two = "xl" in facts.family["ss_base_model_version"]
+    text_rates = config.text_encoder_lr if two else config.text_encoder_lr[:1]  # of one encoder the first counts
     values: dict[str, Any] = {f"ss_{name}": getattr(config, name) for name in PLAIN}
     values |= {
         "ss_session_id": facts.session_id,
@@ -146,6 +154,8 @@ def _ss(facts: RunFacts) -> dict[str, Any]:
         "ss_sd_scripts_commit_hash": "unknown",
         "ss_base_model_version": facts.family["ss_base_model_version"],
     }
+    if config.lr_scheduler.startswith("adafactor:"):  # the optimizer makes its own rates (reference section 8.3)
+        values |= dict.fromkeys(("ss_learning_rate", "ss_unet_lr", "ss_text_encoder_lr"))
     if config.network_args:
         given = dict(word.partition("=")[::2] for word in config.network_args)
         values["ss_network_args"] = json.dumps({**given, "dropout": given.get("dropout", config.network_dropout)})

@@ -100,14 +100,6 @@ def _area(values: np.ndarray, length: int) -> np.ndarray:
     return (sums - share[:-1] * at_edges[:-1] + share[1:] * at_edges[1:]) * np.float32(length / count)
 
 
-def offset(choice: Choice, *, anywhere: bool, rng: random.Random) -> Size:
-    """(left, top) of the cut: the centre, or anywhere within what is left over."""
-    if not anywhere:
-        return choice.crop
-    (width, height), (inner_width, inner_height) = choice.resized, choice.bucket
-    return rng.randint(0, width - inner_width), rng.randint(0, height - inner_height)
-
-
 def recolour(pixels: Pixels, rng: random.Random) -> Pixels:
     """In a third of the cases another hue (up to 16 degrees) or gamma (0.95 to 1.05 of the values 0..255)."""
     if rng.random() >= 0.33:

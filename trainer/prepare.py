@@ -28,6 +28,7 @@ from trainer.dataset.files import Scan, held_out
 from trainer.dataset.order import assign
 from trainer.families import Family, Models
 from trainer.float8 import to_float8
+from trainer.offload import checkpointed_in_main_memory
 
 Say = Callable[[str], None]
 Encode = Callable[[torch.Tensor], torch.Tensor]
@@ -109,7 +110,8 @@ def load_models(family: Family, config: TrainConfig, accelerator: Accelerator, s
             merge_by_plugin(models, import_plugin(str(config.network_module)), file, strength, precision(config))
             say(f"{config.network_module} merged {file} x {strength:g} into the base model")
             continue
-        merged = merge_weights(models, targets, load_weights(Path(file), targets, family.name), strength)
+        weights = load_weights(Path(file), targets, family.name, trust=config.trust)
+        merged = merge_weights(models, targets, weights, strength)
         say(f"merged {file} x {strength:g} into the base model ({merged} modules)")
     if config.fp8_base or config.fp8_base_unet:
         for model in (models.unet, *(models.text_encoders if config.fp8_base else ())):
@@ -132,7 +134,8 @@ def ready_models(models: Models, adapter: Adapter, config: TrainConfig, accelera
         models.unet.compile(backend=config.dynamo_backend)
     if config.gradient_checkpointing:
         models.unet.train()
-        models.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+        kept = checkpointed_in_main_memory if config.cpu_offload_checkpointing else None
+        models.unet.enable_gradient_checkpointing(kept)  # type: ignore[operator]
         for encoder in models.text_encoders:
             if any(parameter.requires_grad for parameter in encoder.parameters()):
                 encoder.train()

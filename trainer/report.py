@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,23 +75,34 @@ def _lines(path: Path) -> list[str]:
     return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
 
 
+def log_epoch(trackers: Iterable[Any], average: float, epoch: int, step: int) -> None:
+    """loss/epoch_average over epochs: TensorBoard's x-axis is the epoch, wandb has it as a field (section 14)."""
+    for tracker in trackers:
+        values: dict[str, float] = {"loss/epoch_average": average}
+        if tracker.name == "wandb":
+            tracker.log(values | {"epoch": epoch, "global_step": step}, step=step)
+        else:
+            tracker.log(values, step=epoch)
+
+
 class Progress:
     """A bar with loss and time left on a terminal, else a plain line now and then.
 
-    console_log_level above INFO keeps the console to warnings; console_log_file gets every line, with its time.
+    console_log_level above INFO keeps the console to warnings; console_log_file gets every line, with its time. The
+    loss shown is the mean over the last `window` steps; an epoch long, it is the reference's (section 14).
     """
 
-    def __init__(self, total: int, options: LoggingOptions, *, shown: bool) -> None:
+    def __init__(self, total: int, options: LoggingOptions, *, shown: bool, window: int = 100) -> None:
         self.total, self.options, self._writes = total, options, shown
         self.shown = shown and LEVELS[options.console_log_level or "INFO"] <= LEVELS["INFO"]
-        self.losses: deque[float] = deque(maxlen=100)
+        self.losses: deque[float] = deque(maxlen=window)
         self._began = self._last = 0.0
         self._first = 0
         self._bar: Any = None
 
     @property
     def average(self) -> float:
-        """Mean loss of the last hundred steps."""
+        """Mean loss of the last `window` steps."""
         return sum(self.losses) / len(self.losses) if self.losses else math.nan
 
     def begin(self, done: int) -> None:

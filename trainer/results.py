@@ -21,11 +21,14 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from schemas import TrainConfig
 from trainer import checkpoint, states
+from trainer.adapters import is_plugin
 from trainer.dataset.files import Scan
 from trainer.dataset.order import Assignment, batches_per_epoch
 from trainer.dataset.prompts import Prompt, read_prompts
+from trainer.hub import HubState, Uploads, remove_fetched
 from trainer.plan import marks
 from trainer.plan.steps import Steps
+from trainer.read_back import UnsoundFile, untouched
 from trainer.report import Record
 from trainer.resuming import data_mark, going_on, state_named
 from trainer.run_folder import Lock, RunFolder
@@ -51,6 +54,7 @@ class Results:
         self.files: list[Path] = []
         self.prompts: list[Prompt] = read_prompts(str(config.sample_prompts)) if self._previews() else []
         self.resumed: Path | None = None  # the state that this start goes on from
+        self.uploads: Uploads | None = None
         self.logged = 0  # the records of the log that belong to it
         self._lock = Lock(folder.path)
         self._marks: dict[str, Any] = {}
@@ -73,14 +77,20 @@ class Results:
 
     def _open(self, found: Scan, pids: list[int]) -> Path | None:
         config, folder = self.config, self.folder
-        asked = Path(config.resume) if config.resume else None
+        remote = HubState(config) if config.resume_from_huggingface else None
+        asked = Path(config.resume) if config.resume and not remote else None
         own = asked is not None and folder.path.resolve() in (asked.resolve(), asked.resolve().parent)
         if not (own or config.overwrite):
             self._refuse_overwriting(states.states_in(folder.path))
+        if remote:
+            remote.check()
+        if config.huggingface_repo_id:
+            self.uploads = Uploads(config, folder.path)
+            self.uploads.check()
         before = self._lock.take(pids)
         states.sweep_states(folder.path)
         folder.sweep((sample.path for sample in found.samples), before)
-        state = state_named(asked, folder.path)
+        state = remote.fetch(folder.path) if remote else state_named(asked, folder.path)
         if own and state is None and not config.overwrite:
             self._refuse_overwriting([])  # complete already
         last = _progress(state).get("step", -1) if own and state else -1
@@ -143,7 +153,8 @@ class Results:
         """
         if not self.main:
             return
-        self.write_weights(run, moment.file, moment.epoch)
+        # Of a copy within an epoch the reference's header tells the epochs done before it.
+        self.write_weights(run, moment.file, moment.epoch - (moment.when == "step"))
         for name in moment.removes:
             if not name.endswith("-state"):
                 (self.folder.output / name).unlink(missing_ok=True)
@@ -160,18 +171,45 @@ class Results:
         if end.state:
             self.save_state(run, end.state_name)
         self._drop_unnamed()
+        remove_fetched(self.folder.path)
+        self._finish_uploads()
         self._lock.free()
 
     def write_weights(self, run: Run, name: str, epoch: int) -> None:
         path = self.folder.output / name
         dtype = SAVED_AS.get(self.config.save_precision or "")
         metadata, save_as = self.metadata(epoch, run.at.step), self.config.save_model_as
-        with run.optimizer.averaged():  # schedule-free optimizers keep those weights apart
-            weights = run.adapter.state_dict()
-            checkpoint.save_weights(path, weights, metadata, save_as=save_as, dtype=dtype)
-            if self.config.save_peft:
-                checkpoint.save_peft_copy(path, weights, run.adapter.targets, dtype)
+        modules = None if is_plugin(self.config.network_module) else run.adapter.targets
+        written = [path]
+        try:
+            with run.optimizer.averaged():  # schedule-free optimizers keep those weights apart
+                weights = run.adapter.state_dict()
+                checkpoint.save_weights(path, weights, metadata, save_as=save_as, dtype=dtype, modules=modules)
+                if self.config.save_peft:
+                    written.append(checkpoint.save_peft_copy(path, weights, run.adapter.targets, dtype))
+        except UnsoundFile as fault:
+            raise self._unsound(run, path, fault) from fault
         self.files.append(path)
+        if untouched(weights) and run.at.step > self.steps.warmup and any(run.rates().values()):
+            print(f"warning: {name} changes nothing yet: it is still 0 after {run.at.step} steps", flush=True)
+        if self.uploads:
+            for file in written:
+                self.uploads.send(file)
+
+    def _unsound(self, run: Run, path: Path, fault: UnsoundFile) -> TrainingStopped:
+        """What was written is not kept; the state of this moment is, unless its weights are the trouble."""
+        if fault.weights:
+            self.save_state(run)
+        kept = states.newest_state(self.folder.path)
+        step = _progress(kept)["step"] if kept else 0
+        return TrainingStopped(
+            f"{path.name} was written and not kept: {fault}. An older file of that name is as it was; the training "
+            f"state of step {step} is whole. Go on with: kohyakit resume {self.folder.path}"
+        )
+
+    def _finish_uploads(self) -> None:
+        if self.uploads:
+            self.uploads.close()
 
     @contextmanager
     def told_when_full(self, run: Run) -> Iterator[None]:
@@ -179,6 +217,7 @@ class Results:
         try:
             yield
         except (OSError, RuntimeError) as fault:
+            self._finish_uploads()
             if not disk_full(fault):
                 raise
             weights, state = size_in_bytes(run.adapter.state_dict()), self._state_bytes(run)
@@ -214,6 +253,8 @@ class Results:
             states.write_progress(folder, progress)
         else:
             states.save_state(folder, self.parts(run), progress)
+        if name and self.uploads and self.config.save_state_to_huggingface:
+            self.uploads.send(folder, name)
         self._drop_unnamed(but=folder)
         now = time.monotonic()
         self._state_due = now + max(min(max(now - self._began, SOONEST), LATEST), (now - began) * SHARE)
@@ -275,8 +316,9 @@ class Results:
         """Weights and state of an asked stop."""
         if not self.main:
             return
-        self.write_weights(run, marks.step_name(self.config, run.at.step), run.at.epoch)
+        self.write_weights(run, marks.step_name(self.config, run.at.step), run.at.epoch - 1)
         self.save_state(run)
+        self._finish_uploads()
         self._lock.free()
         print(f"stopped at step {run.at.step} of {self.steps.total}; saved {self.files[-1]}\n"
               f"go on with: kohyakit resume {self.folder.path}", flush=True)  # fmt: skip
@@ -285,9 +327,12 @@ class Results:
         """The fault, with the name of the last good weights, which are saved."""
         if not self.main:
             return fault
-        self.write_weights(run, marks.step_name(self.config, run.at.step), run.at.epoch)
-        saved = f"the weights of step {run.at.step} are in {self.files[-1]}"
-        return TrainingStopped(f"step {run.at.step + 1}: {fault}; {saved}")
+        try:
+            self.write_weights(run, marks.step_name(self.config, run.at.step), run.at.epoch - 1)
+            saved = f"the weights of step {run.at.step} are in {self.files[-1]}"
+        except TrainingStopped as unsound:
+            saved = str(unsound)
+        return TrainingStopped(f"{fault}; {saved}")
 
     # -- pictures and curves -------------------------------------------------------------------------------------------
 
@@ -325,6 +370,7 @@ class Results:
         for group in run.optimizer.optimizer.param_groups:
             if "d" in group:  # D-Adaptation and Prodigy find their own step size
                 values[f"lr/d*lr/{group.get('name', 0)}"] = group["d"] * group["lr"]
+        values |= run.norms
         run.accelerator.log(values, step=record.step)
 
 

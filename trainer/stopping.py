@@ -39,8 +39,16 @@ class StopRequest:
         self.asked = True
 
 
-def not_finite(what: str, value: float, config: TrainConfig) -> TrainingStopped:
-    """The most likely cause of a loss or gradient that is NaN or infinite, and what to change."""
+class NotFinite(TrainingStopped):
+    """A loss or gradient that is NaN or infinite; the step is not taken."""
+
+    def __init__(self, what: str, value: float) -> None:
+        super().__init__(f"the {what} is {value}")
+        self.what = what
+
+
+def likely_causes(config: TrainConfig) -> list[str]:
+    """What most often makes a loss or gradient NaN or infinite with such options, and what to change."""
     causes = []
     if config.mixed_precision == "fp16" and not config.no_half_vae:
         causes.append("the VAE overflows in fp16: set no_half_vae")
@@ -50,7 +58,7 @@ def not_finite(what: str, value: float, config: TrainConfig) -> TrainingStopped:
     if max(rates) >= 1e-3 and not config.optimizer_type.lower().startswith(("prodigy", "dadapt")):
         causes.append(f"a learning rate of {max(rates):g} is high: try a tenth of it")
     causes.append("a broken picture or cache file: run `kohyakit dataset check`")
-    return TrainingStopped(f"the {what} is {value}; likely causes: " + "; ".join(causes))
+    return causes
 
 
 def disk_full(fault: BaseException | None) -> bool:

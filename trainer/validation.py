@@ -41,10 +41,8 @@ class Validation:
         return bool(self.config.validate_every_n_steps) and step % int(self.config.validate_every_n_steps or 1) == 0
 
     def due_at_epoch(self, epoch: int) -> bool:
-        """Every epoch, or every n-th; validation by steps alone has no epoch measurement of its own."""
-        if self.config.validate_every_n_epochs:
-            return epoch % self.config.validate_every_n_epochs == 0
-        return not self.config.validate_every_n_steps
+        """Every epoch, or every n-th, beside what validate_every_n_steps asks for (reference section 15)."""
+        return epoch % (self.config.validate_every_n_epochs or 1) == 0
 
     def timesteps(self) -> list[int]:
         """The four inner ones of six even points from min_timestep to max_timestep."""

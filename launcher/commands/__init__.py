@@ -19,6 +19,18 @@ set_option = click.option("--set", "sets", multiple=True, metavar="K=V", help="O
 from_option = click.option(
     "--from", "format_name", metavar="FORMAT", help="The file's format, if it is not recognised."
 )
+trust_option = click.option(
+    "--trust",
+    multiple=True,
+    metavar="NAME",
+    help="A module or class outside the allow-list, or a pickled weight file, that may run its code.",
+)
+
+
+def with_trust(sets: dict[str, str], trust: Iterable[str]) -> dict[str, str]:
+    """The --set words with the names that --trust gave."""
+    names = " ".join(trust)
+    return {**sets, "trust": f"{sets.get('trust', '')} {names}".strip()} if names else sets
 
 
 def command(name: str) -> Callable[[Callable[..., int | None]], click.Command]:

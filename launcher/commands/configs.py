@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from launcher.commands import command, from_option, print_json, set_option, tell
+from launcher.commands import command, from_option, print_json, set_option, tell, trust_option, with_trust
 from schemas.problems import ConfigError, Problem, errors
 
 FORMATS = ("kohya-gui", "sd-scripts", "civitai", "args", "snapshot")
@@ -18,15 +18,23 @@ FORMATS = ("kohya-gui", "sd-scripts", "civitai", "args", "snapshot")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @set_option
 @from_option
+@trust_option
 @click.option("--keys", is_flag=True, help="Show every key, also those that simply count.")
-def validate(files: tuple[str, ...], sets: tuple[str, ...], format_name: str | None, keys: bool, as_json: bool) -> int:
+def validate(
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    format_name: str | None,
+    trust: tuple[str, ...],
+    keys: bool,
+    as_json: bool,
+) -> int:
     """Format, every problem, and what becomes of every key. Needs neither the pictures nor the model."""
     from launcher import show
     from launcher.files import without_secrets
     from launcher.preflight import check_file
     from launcher.resolve import resolve, split_sets
 
-    given, documents, good = split_sets(sets), [], True
+    given, documents, good = with_trust(split_sets(sets), trust), [], True
     for file in files:
         try:
             checked = check_file(resolve(file, given, format=format_name))

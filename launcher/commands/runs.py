@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.commands import command, from_option, print_json, refuse, set_option, tell
+from launcher.commands import command, from_option, print_json, refuse, set_option, tell, trust_option, with_trust
 from schemas.problems import ConfigError, Problem, errors
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ keep_samples_option = click.option(
     "--keep-samples", is_flag=True, help="Fewer steps on several processes, so that as many pictures are seen."
 )
 strict_option = click.option("--strict", is_flag=True, help="Refuse instead of adapting to this machine.")
-trust_option = click.option(
-    "--trust", multiple=True, metavar="NAME", help="A module or class outside the allow-list that may be imported."
-)
 
 
 def launch_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,18 +50,10 @@ def launch_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @from_option
 @processes_option
 @keep_samples_option
+@trust_option
 @vram_option
 @strict_option
-def plan(
-    file: str,
-    sets: tuple[str, ...],
-    format_name: str | None,
-    processes: int | None,
-    keep_samples: bool,
-    vram: float | None,
-    strict: bool,
-    as_json: bool,
-) -> int:
+def plan(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int:
     """The dry run of FILE (or of a shipped preset): nothing at all is written."""
     from launcher import show
     from launcher.command import LaunchOptions
@@ -72,9 +61,10 @@ def plan(
     from launcher.plan import make_plan
     from launcher.resolve import resolve, split_sets
 
-    resolved = resolve(file, split_sets(sets), format=format_name)
-    machine, options = this_machine(), LaunchOptions(processes=processes, keep_samples=keep_samples)
-    made = _strictly(make_plan(resolved, machine, options, vram=vram), strict)
+    resolved = resolve(file, with_trust(split_sets(sets), words["trust"]), format=words["format_name"])
+    machine, vram = this_machine(), words["vram"]
+    options = LaunchOptions(processes=words["processes"], keep_samples=words["keep_samples"])
+    made = _strictly(make_plan(resolved, machine, options, vram=vram), words["strict"])
     if as_json:
         print_json(made.as_json())
         tell(errors(made.problems))
@@ -134,11 +124,9 @@ def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int
     from launcher.plan import make_plan
     from launcher.resolve import resolve, split_sets
 
-    given = split_sets(sets)
+    given = with_trust(split_sets(sets), words["trust"])
     if words["overwrite"]:
         given["overwrite"] = "true"
-    if words["trust"]:
-        given["trust"] = " ".join(words["trust"])
     resolved = resolve(file, given, format=words["format_name"])
     if words["backend"] == "sd-scripts":
         from launcher.backend import sd_scripts
@@ -231,9 +219,7 @@ def resume(
     from launcher.plan import make_plan
     from launcher.resolve import split_sets
 
-    given = split_sets(sets)
-    if words["trust"]:
-        given["trust"] = " ".join(words["trust"])
+    given = with_trust(split_sets(sets), words["trust"])
     way = going_on.go_on(path, given, epochs=epochs, steps=steps, to_end=to_end)
     options = _processes(words)
     if options.processes is None and way.processes is not None:
@@ -242,7 +228,8 @@ def resume(
     said = going_on.told(made, way)
     if errors(made.problems):
         for line in said:
-            click.echo(line, err=True)
+            if not line.lstrip().startswith(("nothing differs", "verdict: ")):  # there is none while input is wrong
+                click.echo(line, err=True)
         raise ConfigError(made.problems)
     if words["print_command"]:
         print_json({"command": made.command, "said": said}) if as_json else click.echo(quoted(made.command))

@@ -393,6 +393,8 @@ def words(arguments: Mapping[str, Any]) -> list[str]:
         found.append(f"--{name}")
         if isinstance(value, (list, tuple)):
             found += [str(item) for item in value]
+        elif option is not None and option.marks.get("ratio") and isinstance(value, float) and value == 1:
+            found.append("100%")  # sd-scripts refuses 1.0 as a word
         elif value is not True:
             found[-1] += f"={value}" if str(value).startswith("-") else ""
             found += [] if str(value).startswith("-") else [str(value)]

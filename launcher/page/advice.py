@@ -129,7 +129,10 @@ def numbers_lost(case: Case) -> Suggestion | None:
         return None
     sets = rates(run, 0.5)
     reason = f"At step {lost} the loss was no number any more. An exact resume would meet the same step again."
-    if run.config.mixed_precision == "fp16":
+    if run.cause:
+        which = "Cause" if run.cause.get("certain") else "Likely causes"
+        reason += f" {which}: {'; '.join(map(str, run.cause.get('causes', [])))}."
+    elif run.config.mixed_precision == "fp16":
         reason += " fp16 often is the cause; on a newer GPU mixed_precision=bf16 is the cure."
     good: Copy | None = next((copy for copy in reversed(run.copies) if copy.step < lost), None)
     if good is None:

@@ -96,8 +96,16 @@ class Run:
         return code if isinstance(code, int) else None
 
     @property
+    def cause(self) -> dict[str, Any]:
+        """Why the trainer ended the last start over a number that is not finite, as it has recorded it; else empty."""
+        kept = self.starts[-1].get("cause") if self.starts else None
+        return kept if isinstance(kept, dict) else {}
+
+    @property
     def stopped_itself(self) -> bool:
         """Whether the trainer ended the run over a number that is not finite: it then saves the step it stands at."""
+        if self.cause:
+            return True
         period = self.config.save_every_n_steps
         planned = bool(period) and self.last.step % (period or 1) == 0
         rescued = any(copy.path.stem == f"{self.name}-step{self.last.step:08d}" for copy in self.copies)
@@ -176,7 +184,7 @@ def _copies(run: Run) -> Iterator[Copy]:
         mark = match["copy"] or ""
         stated = _stated(path)
         if mark.startswith("-step"):
-            step, epoch = int(mark[5:]), stated.get("ss_epoch")
+            step, epoch = int(mark[5:]), stated["ss_epoch"] + 1 if "ss_epoch" in stated else None  # epochs done before
         elif mark:
             epoch = int(mark[1:])
             step = stated.get("ss_steps", 0) if stated.get("ss_epoch") == epoch else run.epoch_end(epoch)

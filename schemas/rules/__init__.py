@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from schemas.config import TrainConfig
 from schemas.problems import Problem
-from schemas.rules import data, model, names, network, optimizers, schedule, unsupported
+from schemas.rules import data, hub, model, names, network, optimizers, schedule, unsupported
 from schemas.rules.arguments import parse_literal_args, parse_network_args
 from schemas.rules.registry import RULES, Rule, rule
 from schemas.rules.rewrites import Rewrite, effective
@@ -22,6 +22,7 @@ __all__ = [
     "check",
     "data",
     "effective",
+    "hub",
     "model",
     "names",
     "network",

@@ -43,6 +43,26 @@ def resolution_form(config: TrainConfig, family: str | None) -> Iterator[Problem
 
 
 @rule
+def face_range(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """face_crop_aug_range is two numbers above 0, the smaller first."""
+    text = config.face_crop_aug_range
+    if not text:
+        return
+    try:
+        ends = [float(part) for part in text.split(",")]
+    except ValueError:
+        ends = []
+    if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
+        yield Problem(
+            code="bad-range",
+            key="face_crop_aug_range",
+            got=text,
+            must="must be two numbers above 0, the smaller first",
+            fix="write for example 2.0,4.0",
+        )
+
+
+@rule
 def data_sources(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """A dataset_config goes before every other description of the data."""
     if config.dataset_config:

@@ -144,6 +144,16 @@ def velocity_prediction(config: TrainConfig, family: str | None) -> Iterator[Pro
             got=True,
             must="is meant for v_parameterization; noise prediction cannot learn the last step",
         )
+    weights = ("min_snr_gamma", "scale_v_pred_loss_like_noise_pred", "v_pred_like_loss", "debiased_estimation_loss")
+    weighted = [name for name in weights if getattr(config, name)]
+    if config.zero_terminal_snr and weighted:
+        yield Problem(
+            code="snr-before-rescaling",
+            severity="note",
+            key="zero_terminal_snr",
+            got=True,
+            must=f"does not reach {weighted[0]}: loss weights keep the ratios of the plain schedule, as in Kohya",
+        )
 
 
 @rule
@@ -190,16 +200,28 @@ def noise_and_timesteps(config: TrainConfig, family: str | None) -> Iterator[Pro
             fix="--set noise_offset=0.05, or remove it",
         )
     for name, base in (
+        ("adaptive_noise_scale", "noise_offset"),
         ("noise_offset_random_strength", "noise_offset"),
         ("ip_noise_gamma_random_strength", "ip_noise_gamma"),
     ):
-        if getattr(config, name) and not getattr(config, base):
-            yield Problem(code="no-effect", severity="note", key=name, got=True, must=f"has no effect without {base}")
+        value = getattr(config, name)
+        if value and not getattr(config, base):
+            yield Problem(code="no-effect", severity="note", key=name, got=value, must=f"has no effect without {base}")
 
 
 @rule
-def huber_scale(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """With the schedule snr the reference does not use huber_scale (traps T45)."""
+def huber_threshold(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """A Huber threshold of 0 leaves no loss; with the schedule snr the reference does not use huber_scale (T45)."""
+    used = {"snr": ("huber_c",)}.get(config.huber_schedule, ("huber_c", "huber_scale"))
+    for name in used if config.loss_type in ("huber", "smooth_l1") else ():
+        if not getattr(config, name):
+            yield Problem(
+                code="no-threshold",
+                key=name,
+                got=getattr(config, name),
+                must=f"must be above 0 for loss_type {config.loss_type}",
+                fix=f"--set {name}={0.1 if name == 'huber_c' else 1}",
+            )
     if config.huber_scale != 1.0 and config.loss_type in ("huber", "smooth_l1") and config.huber_schedule == "snr":
         yield Problem(
             code="no-effect",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from schemas.config import TrainConfig
@@ -141,11 +141,20 @@ def network_arg_values(config: TrainConfig, family: str | None) -> Iterator[Prob
             )
     most = 9 if family == "sdxl" else 12
     for name in ("down_lr_weight", "up_lr_weight"):
-        if name in given and not _rates_or_shape(given[name], most):
+        if name in given and not _rates_or_shape(given[name]):
             yield _bad(
                 name,
                 given[name],
                 f"must be up to {most} numbers separated by commas, or one of {', '.join(SHAPES)} (+number)",
+            )
+        elif len(given.get(name, "").split(",")) > most:
+            yield Problem(
+                code="list-cut",
+                severity="warning",
+                key="network_args",
+                got=f"{name}={given[name]}",
+                must=f"{name} has more numbers than there are blocks ({most}); what follows does nothing",
+                fix=f"leave {most} numbers",
             )
     if config.network_module == "lycoris.kohya" and given.get("algo", "lora").lower() not in ALGOS:
         yield _bad("algo", given["algo"], f"must be one of {', '.join(ALGOS)}")
@@ -167,11 +176,43 @@ def _reads(reader: Callable[[str], object], text: str) -> bool:
     return True
 
 
-def _rates_or_shape(text: str, most: int) -> bool:
+def _rates_or_shape(text: str) -> bool:
     if "," in text:
-        return _reads(_numbers, text) and len(text.split(",")) <= most
+        return _reads(_numbers, text)
     shape, sign, offset = text.partition("+")
     return shape in SHAPES and (not sign or _reads(float, offset))
+
+
+def deciding_tucker(given: Mapping[str, str]) -> str:
+    """Which of its names switches LyCORIS' Tucker decomposition: the first one that is given, the old ones first."""
+    return next((name for name in ("use_conv_cp", "use_cp", "use_tucker") if given.get(name)), "use_tucker")
+
+
+@rule
+def traits_of_lycoris(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """LyCORIS reads some of its network_args otherwise than they look (GUI notes, section 2.2)."""
+    given, _ = network_args(config.network_args)
+    if config.network_module != "lycoris.kohya":
+        return
+    on = {name for name, text in given.items() if text.lower() in ("true", "1", "yes")}
+    algo, tucker = given.get("algo", "lora").lower(), deciding_tucker(given)
+    said = []
+    if algo == "lokr" and given.get("decompose_both") and "decompose_both" not in on:
+        said.append(("decompose_both", "is read as true: LyCORIS takes any text for yes, and Kohya trains so"))
+    if tucker != "use_tucker" and "use_tucker" in on and tucker not in on:
+        said.append(("use_tucker", f"has no effect: {tucker}={given[tucker]} beside it decides"))
+    for name in ("rank_dropout_scale", "train_on_input"):
+        if name in on:
+            said.append((name, "has no effect: LyCORIS does not pass it on to its modules"))
+    for name, must in said:
+        yield Problem(
+            code="lycoris-trait",
+            severity="note",
+            key="network_args",
+            got=f"{name}={given[name]}",
+            must=f"{name} {must}",
+            fix=f"remove {name} from network_args",
+        )
 
 
 @rule
@@ -227,7 +268,7 @@ def peft_copies(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     module = config.network_module or "networks.lora"
     given, _ = network_args(config.network_args)
     algo = given.get("algo", "lora").lower()
-    tucker = any(given.get(name, "").lower() in ("true", "1", "yes") for name in ("use_tucker", "use_cp"))
+    tucker = given.get(deciding_tucker(given), "").lower() in ("true", "1", "yes")
     plain = module in LORAS or (module == "lycoris.kohya" and algo in ("lora", "locon", "dylora") and not tucker)
     if not plain:
         yield Problem(

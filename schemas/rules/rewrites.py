@@ -68,6 +68,10 @@ def _marks(config: TrainConfig) -> list[Rewrite]:
         "save_every_n_steps",
         "save_every_n_epochs",
         "save_n_epoch_ratio",
+        "validate_every_n_steps",
+        "validate_every_n_epochs",
+        "max_validation_steps",
+        "scale_weight_norms",
     ):
         value = getattr(config, name)
         if value is not None and value <= 0:
@@ -99,7 +103,9 @@ def _adafactor(config: TrainConfig) -> list[Rewrite]:
     done: list[Rewrite] = []
     if not config.lr_scheduler.startswith("adafactor:"):
         done += _change(config, "lr_scheduler", f"adafactor:{config.learning_rate}", why)
-    # a rate of 0 still says which part is not trained, so it stays
+    # a rate of 0 still says which part is not trained, so it stays; so does the rate of a part beside a learning_rate 0
+    if not config.learning_rate:
+        return done
     if config.unet_lr:
         done += _change(config, "unet_lr", None, why)
     if config.text_encoder_lr and all(config.text_encoder_lr):

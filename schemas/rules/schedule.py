@@ -59,7 +59,8 @@ def scheduler_arguments(config: TrainConfig, family: str | None) -> Iterator[Pro
     yield from problems
     if config.lr_scheduler_type:
         return
-    if config.lr_scheduler == "cosine_with_min_lr" and config.lr_scheduler_min_lr_ratio is None:
+    no_lowest = config.lr_scheduler_min_lr_ratio is None and "min_lr" not in given
+    if config.lr_scheduler == "cosine_with_min_lr" and no_lowest:
         yield Problem(
             code="scheduler-needs-argument",
             key="lr_scheduler_min_lr_ratio",
@@ -77,7 +78,10 @@ def scheduler_arguments(config: TrainConfig, family: str | None) -> Iterator[Pro
 
 @rule
 def warmup_fits_the_scheduler(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """constant, adafactor and custom schedules take no warmup (traps T19)."""
+    """constant, adafactor and custom schedules take no warmup (traps T19), schedule-free optimizers no schedule."""
+    if config.optimizer_type.lower().endswith("schedulefree"):
+        yield from _idle_schedule(config)
+        return
     if not config.lr_warmup_steps:
         return
     shape = config.lr_scheduler_type or config.lr_scheduler
@@ -99,6 +103,19 @@ def warmup_fits_the_scheduler(config: TrainConfig, family: str | None) -> Iterat
             must=f"the run ends at step {config.max_train_steps}, before the full rate is reached",
             fix=f"--set lr_warmup_steps={config.max_train_steps // 10}",
         )
+
+
+def _idle_schedule(config: TrainConfig) -> Iterator[Problem]:
+    for name in ("lr_scheduler", "lr_scheduler_type", "lr_warmup_steps", "lr_decay_steps"):
+        if getattr(config, name) not in ("", "constant", 0):
+            yield Problem(
+                code="no-effect",
+                severity="note",
+                key=name,
+                got=getattr(config, name),
+                must=f"has no effect: {config.optimizer_type} needs no schedule and gets none, in Kohya either",
+                fix="give warmup_steps in optimizer_args" if name == "lr_warmup_steps" else None,
+            )
 
 
 @rule
@@ -128,6 +145,15 @@ def adafactor_schedule(config: TrainConfig, family: str | None) -> Iterator[Prob
 def length_of_the_run(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """initial_step and initial_epoch lie inside the run; max_train_epochs goes before max_train_steps."""
     epochs = config.max_train_epochs
+    if epochs is None and not config.max_train_steps:
+        yield Problem(
+            code="no-length",
+            key="max_train_steps",
+            got=config.max_train_steps,
+            must="must be at least 1 where max_train_epochs is not given",
+            fix="--set max_train_epochs=10, or --set max_train_steps=1600",
+        )
+        return
     if epochs is None and (config.initial_step or 0) >= config.max_train_steps:
         yield Problem(
             code="starts-after-end",
@@ -144,7 +170,7 @@ def length_of_the_run(config: TrainConfig, family: str | None) -> Iterator[Probl
             must=f"must not be above max_train_epochs ({epochs})",
             fix="lower initial_epoch, or raise max_train_epochs",
         )
-    if epochs is not None and config.max_train_steps != 1600:
+    if epochs is not None and config.max_train_steps not in (0, 1600):
         yield Problem(
             code="no-effect",
             severity="note",

@@ -9,28 +9,18 @@ from schemas.problems import Problem
 from schemas.rules.registry import rule
 
 UNSUPPORTED: dict[str, str] = {
-    "deepspeed": "DeepSpeed runs are not built in; for several GPUs use --processes",
-    "dataset_class": "dataset classes of one's own are not built in; describe the data in a dataset_config",
-    "debug_dataset": "`kohyakit plan` and `kohyakit dataset check --sheet` show what would be trained on",
-    "cache_info": "sizes and captions are read anew at each start, so that they cannot be stale",
-    "face_crop_aug_range": "face crops are not built in; crop the pictures beforehand",
-    "huggingface_repo_id": "nothing is uploaded; upload the finished file with `hf upload`",
-    "save_state_to_huggingface": "nothing is uploaded",
-    "resume_from_huggingface": "states are resumed from a folder; download it first",
-    "async_upload": "nothing is uploaded",
-    "fused_backward_pass": "the reference only checks this option for LoRA and does not use it either",
-    "cpu_offload_checkpointing": "checkpointed activations stay on the device; gradient_checkpointing alone works",
+    "deepspeed": "what ZeRO shares out, a LoRA's gradients and optimizer states, is too small to save memory on; for "
+    "several GPUs use --processes",
+    "dataset_class": "such a class hands over whole batches in the reference's own inner form, which is not published; "
+    "describe the data in a dataset_config",
 }
 
 WITHOUT_EFFECT: dict[str, str] = {
+    "cache_info": "sizes and captions are read anew at each start, so that they are never out of date",
     "tokenizer_cache_dir": "the tokenizers are built in",
     "mem_eff_attn": "PyTorch's own attention, which is used anyway, saves as much memory",
     "skip_until_initial_step": "data before initial_step is always skipped",
     "conditioning_data_dir": "mask folders are given in the subsets of a dataset_config",
-    "huggingface_repo_type": "it matters only for uploads",
-    "huggingface_path_in_repo": "it matters only for uploads",
-    "huggingface_token": "it matters only for uploads",
-    "huggingface_repo_visibility": "it matters only for uploads",
     "ddp_gradient_as_bucket_view": "gradients are shared in one transfer, without DistributedDataParallel's buckets",
     "ddp_static_graph": "gradients are shared in one transfer, without DistributedDataParallel",
     "zero_stage": "it matters only for DeepSpeed",
@@ -73,3 +63,19 @@ def options_without_effect(config: TrainConfig, family: str | None) -> Iterator[
                 got="***" if options[name].secret else value,
                 must=f"has no effect: {reason}",
             )
+
+
+@rule
+def options_in_vain(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """Saving memory by stepping or moving things early needs settings that allow it; without them nothing changes."""
+    needs: list[tuple[str, str]] = []
+    if config.fused_backward_pass and config.max_grad_norm:
+        needs.append(("fused_backward_pass", "max_grad_norm 0: the norm is only known when all gradients are there"))
+    elif config.fused_backward_pass and config.mixed_precision == "fp16":
+        needs.append(
+            ("fused_backward_pass", "another mixed_precision than fp16, whose gradients are checked as a whole")
+        )
+    if config.cpu_offload_checkpointing and not config.gradient_checkpointing:
+        needs.append(("cpu_offload_checkpointing", "gradient_checkpointing, whose activations it moves"))
+    for name, wanted in needs:
+        yield Problem(code="no-effect", severity="note", key=name, got=True, must=f"has no effect: it needs {wanted}")

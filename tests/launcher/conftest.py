@@ -178,7 +178,7 @@ def trainer(monkeypatch, tmp_path: Path):
 
         def __call__(self, words, environment, write, *, terminal=False) -> Finished:
             self.starts = [*self.starts, (words, dict(environment))]
-            folder = Path(words[-1]).parent
+            folder = Path(words[words.index("trainer") + 2]).parent
             with (folder / "log.jsonl").open("a") as log:
                 log.writelines(json.dumps({"step": step + 1}) + "\n" for step in range(self.steps))
             for name in self.leaves:

@@ -73,6 +73,32 @@ def test_the_trainer_gets_one_argument() -> None:
     assert shlex.split(quoted(found)) == found
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("machine", [CPU, GPUS])
+def test_the_users_default_of_accelerate_config_changes_nothing(processes, machine, tmp_path, monkeypatch) -> None:
+    from accelerate.commands import launch
+
+    (tmp_path / "default_config.yaml").write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_processes: 4\ngpu_ids: '3'\n"
+        "num_machines: 3\nmachine_rank: 2\nmain_process_port: 77\ndebug: true\n"
+    )
+    monkeypatch.setattr(launch, "default_config_file", str(tmp_path / "default_config.yaml"))
+    words = launch_words(decide(LaunchOptions(processes), {}, "no", machine))
+    given, _, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args([*words, "train.py"]))
+    assert (given.num_processes, given.num_machines, given.machine_rank) == (processes, 1, 0)
+    assert (given.gpu_ids, given.main_process_port, given.debug) == ("all", None, False)
+    assert given.multi_gpu == (processes > 1)
+
+
+def test_the_plan_says_that_the_users_default_is_not_used(kohyakit, preset, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    assert "is not used" not in kohyakit("plan", preset()).stdout
+    default = tmp_path / "hf" / "accelerate" / "default_config.yaml"
+    default.parent.mkdir(parents=True)
+    default.write_text("distributed_type: MULTI_GPU\n")
+    assert f"{default} is not used; --accelerate-config FILE would use it" in kohyakit("plan", preset()).stdout
+
+
 def test_our_own_trainer_starts_whatever_else_there_is() -> None:
     found = environment(decide(LaunchOptions(), {}, "no", CPU), {"PYTHONPATH": "/elsewhere"})
     assert found["PYTHONPATH"].split(os.pathsep)[:2] == [str(ROOT), "/elsewhere"]

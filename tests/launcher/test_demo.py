@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launcher import demo, toy
+from launcher import demo
 
 
 def test_fresh_folder_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -42,20 +41,3 @@ def test_failed_command_ends_the_demo_with_its_code(
 def test_our_packages_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
     assert demo.environment()["PYTHONPATH"].split(demo.os.pathsep) == [str(demo.PACKAGES), "elsewhere"]
-
-
-def test_toy_pictures_are_always_the_same() -> None:
-    assert toy.draw(3).tobytes() == toy.draw(3).tobytes()
-    assert len({hashlib.sha256(toy.draw(seed, 32).tobytes()).digest() for seed in range(12)}) == 12
-
-
-def test_toy_photos_come_with_captions(tmp_path: Path) -> None:
-    files = toy.write_photos(tmp_path / "photos", 3, 64)
-    assert [file.name for file in files] == ["IMG_0001.png", "IMG_0002.png", "IMG_0003.png"]
-    captions = [file.with_suffix(".txt").read_text(encoding="utf-8") for file in files]
-    assert all(caption.startswith(f"{toy.TOKEN}, ") and " frog, " in caption for caption in captions)
-
-
-@pytest.mark.parametrize("side", [32, 128])
-def test_caption_does_not_depend_on_the_size(side: int) -> None:
-    assert toy._draw(4, side)[1] == toy.caption(4)

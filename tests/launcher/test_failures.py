@@ -18,9 +18,8 @@ import torch.distributed
 from torch.utils.data import DataLoader, Dataset
 
 from launcher.failures import KINDS, diagnose, last_error
-from schemas import TrainConfig
 from schemas.config import table
-from trainer.stopping import not_finite
+from trainer.stopping import NotFinite, TrainingStopped
 
 ROOT = Path(__file__).parents[2]
 WRAPPED = ["subprocess.CalledProcessError: Command '['python']' returned non-zero exit status 3."]
@@ -59,7 +58,7 @@ def nobody_comes() -> None:
 
 
 def not_a_number() -> None:
-    raise not_finite("loss", float("nan"), TrainConfig())
+    raise TrainingStopped(f"step 3: {NotFinite('loss', float('nan'))}; likely causes: a high rate")
 
 
 def wrong_shape() -> None:

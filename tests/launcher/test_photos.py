@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import stat
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 
 from launcher.photos import dataset
 from launcher.pictures.prepare import auto_repeats
-from launcher.toy import draw
+from trainer.toy import world
 
 
 def run(*words: object) -> Result:
@@ -23,6 +24,15 @@ def run(*words: object) -> Result:
 
 def document(*words: object) -> dict[str, Any]:
     return json.loads(run(*words, "--json").stdout)
+
+
+def draw(seed: int, size: int) -> Image.Image:
+    """Four pictures of the toy world in one."""
+    page, half = Image.new("RGB", (size, size)), size // 2
+    for number in range(4):
+        rng = random.Random(f"{seed}/{number}")
+        page.paste(world.draw(world.chosen(rng), rng, half), (half * (number % 2), half * (number // 2)))
+    return page
 
 
 def photo(path: Path, seed: int = 0, size: int = 300, **save: Any) -> Path:

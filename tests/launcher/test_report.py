@@ -353,3 +353,10 @@ def test_a_lost_loss_is_a_gap_and_a_line() -> None:
     assert "Loss &lt;" in drawn
     assert "nan" not in drawn.partition("<rect")[0]
     assert chart("Loss", [Curve("each", "c0", [(1.0, float("nan"))])], [], number=str) == ""
+
+
+def test_a_copy_within_an_epoch_belongs_to_the_epoch_after_those_its_header_counts(made, lora) -> None:
+    folder = made()
+    lora("out/frog-step00000030.safetensors", metadata={"ss_steps": "30", "ss_epoch": "1"})
+    copies = {copy.path.name: (copy.step, copy.epoch) for copy in read_run(find(str(folder)), str(folder)).copies}
+    assert copies["frog-step00000030.safetensors"] == (30, 2)

@@ -291,6 +291,76 @@ def test_only_some_options_may_change_on_an_exact_resume(kohyakit, cut: Path, tr
     assert kohyakit("resume", cut, "--set", "save_every_n_steps=2").exit_code == 0
 
 
+def test_a_renamed_dataset_is_asked_for_and_is_the_same_data(kohyakit, cut: Path, photos: Path, trainer) -> None:
+    moved = photos.rename(photos.with_name("pictures"))
+    asked = kohyakit("resume", cut)
+    assert asked.exit_code == 1
+    assert "train_data_dir: does not exist" in asked.stderr
+    assert "removed" not in asked.stderr
+    assert "verdict" not in asked.stderr
+    found = kohyakit("resume", cut, "--set", f"train_data_dir={moved}")
+    assert found.stdout.startswith("resume: exactly, from step 6")
+    assert "verdict: exact" in found.stdout
+    assert kohyakit("resume", cut, "--to-end").exit_code == 0  # kept for the next time
+
+
+def test_another_base_model_under_another_name_is_no_exact_resume(kohyakit, cut: Path, tmp_path: Path) -> None:
+    other = shutil.copy(tmp_path / "sd15.safetensors", tmp_path / "copy.safetensors")
+    assert "verdict: exact" in kohyakit("resume", cut, "--set", f"pretrained_model_name_or_path={other}").stdout
+    said = kohyakit("resume", cut, "--to-end", "--set", f"vae={other}").stdout
+    assert "the VAE has changed: None -> copy.safetensors" in said
+    assert "a new run from here on" in said
+
+
+def add_state(run: Path, step: int) -> Path:
+    state = run / f"state-{step:08d}"
+    state.mkdir()
+    size = (state / "progress.json").write_text(json.dumps({"step": step}))
+    (state / "complete").write_text(json.dumps({"progress.json": size}))
+    return state
+
+
+def test_a_state_may_be_named_to_go_back_to_it(kohyakit, cut: Path) -> None:
+    add_state(cut / "frog.run", 8)
+    state = cut / "frog.run" / "state-00000006"
+    found = kohyakit("resume", state)
+    assert found.stdout.startswith(f"resume: exactly, from step 6 of 12, state {state}")
+    assert "goes back: newer states, down to state-00000008" in found.stdout
+    assert read(cut / "frog.run" / "config.toml")[0].resume == str(state)
+
+
+@pytest.mark.parametrize("part", ["config.toml", "log.jsonl", "run.json"])
+def test_a_part_of_a_run_folder_leads_to_the_run(cut: Path, part) -> None:
+    found = find(str(cut / "frog.run" / part))
+    assert (found.run, found.state) == (cut / "frog.run", cut / "frog.run" / "state-00000006")
+
+
+def test_trust_is_for_one_command_and_no_folders_to_give(kohyakit, preset, trainer, tmp_path: Path) -> None:
+    trainer.code, trainer.steps, trainer.leaves = 130, 8, ()
+    start = kohyakit("launch", preset(), "--set", "lr_scheduler_type=their.Schedule", "--trust", "their")
+    add_state(tmp_path / "out" / "frog.run", 6)
+    assert (start.exit_code, trainer.starts[0][0][-2:]) == (130, ["--trust", "their"])
+    config = tmp_path / "out" / "frog.run" / "config.toml"
+    assert "trust =" not in config.read_text()
+    for forged in ("", 'trust = ["their"]\n'):
+        config.write_text(forged + config.read_text())
+        refused = kohyakit("resume", tmp_path / "out")
+        assert (refused.exit_code, len(trainer.starts)) == (1, 1)
+        assert "--trust their.Schedule" in refused.stderr
+    again = kohyakit("resume", tmp_path / "out", "--trust", "their")
+    assert (again.exit_code, trainer.starts[1][0][-2:]) == (130, ["--trust", "their"])
+    assert f"go on with: kohyakit resume {tmp_path / 'out' / 'frog.run'} --trust their" in again.stderr
+
+
+def test_what_is_on_the_disk_already_needs_no_room_again(kohyakit, cut: Path, monkeypatch) -> None:
+    planned = kohyakit("plan", cut.parent / "frog.json", "--set", "output_name=other", "--json").stdout
+    usage = shutil.disk_usage(cut)._replace(free=json.loads(planned)["disk_bytes"] - 100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert "MB are free" in kohyakit("resume", cut).stderr
+    (cut / "frog-000001.safetensors").write_bytes(b"0" * 100_001)
+    assert kohyakit("resume", cut).exit_code == 0
+
+
 def test_a_moved_folder_still_resumes(kohyakit, cut: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.move(cut, moved)

@@ -174,3 +174,36 @@ def test_older_results_are_not_claimed(kohyakit, preset, trainer, tmp_path: Path
     os.utime(old, (time.time() - 1000,) * 2)
     document = json.loads(kohyakit("launch", preset(), "--overwrite", "--json").stdout)
     assert [Path(path).name for path in document["saved"]] == ["frog.safetensors"]
+
+
+def test_a_stop_without_a_save_says_where_going_on_starts(kohyakit, preset, trainer, tmp_path: Path) -> None:
+    trainer.code, trainer.steps, trainer.leaves = 130, 8, ()
+    assert "step 8 of 12, before there was anything to go on from" in kohyakit("launch", preset()).stderr
+    for step, said in ((6, ", which was not saved: going on starts again at step 6"), (8, "")):
+        state = tmp_path / "out" / "frog.run" / f"state-{step:08d}"
+        state.mkdir()
+        (state / "complete").write_text("{}")
+        assert run._lost(state.parent, 8) == said
+
+
+def test_a_second_machine_leaves_the_first_ones_record_alone(kohyakit, preset, trainer, tmp_path: Path) -> None:
+    """Both may see the same disk; a seed drawn on each must not replace the one that counts."""
+    words = ("--machines", "2", "--processes", "2", "--main-ip", "10.0.0.1", "--main-port", "29501")
+    trainer.leaves, trainer.steps = (), 0
+    assert kohyakit("launch", preset(seed=""), *words, "--machine-rank", "0").exit_code == 0
+    folder = tmp_path / "out" / "frog.run"
+    kept = [(folder / name).read_bytes() for name in ("run.json", "config.toml")]
+    (folder / "log.jsonl").unlink()
+    assert kohyakit("launch", preset(seed=""), *words, "--machine-rank", "1").exit_code == 0
+    assert [(folder / name).read_bytes() for name in ("run.json", "config.toml")] == kept
+    assert trainer.starts[1][0][-1] == str(folder / "config-1.toml")
+    assert len(list((tmp_path / "out").glob("frog_*.json"))) == 1
+
+
+def test_debug_dataset_shows_the_data_and_writes_nothing(kohyakit, preset, trainer, tmp_path: Path, files) -> None:
+    file = preset()
+    before = files(tmp_path)
+    found = kohyakit("launch", file, "--set", "debug_dataset=true")
+    assert found.exit_code == 0
+    assert files(tmp_path) == before
+    assert not trainer.starts

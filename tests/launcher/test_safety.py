@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,8 @@ def test_a_script_with_a_flag_that_swallows_a_program(kohyakit, preset, tmp_path
         ("--optimizer_type torch.hub.load", "untrusted-module"),
         ("--lr_scheduler_type evil.Scheduler", "untrusted-module"),
         ("--dataset_class evil.Dataset", "unsupported-option"),
-        ("--huggingface_repo_id evil/run", "unsupported-option"),
-        ("--resume_from_huggingface --resume evil/state", "unsupported-option"),
+        ("--huggingface_repo_id evil/run", "needs-consent"),
+        ("--resume_from_huggingface --resume evil/run/state", "needs-consent"),
         ("--output_name ../../.bashrc", "not-a-name"),
         ("--log_prefix ../..", "not-a-name"),
         ("--metadata_thumbnail /etc/hostname", "not-a-picture"),
@@ -211,3 +212,23 @@ def test_no_shell_anywhere() -> None:
             text = text.replace(word, "")
         found += [f"{path.name}: {word}" for word in shells if word in text]
     assert found == []
+
+
+@pytest.mark.parametrize("command", ["plan", "validate", "launch"])
+def test_a_pickle_that_runs_code_needs_its_name(kohyakit, preset, trainer, tmp_path: Path, command) -> None:
+    (tmp_path / "old model.ckpt").write_bytes(pickle.dumps({"state_dict": {}, "where": print}, 2))
+    file = preset(pretrained_model_name_or_path=str(tmp_path / "old model.ckpt"))
+    refused = kohyakit(command, file)
+    assert refused.exit_code == 1
+    assert "holds more than tensors (__builtin__.print): opening it can run any code" in refused.stderr
+    assert '--trust "old model.ckpt"' in refused.stderr
+    assert kohyakit(command, file, "--trust", "model.ckpt").exit_code == 1
+    assert kohyakit(command, file, "--trust", "old model.ckpt").exit_code == 0
+
+
+def test_a_file_gives_the_trainer_no_consent(tmp_path: Path, capsys) -> None:
+    from trainer.__main__ import main
+
+    (tmp_path / "a.toml").write_text('network_dim = 4\ntrust = ["evil"]\n')
+    assert main(["--config_file", str(tmp_path / "a.toml")]) == 1
+    assert "a.toml:2: trust: is not a file's to give" in capsys.readouterr().err

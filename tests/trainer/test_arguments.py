@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 
 from schemas import TrainConfig
 from schemas.config import from_flat, table
-from trainer import loop, prepare
+from tests.fake_hub import FakeHub
+from trainer import hub, loop, prepare
 from trainer.dataset.spec import resolve_datasets
 from trainer.families import get
 from trainer.plan.rates import multiplier
 from trainer.plan.steps import count
-from trainer.report import Progress, Record
+from trainer.report import Progress, Record, log_epoch
 from trainer.validation import Validation
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,8 @@ def test_everything_is_read(
     prompts.write_text("n0m3 --w 64 --h 64 --s 1", encoding="utf-8")
     lora = str(tmp_path / "out" / "n0m3.safetensors")
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, backend: None)
+    assert hub.connect(TrainConfig(huggingface_token="hf_x")).token == "hf_x"
+    monkeypatch.setattr(hub, "connect", lambda config: FakeHub())
     for out in ("out", "again"):  # the second time from the cache
         assert start(output_dir=tmp_path / out, max_train_steps=1, train_data_dir=data, cache_latents_to_disk=True) == 0
     assert start(
@@ -89,6 +92,7 @@ def test_everything_is_read(
         min_snr_gamma=5, loss_type="huber", huber_schedule="constant", noise_offset=0.1, multires_noise_iterations=2,
         ip_noise_gamma=0.1, sample_prompts=prompts, sample_at_first=True, logging_dir=tmp_path / "logs",
         save_state=True, save_every_n_steps=1, save_every_n_epochs=1, base_weights=[lora],
+        huggingface_repo_id="me/loras", save_state_to_huggingface=True, async_upload=True,
     ) == 0  # fmt: skip
     assert start("sdxl", output_dir=tmp_path / "three", max_train_steps=1, cache_text_encoder_outputs_to_disk=True,
                  train_data_dir=data, network_train_unet_only=True, torch_compile=True) == 0  # fmt: skip
@@ -163,7 +167,11 @@ def test_scale_weight_norms_holds_every_module(start: Start, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("options", "steps", "epochs"),
-    [({}, [], [1, 2, 3, 4]), ({"validate_every_n_epochs": 2}, [], [2, 4]), ({"validate_every_n_steps": 3}, [3], [])],
+    [
+        ({}, [], [1, 2, 3, 4]),
+        ({"validate_every_n_epochs": 2}, [], [2, 4]),
+        ({"validate_every_n_steps": 3}, [3], [1, 2, 3, 4]),
+    ],
 )
 def test_when_it_validates(options: dict[str, int], steps: list[int], epochs: list[int]) -> None:
     validation = Validation(None, config(**options))  # type: ignore[arg-type]
@@ -270,6 +278,30 @@ def test_log_folder_and_names(start: Start, tmp_path: Path) -> None:
     hyper = [path.read_bytes() for path in (folder / "mine").rglob("events*")]
     assert any(b"network_dim" in content for content in hyper)
     assert not any(b"train_data_dir" in content for content in hyper)
+
+
+def test_the_loss_of_an_epoch_is_logged_over_epochs(start: Start, tmp_path: Path) -> None:
+    """Reference section 14."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert start(max_train_epochs=2, train_batch_size=5, logging_dir=tmp_path / "logs") == 0
+    (folder,) = (tmp_path / "logs").iterdir()
+    events = EventAccumulator(str(folder / "network_train"))
+    events.Reload()
+    by_step = [event.value for event in events.Scalars("loss/current")]
+    epochs = events.Scalars("loss/epoch_average")
+    half = len(by_step) // 2
+    means = [sum(part) / half for part in (by_step[:half], by_step[half:])]
+    assert [event.step for event in epochs] == [1, 2]
+    assert [event.value for event in epochs] == pytest.approx(means)
+    assert events.Scalars("loss/average")[-1].value == pytest.approx(means[1])
+
+
+def test_wandb_has_the_epoch_as_a_field() -> None:
+    said: list[Any] = []
+    tracker = SimpleNamespace(name="wandb", log=lambda values, step: said.append((values, step)))
+    log_epoch([tracker], 0.5, epoch=2, step=40)
+    assert said == [({"loss/epoch_average": 0.5, "epoch": 2, "global_step": 40}, 40)]
 
 
 def test_wandb_gets_its_key_and_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -158,3 +158,17 @@ def test_loading_leaves_the_global_generator_alone(tmp_path):
     before = torch.random.get_rng_state()
     list(loader_of(make_scan(tmp_path, random_crop=True)).epoch(1))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_cuts_around_a_face_show_it_at_its_size_and_tell_sdxl_of_no_cut(tmp_path):
+    spec = DatasetSpec(resolution=(64, 64), batch_size=4, subsets=(SubsetSpec(face_crop_aug_range=(2.0, 2.0)),))
+    picture = np.zeros((200, 300, 3), np.uint8)
+    picture[80:120, 180:220] = 255  # a face of 40 x 40 about 200, 100
+    path = tmp_path / "a_200_100_40_40.png"
+    Image.fromarray(picture).save(path)
+    scan = Scan((spec,), (Sample(path, 300, 200, "a", 4, False, 0, 0, True),))
+    (batch,) = loader_of(scan).epoch(1)
+    bright = batch.pixels[0, 0] > 0
+    assert (bright.any(0).sum(), bright.any(1).sum()) == (32, 32)  # half the cut's side
+    assert bright[16:48, 16:48].all()
+    assert (batch.sizes.original.tolist(), batch.sizes.crop.tolist()) == ([[64, 64]] * 4, [[0, 0]] * 4)

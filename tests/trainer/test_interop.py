@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from schemas import TrainConfig
 from schemas.options import NetworkOptions
-from trainer.adapters import attach
+from trainer.adapters import attach, merge_weights
 from trainer.checkpoint import load_weights
 from trainer.families import Models, get
 
@@ -74,6 +77,52 @@ def test_diffusers_loads_the_lora_and_computes_what_the_trainer_does(
     assert change > 0.01 * plain.norm()
     assert (theirs - ours).norm() < 1e-3 * change
     assert (copied - ours).norm() < 1e-3 * change
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_merged_and_in_peft_it_is_the_same_as_the_adapter(
+    family: str, start: Start, base_models: dict[str, Path], tmp_path: Path
+) -> None:
+    args = ["conv_dim=2", "conv_alpha=1"]
+    assert start(family, max_train_steps=2, learning_rate=3e-2, save_peft=True, network_args=args) == 0
+    file = tmp_path / "out" / "n0m3.safetensors"
+    config = TrainConfig(pretrained_model_name_or_path=str(base_models[family]))
+
+    def fresh() -> Models:
+        return get(family).load(config, dtype=torch.float32)
+
+    models = fresh()
+    plain, targets = latents_of(pipeline(models)), get(family).targets(models)
+    weights = load_weights(file, targets)
+    merged = fresh()
+    assert merge_weights(merged, targets, weights) == len({name.partition(".")[0] for name in weights})
+    in_peft = fresh()
+    for name, model in zip(("unet", "text_encoder", "text_encoder_2"), (in_peft.unet, *in_peft.text_encoders),
+                           strict=False):  # fmt: skip
+        read_by_peft(file.with_name("n0m3.peft.safetensors"), name, model)
+    wanted = NetworkOptions(network_dim=4, network_args=tuple(args))
+    attach(models, targets, wanted, weights=weights).eval()
+    ours = latents_of(pipeline(models))
+
+    change = (ours - plain).norm()
+    assert change > 0.01 * plain.norm()
+    assert (latents_of(pipeline(merged)) - ours).norm() < 1e-3 * change
+    assert (latents_of(pipeline(in_peft)) - ours).norm() < 1e-3 * change
+
+
+def read_by_peft(file: Path, component: str, model: torch.nn.Module) -> None:
+    """What peft itself, without diffusers, makes of the copy."""
+    with safe_open(file, "pt") as opened:
+        settings = json.loads(opened.metadata()["lora_adapter_metadata"])
+    start = f"{component}."
+    own = {name.removeprefix(start): value for name, value in settings.items() if name.startswith(start)}
+    tensors = {name.removeprefix(start): tensor for name, tensor in load_file(file).items() if name.startswith(start)}
+    if not hasattr(model, "text_model"):  # a level that newer text encoders do not have any more
+        tensors = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    peft.inject_adapter_in_model(peft.LoraConfig(**own), model)
+    outcome = peft.set_peft_model_state_dict(model, tensors)
+    assert not outcome.unexpected_keys
+    assert len(tensors) == 2 * len(own["target_modules"])
 
 
 KINDS: list[tuple[str, dict[str, Any], str]] = [

@@ -207,3 +207,14 @@ def test_the_console_can_be_kept_in_a_file_and_quiet(
     assert start(max_train_steps=1, console_log_file=kept, console_log_level="WARNING") == 0
     assert "step 1/1" in kept.read_text(encoding="utf-8")
     assert "step 1/1" not in capsys.readouterr().out
+
+
+def test_trackers_get_the_norms_that_scale_weight_norms_finds(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference section 14."""
+    logged: list[dict[str, float]] = []
+    monkeypatch.setattr(loop.Accelerator, "log", lambda accelerator, values, **_: logged.append(values))
+    assert start(max_train_steps=2, scale_weight_norms=1e-4) == 0
+    assert logged[-1]["max_norm/keys_scaled"] > 0
+    assert logged[-1]["norm/avg_key_norm"] <= logged[-1]["max_norm/max_key_norm"] <= 1.001e-4
+    assert start(max_train_steps=1, output_name="plain") == 0
+    assert not any("norm" in tag for tag in logged[-1])

@@ -122,7 +122,7 @@ def test_other_text_width_is_another_family(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "content", "code"), [
-    ("a.safetensors", b"nonsense", "not-safetensors"), ("a.pt", b"nonsense", "not-lora"), ("b.pt", None, "no-file"),
+    ("a.safetensors", b"nonsense", "not-safetensors"), ("a.pt", b"nonsense", "not-readable"), ("b.pt", None, "no-file"),
     ("b.safetensors", None, "no-file"),
 ])  # fmt: skip
 def test_unreadable_files_are_named(tmp_path, name, content, code):
@@ -135,5 +135,7 @@ def test_unreadable_files_are_named(tmp_path, name, content, code):
 
 def test_pickles_with_code_are_refused(tmp_path):
     torch.save({"x": Path("/")}, tmp_path / "evil.pt")
-    with pytest.raises(ConfigError, match="tensors alone"):
+    with pytest.raises(ConfigError, match=r"evil.pt: holds more than tensors \(pathlib.PosixPath"):
         load_weights(tmp_path / "evil.pt", TARGETS)
+    with pytest.raises(ConfigError, match="0 modules match"):  # opened, and then no LoRA
+        load_weights(tmp_path / "evil.pt", TARGETS, trust=("evil.pt",))

@@ -110,10 +110,24 @@ def test_kohyakit_config_has_no_secrets_and_no_personal_folders():
     assert "me" not in re.findall(r"\w+", text)
 
 
-@pytest.mark.parametrize(("rates", "text"), [((), "None"), ((5e-05,), "5e-05"), ((1e-4, 1e-4), "0.0001"),
-                                             ((1e-4, 2e-4), "[0.0001, 0.0002]")])  # fmt: skip
-def test_text_rates(rates, text):
-    assert header(facts_of(config_of("", text_encoder_lr=rates)))["ss_text_encoder_lr"] == text
+@pytest.mark.parametrize(
+    ("family", "rates", "text"),
+    [
+        ("sd15", (), "None"),
+        ("sd15", (5e-05,), "5e-05"),
+        ("sdxl", (1e-4, 1e-4), "0.0001"),
+        ("sdxl", (1e-4, 2e-4), "[0.0001, 0.0002]"),
+        ("sd15", (1e-4, 2e-4), "0.0001"),
+    ],
+)
+def test_text_rates(family, rates, text):
+    assert header(facts_of(config_of("", text_encoder_lr=rates), family))["ss_text_encoder_lr"] == text
+
+
+def test_rates_that_adafactor_makes_itself_are_none():
+    told = header(facts_of(config_of("", learning_rate=1e-3, lr_scheduler="adafactor:0.001", text_encoder_lr=(0.0,))))
+    names = ("ss_learning_rate", "ss_unet_lr", "ss_text_encoder_lr", "ss_lr_scheduler")
+    assert [told[name] for name in names] == ["None", "None", "None", "adafactor:0.001"]
 
 
 def test_network_args_are_told_with_the_dropout():
@@ -137,6 +151,19 @@ def test_dataset_config_is_told_by_dataset_and_subset(pictures, tmp_path):
     assert json.loads(told["ss_dataset_dirs"]) == {"a": {"n_repeats": 3, "img_count": 2}}
     assert json.loads(told["ss_tag_frequency"])["a"]["n0m3"] == 2
     assert "ss_resolution" not in told
+
+
+@pytest.mark.parametrize(("repeats", "counted"), [(1, "5"), (3, "15")])
+def test_regularisation_pictures_count_with_their_own_repeats(pictures, tmp_path, repeats, counted):
+    training = pictures("2_a", [(64, 64)])
+    pictures(f"{repeats}_b", [(64, 64)] * 5)
+    (tmp_path / "reg").mkdir()
+    (tmp_path / "img" / f"{repeats}_b").rename(tmp_path / "reg" / f"{repeats}_b")
+    config = config_of("--resolution 64", train_data_dir=training, reg_data_dir=str(tmp_path / "reg"))
+    found = scan(config)
+    assert sum(sample.repeats for sample in found.samples if sample.is_reg) in (2, 3)  # what is trained on
+    told = header(facts_of(config, datasets=DatasetFacts.of(found, assign(found, config))))
+    assert (told["ss_num_train_images"], told["ss_num_reg_images"]) == ("2", counted)
 
 
 def test_folders_of_one_name_get_numbers(pictures, tmp_path):

@@ -7,6 +7,7 @@ from PIL import Image
 
 from trainer import pixels
 from trainer.dataset.buckets import Choice
+from trainer.dataset.draws import anywhere
 
 
 def noise(width, height, channels=3):
@@ -67,8 +68,7 @@ def test_sixteen_bit_grey_is_scaled_not_cut(tmp_path):
 def test_random_cuts_reach_every_place_and_no_further():
     choice = Choice((4, 4), (6, 4), (1, 0), (0.0, 0.0, 4.0, 4.0))
     rng = random.Random(0)
-    assert {pixels.offset(choice, anywhere=True, rng=rng) for _ in range(50)} == {(0, 0), (1, 0), (2, 0)}
-    assert pixels.offset(choice, anywhere=False, rng=rng) == (1, 0)
+    assert {anywhere(choice, rng) for _ in range(50)} == {(0, 0), (1, 0), (2, 0)}
     assert pixels.fit(noise(6, 4), choice, (2, 0), None).shape == (4, 4, 3)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from schemas.weights import read_header
 from trainer import loop, lora_file, results, states
 from trainer.plan import marks
 from trainer.states import is_whole, newest_state, read_progress, save_state
@@ -137,9 +138,9 @@ def full_disk(patch: pytest.MonkeyPatch, full: Callable[[Path], bool]) -> None:
     """The disk has no room for files that `full` names: half of the file is written, then the system says no."""
     real = lora_file.write_atomically
 
-    def write(path: Path, fill: Callable[[Any], object]) -> None:
+    def write(path: Path, fill: Callable[[Any], object], check: Any = None) -> None:
         if not full(path):
-            return real(path, fill)
+            return real(path, fill, check)
 
         class Short:
             def __init__(self, stream: Any) -> None:
@@ -152,7 +153,7 @@ def full_disk(patch: pytest.MonkeyPatch, full: Callable[[Path], bool]) -> None:
             def flush(self) -> None:
                 self.stream.flush()
 
-        return real(path, lambda stream: fill(Short(stream)))
+        return real(path, lambda stream: fill(Short(stream)), check)
 
     for module in (lora_file, states):
         patch.setattr(module, "write_atomically", write)
@@ -176,6 +177,7 @@ def test_a_full_disk_says_what_is_needed_and_leaves_the_rest_whole(
     said = capsys.readouterr().err
     assert "No space left on device" in said
     assert "a LoRA takes 0." in said
+    assert "Traceback" not in said
     assert f"kohyakit resume {out / 'n0m3.run'}" in said
     assert not any(".tmp" in name for name in names(out) | names(out / "n0m3.run"))
     assert newest_state(out / "n0m3.run") is not None
@@ -265,6 +267,18 @@ def test_one_state_may_stand_for_a_step_and_an_epoch(start: Start, tmp_path: Pat
         "state-00000005": ["n0m3-000001-state"],  # the name of the step has been rotated away
         "state-00000010": ["n0m3-000002-state"],
         "state-00000015": ["n0m3-step00000015-state", "n0m3-state"],
+    }
+
+
+def test_a_copy_within_an_epoch_tells_the_epochs_done_before_it(start: Start, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert start(train_batch_size=2, save_every_n_steps=4, save_every_n_epochs=1, max_train_epochs=2) == 0
+    told = {file.name: read_header(file).metadata["ss_epoch"] for file in sorted(out.glob("*.safetensors"))}
+    assert told == {
+        "n0m3-000001.safetensors": "1",
+        "n0m3-step00000004.safetensors": "0",
+        "n0m3-step00000008.safetensors": "1",
+        "n0m3.safetensors": "2",
     }
 
 

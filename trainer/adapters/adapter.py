@@ -90,6 +90,13 @@ class Adapter:
     def begin_step(self) -> None:
         """To be called before each forward pass of training; only plug-ins do something then."""
 
+    def see_gradients(self) -> None:
+        """To be called when the gradients of a step are complete; only plug-ins do something then."""
+
+    def norms(self) -> dict[str, float]:
+        """What a plug-in with norm hooks has measured of itself, by tracker tag (section 14); after a step."""
+        return {}
+
     def parameters(self) -> list[nn.Parameter]:
         """The weights that train."""
         return [parameter for _, parameter in self.named_parameters() if parameter.requires_grad]
@@ -137,7 +144,8 @@ class Adapter:
             parameter.requires_grad_(lr > 0)
             if lr > 0:
                 members.setdefault((group, lr), []).append(parameter)
-        order = sorted(members, key=lambda place: _order(place[0]))
+        last = "unet_block12" if any("mid_block" in key for key in self.layers) else ""  # SD's U-Net lists it last
+        order = sorted(members, key=lambda place: (place[0].split(" ")[0] == last, *_order(place[0])))
         return [{"params": members[name, lr], "lr": lr, "name": name} for name, lr in order]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from schemas.options import NetworkOptions
 from schemas.problems import ConfigError, Problem, error, nearest
+from schemas.rules.network import deciding_tucker
 from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, freeze, is_up, model_of
 from trainer.adapters.lora import DEFAULT_DIM, loading_notes, module_names
 from trainer.adapters.lycoris_targets import Choice, Preset, choose, read_preset
@@ -33,8 +34,7 @@ except ImportError as fault:
                 fix="pip install lycoris-lora") from fault  # fmt: skip
 
 ALGOS = ("lora", "locon", "loha", "lokr", "dylora", "glora", "full", "diag-oft", "boft", "ia3")
-TRUTHS = ("use_scalar", "rescaled", "full_matrix", "bypass_mode", "rs_lora", "unbalanced_factorization",
-          "decompose_both", "rank_dropout_scale", "train_on_input")  # fmt: skip
+TRUTHS = ("use_scalar", "rescaled", "full_matrix", "bypass_mode", "rs_lora", "unbalanced_factorization")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,10 @@ class Settings:
 
 
 def settings(options: NetworkOptions, given: Mapping[str, str], preset: Preset) -> Settings:
-    """Typed arguments with LyCORIS' defaults: conv_dim and conv_alpha are the linear ones where not given."""
+    """Typed arguments with LyCORIS' defaults: conv_dim and conv_alpha are the linear ones where not given.
+
+    Read as its kohya module reads them, which passes rank_dropout_scale and train_on_input to nobody.
+    """
     algo = (given.get("algo") or "lora").lower()
     if algo not in ALGOS:
         guess = nearest(algo, ALGOS)
@@ -71,16 +74,18 @@ def settings(options: NetworkOptions, given: Mapping[str, str], preset: Preset) 
     extra |= {
         "block_size": block_size,
         "factor": number(given, "factor", int, -1) or -1,
+        "decompose_both": bool(given.get("decompose_both")),  # any text, False too
         "constraint": number(given, "constraint", float) or 0.0,
         "weight_decompose": truth(given, "dora_wd"),
         "wd_on_out": truth(given, "wd_on_output", default=True),
     }
+    conv_dim, conv_alpha = number(given, "conv_dim", int), number(given, "conv_alpha", float)
     return Settings(
         algo, dim, alpha,
-        conv_dim=(number(given, "conv_dim", int) or dim) if preset.conv else 0,
-        conv_alpha=number(given, "conv_alpha", float) or alpha,
+        conv_dim=(dim if conv_dim is None else conv_dim) if preset.conv else 0,
+        conv_alpha=alpha if conv_alpha is None else conv_alpha,
         dropout=dropout, rank_dropout=chance(given, "rank_dropout"), module_dropout=chance(given, "module_dropout"),
-        tucker=any(truth(given, name) for name in ("use_tucker", "use_cp", "use_conv_cp")),
+        tucker=truth(given, deciding_tucker(given)),
         train_norm=truth(given, "train_norm"), extra=extra,
     )  # fmt: skip
 

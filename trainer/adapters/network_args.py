@@ -145,7 +145,7 @@ def lora_args(options: NetworkOptions, family: str, module: str = "networks.lora
         notes.append(no_effect("block_lr_zero_threshold", "it counts only beside an lr weight", "remove it"))
     conv_alpha = number(given, "conv_alpha", float)
     return LoraArgs(
-        conv_dim=number(given, "conv_dim", int) or None,
+        conv_dim=number(given, "conv_dim", int),  # 0: of the resnets, only the layers that are no 3x3 convolutions
         conv_alpha=1.0 if conv_alpha is None else conv_alpha,
         rank_dropout=chance(given, "rank_dropout"),
         module_dropout=chance(given, "module_dropout"),

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trainer")
 FROM_WEIGHTS = "create_network_from_weights"
+NORMS = {"norm/avg_key_norm": "weight_norms", "norm/avg_grad_norm": "grad_norms",
+         "norm/avg_combined_norm": "combined_weight_norms"}  # fmt: skip
 
 
 def is_plugin(module: str | None) -> bool:
@@ -119,6 +121,21 @@ class Plugin(Adapter):
     def begin_step(self) -> None:
         if hasattr(self.network, "on_step_start"):
             self.network.on_step_start(self.text, self.unet)
+
+    def see_gradients(self) -> None:
+        if hasattr(self.network, "update_grad_norms"):
+            self.network.update_grad_norms()
+
+    def norms(self) -> dict[str, float]:
+        if hasattr(self.network, "update_norms"):
+            self.network.update_norms()
+        found = {}
+        for tag, name in NORMS.items():
+            value = getattr(self.network, name, None)
+            value = value() if callable(value) else value
+            if value is not None:
+                found[tag] = float(torch.as_tensor(value, dtype=torch.float64).mean())
+        return found
 
     def train(self, mode: bool = True) -> None:
         self.network.train(mode)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from schemas.problems import Problem, error
+from schemas.problems import ConfigError, Problem, error
 from trainer.dataset.spec import DatasetSpec, Size
 
 
@@ -64,17 +64,24 @@ def choose(width: int, height: int, spec: DatasetSpec) -> Choice:
     if buckets is None:
         bucket, size = _own_bucket(width, height, resolved(spec), spec.bucket_reso_steps)
         if min(bucket) < 1:
-            raise error(
-                "tiny-image",
-                f"must have sides of at least {spec.bucket_reso_steps} pixels with bucket_no_upscale",
-                got=f"{width}x{height}",
-                fix="enlarge or remove the picture, or leave out bucket_no_upscale",
-            )
+            raise _too_small((width, height), size, spec.bucket_reso_steps)
     else:
         bucket = (width, height) if (width, height) in buckets else _nearest(width / height, buckets)
         size = cover(width, height, bucket)
     crop = ((size[0] - bucket[0]) // 2, (size[1] - bucket[1]) // 2)
     return Choice(bucket, size, crop, contain(width, height, bucket))
+
+
+def _too_small(picture: Size, scaled: Size, step: int) -> ConfigError:
+    """A long picture may be large and yet have a side below a step once it is scaled to the resolution's area."""
+    got, shrunk = f"{picture[0]}x{picture[1]}", scaled != picture
+    return error(
+        "tiny-image",
+        f"must have sides of at least {step} pixels with bucket_no_upscale"
+        + (f", and has {scaled[0]}x{scaled[1]} once scaled down to the area of resolution" if shrunk else ""),
+        got=got,
+        fix=f"{'crop' if shrunk else 'enlarge'} or remove the picture, or leave out bucket_no_upscale",
+    )
 
 
 def _nearest(ratio: float, buckets: tuple[Size, ...]) -> Size:
@@ -96,7 +103,7 @@ def _own_bucket(width: int, height: int, resolution: Size, step: int) -> tuple[S
         first_width, second_height = _floor(ideal_width, step), _floor(area / ideal_width, step)
         first_height, second_width = _floor(first_width / ratio, step), _floor(second_height * ratio, step)
         if min(first_width, first_height, second_width, second_height) < 1:
-            return (0, 0), (0, 0)
+            return (0, 0), (int(ideal_width + 0.5), int(area / ideal_width + 0.5))
         if abs(first_width / first_height - ratio) < abs(second_width / second_height - ratio):
             size = first_width, int(first_width / ratio + 0.5)
         else:

@@ -125,7 +125,7 @@ def read_caption(path: Path, wildcards: bool) -> str:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as fault:
         raise ValueError(f"is not UTF-8 (byte {fault.start})") from None
-    lines = [line.strip() for line in text.split("\n")]
+    lines = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
     if not any(lines):
         raise ValueError("is empty")
     return "\n".join(line for line in lines if line) if wildcards else lines[0]

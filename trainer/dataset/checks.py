@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from schemas.config import TrainConfig
 from schemas.problems import ConfigError, Problem
 from trainer.dataset.buckets import choose
 from trainer.dataset.captions import random_settings
+from trainer.dataset.faces import face_in
 from trainer.dataset.pictures import Facts
 from trainer.dataset.spec import DatasetSpec, SubsetSpec
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from trainer.dataset.files import Sample
 
 SHOWN = 5  # names given as examples
+WEIGHT = re.compile(r"\\.|\(|:([+-]?[.\d]+)\)|\)", re.DOTALL)  # what opens and closes brackets in weighted captions
 
 
 def picture(sample: Sample, facts: Mapping[Path, Facts], spec: DatasetSpec) -> Iterator[Problem]:
@@ -57,9 +60,13 @@ def subsets(
         for number, subset in enumerate(spec.subsets):
             members = [sample for sample in samples if (sample.dataset, sample.subset) == (dataset, number)]
             yield from _excluded(subset, config)
+            yield from _attributes(subset)
             yield from _captions(subset)
+            if config.weighted_captions:
+                yield from _weights(members)
             if members:
                 yield from _files(subset, members, facts)
+                yield from _faces(spec, subset, members, config)
                 yield from _cut(spec, subset, members)
 
 
@@ -107,8 +114,29 @@ def _excluded(spec: SubsetSpec, config: TrainConfig) -> Iterator[Problem]:
         )
 
 
+def _attributes(spec: SubsetSpec) -> Iterator[Problem]:
+    unread = sorted(set(spec.custom_attributes or {}) - {"diff_output_preservation"})
+    if unread:
+        yield Problem(
+            code="no-effect",
+            severity="note",
+            key="custom_attributes",
+            got=unread,
+            file=spec.image_dir,
+            must="has no effect: of these attributes only diff_output_preservation is known, in the reference too",
+        )
+
+
 def _captions(spec: SubsetSpec) -> Iterator[Problem]:
     moves = spec.shuffle_caption or spec.token_warmup_step or spec.caption_tag_dropout_rate
+    if not spec.caption_separator and (moves or spec.keep_tokens_separator):
+        yield Problem(
+            code="bad-value",
+            key="caption_separator",
+            got="",
+            must="must not be empty where captions are taken apart into tags",
+            fix='set caption_separator to ","',
+        )
     if spec.keep_tokens_separator and not moves:
         yield Problem(
             code="separator-removed",
@@ -117,7 +145,7 @@ def _captions(spec: SubsetSpec) -> Iterator[Problem]:
             got=spec.keep_tokens_separator,
             must="is taken out of the captions; the reference trains it as text here",
         )
-    if spec.caption_separator != "," and (moves or spec.keep_tokens_separator):
+    if spec.caption_separator not in ("", ",") and (moves or spec.keep_tokens_separator):
         yield Problem(
             code="joined-by-separator",
             severity="note",
@@ -125,6 +153,34 @@ def _captions(spec: SubsetSpec) -> Iterator[Problem]:
             got=spec.caption_separator,
             must="also joins the tags again; the reference joins them by a comma",
         )
+
+
+def bad_weight(caption: str) -> str | None:
+    """The first weight of a weighted caption, such as 1.2.3 in (word:1.2.3), that is no number."""
+    opened = 0
+    for found in WEIGHT.finditer(caption):
+        if found[1] is not None and opened:
+            try:
+                float(found[1])
+            except ValueError:
+                return found[1]
+        if found[0][0] != "\\":
+            opened = opened + 1 if found[0] == "(" else max(0, opened - 1)
+    return None
+
+
+def _weights(samples: Sequence[Sample]) -> Iterator[Problem]:
+    for sample in samples:
+        weight = bad_weight(sample.caption)
+        if weight is not None:
+            yield Problem(
+                code="bad-weight",
+                key="weighted_captions",
+                file=str(sample.path),
+                got=sample.caption[:100],
+                must=f"has a weight in its caption that is no number: {weight}",
+                fix="write it as in (word:1.2)",
+            )
 
 
 def _files(spec: SubsetSpec, samples: Sequence[Sample], facts: Mapping[Path, Facts]) -> Iterator[Problem]:
@@ -175,19 +231,45 @@ def _files(spec: SubsetSpec, samples: Sequence[Sample], facts: Mapping[Path, Fac
         )
 
 
-def _cut(spec: DatasetSpec, subset: SubsetSpec, samples: Sequence[Sample]) -> Iterator[Problem]:
-    if subset.face_crop_aug_range:
+def _faces(spec: DatasetSpec, subset: SubsetSpec, samples: Sequence[Sample], config: TrainConfig) -> Iterator[Problem]:
+    """Cuts around faces need pictures that are neither in buckets nor cached, and names that tell of a face."""
+    if not subset.face_crop_aug_range:
+        return
+    cached = config.cache_latents or config.cache_latents_to_disk
+    if spec.enable_bucket or cached:
+        name = "enable_bucket" if spec.enable_bucket else "cache_latents"
         yield Problem(
             code="no-effect",
             severity="warning",
             key="face_crop_aug_range",
             got=list(subset.face_crop_aug_range),
-            must="has no effect: pictures are scaled and cut to their bucket",
-            fix="cut the faces out beforehand",
+            file=subset.image_dir,
+            must=f"has no effect with {name}, as in the reference",
+            fix="leave enable_bucket and cache_latents out to cut around faces",
         )
+        return
+    without = [sample.path.name for sample in samples if face_in(sample.path.stem) is None]
+    if without:
+        yield Problem(
+            code="no-face",
+            severity="warning",
+            key="face_crop_aug_range",
+            got=without[:SHOWN],
+            file=subset.image_dir,
+            must=f"finds no face in {len(without)} file names, whose pictures are cut as without it",
+            fix="name them NAME_X_Y_WIDTH_HEIGHT: the face's centre and size in pixels",
+        )
+
+
+def _cut(spec: DatasetSpec, subset: SubsetSpec, samples: Sequence[Sample]) -> Iterator[Problem]:
     if spec.enable_bucket or spec.resolution is None:
         return
-    other = [sample.path.name for sample in samples if (sample.width, sample.height) != spec.resolution]
+    cut = bool(subset.face_crop_aug_range)
+    other = [
+        sample.path.name
+        for sample in samples
+        if (sample.width, sample.height) != spec.resolution and not (cut and face_in(sample.path.stem))
+    ]
     if other:
         size = "x".join(map(str, spec.resolution))
         yield Problem(
@@ -200,6 +282,21 @@ def _cut(spec: DatasetSpec, subset: SubsetSpec, samples: Sequence[Sample]) -> It
             "the centre, cached or not; the reference does so only when latents are cached, and fails otherwise",
             fix="set enable_bucket to keep their shapes",
         )
+
+
+def bucket_steps(specs: Sequence[DatasetSpec], config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """Bucket sides that the base model's family does not take; those of a plain config are told by schemas.rules."""
+    if family not in ("sd15", "sd2") or not config.dataset_config:
+        return
+    for number, spec in enumerate(specs):
+        if spec.enable_bucket and spec.bucket_reso_steps % 64 == 32:
+            yield Problem(
+                code="bucket-step",
+                key="bucket_reso_steps",
+                got=spec.bucket_reso_steps,
+                must=f"must be a multiple of 64 for {family} in datasets/{number}",
+                fix="set bucket_reso_steps to 64",
+            )
 
 
 def no_images(specs: Sequence[DatasetSpec]) -> Iterator[Problem]:

@@ -229,6 +229,10 @@ def _checked(entry: Mapping[str, Any], line: int | None, file: str, problems: li
             )
         )
     values = {key: value for key, value in given.items() if key in known}
+    if "prompt" not in values:
+        values["prompt"] = ""
+        must, fix = "is not given; the picture is made without words", "add prompt"
+        problems.append(Problem(code="no-prompt", severity="warning", key="prompt", must=must, fix=fix, **place))
     wrong = list(_wrong(values, place))
     problems += wrong
     if not wrong:
@@ -242,7 +246,8 @@ def _wrong(values: dict[str, Any], place: dict[str, Any]) -> Iterator[Problem]:
         )
     for key, value in values.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if key in WHOLE and not (number and value == int(value) and value >= 0):
+        # a seed may be negative: torch takes it as it is
+        if key in WHOLE and not (number and value == int(value) and (value >= 0 or key == "seed")):
             yield Problem(
                 code="bad-value", key=key, got=value, must="must be a whole number", fix=f"correct {key}", **place
             )

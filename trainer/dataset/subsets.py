@@ -11,7 +11,7 @@ from typing import Any
 
 from schemas.config import TrainConfig
 from schemas.problems import Problem
-from trainer.dataset.captions import OTHER_EXTENSIONS, caption_path, caption_stems, joint, read_caption
+from trainer.dataset.captions import OTHER_EXTENSIONS, caption_path, caption_stems, read_caption
 from trainer.dataset.pictures import extensions, pictures_in, unsupported_in
 from trainer.dataset.spec import SubsetSpec
 
@@ -250,4 +250,4 @@ def metadata_text(entry: Mapping[str, Any], spec: SubsetSpec) -> str:
 def _with_tags(caption: str, tags: str, spec: SubsetSpec) -> str:
     if not tags:
         return caption
-    return f"{caption}{joint(spec)}{tags}" if caption else tags
+    return f"{caption}{spec.caption_separator}{tags}" if caption else tags

@@ -35,6 +35,7 @@ class Wish:
     vae_dtype: torch.dtype
     device: torch.device | str = "cpu"
     mapped: bool = True
+    trust: tuple[str, ...] = ()  # pickled files that may hold more than tensors
 
     def dtype_of(self, part: str) -> torch.dtype:
         return self.vae_dtype if part == "vae" else self.dtype
@@ -61,7 +62,7 @@ def load(family: str, config: TrainConfig, *, dtype: torch.dtype, device: torch.
     """All modules of the base model, frozen, in eval mode; the VAE in float32 with `no_half_vae`, else in `dtype`."""
     place = locate(config.pretrained_model_name_or_path, "pretrained_model_name_or_path")
     vae_dtype = torch.float32 if config.no_half_vae else dtype
-    wish = Wish(family, dtype, vae_dtype, device, mapped=not config.disable_mmap_load_safetensors)
+    wish = Wish(family, dtype, vae_dtype, device, not config.disable_mmap_load_safetensors, config.trust)
     read = _folder_modules if place.is_dir() else _file_modules
     modules = read(place, wish, with_vae=not config.vae)
     if config.vae:
@@ -75,13 +76,13 @@ def load_vae(place: str, wish: Wish) -> nn.Module:
     path = locate(place, "vae")
     if path.is_dir():
         return _from_folder("vae", path / "vae" if (path / "vae" / "config.json").is_file() else path, wish)
-    checkpoint = single_file.open_checkpoint(path, mapped=wish.mapped)
+    checkpoint = single_file.open_checkpoint(path, mapped=wish.mapped, trust=wish.trust)
     part = single_file.vae_part(checkpoint, wish.family)
     return single_file.load(checkpoint, part, dtype=wish.vae_dtype, device=wish.device)
 
 
 def _file_modules(file: Path, wish: Wish, *, with_vae: bool) -> dict[str, nn.Module]:
-    checkpoint = single_file.open_checkpoint(file, mapped=wish.mapped)
+    checkpoint = single_file.open_checkpoint(file, mapped=wish.mapped, trust=wish.trust)
     parts = single_file.parts(checkpoint, wish.family, with_vae=with_vae)
     single_file.check(checkpoint, parts)
     return {

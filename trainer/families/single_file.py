@@ -7,7 +7,6 @@ copies of a model are held. Every missing tensor and every wrong shape is found 
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from schemas.weights import PICKLES, Header, family_of, read_header
 from trainer.families import architecture, ldm_keys
 from trainer.families.architecture import Config
 from trainer.families.ldm_keys import Names, Shape, Stored
+from trainer.pickles import load_pickle
 
 log = logging.getLogger(__name__)
 DTYPES = {
@@ -82,12 +82,14 @@ class SafetensorsFile:
 
 
 class PickledFile:
-    """A .ckpt or .pt file; only plain tensors are unpickled, never code."""
+    """A .ckpt or .pt file; only plain tensors are unpickled, code no sooner than `trust` names the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, trust: Sequence[str] = ()) -> None:
         self.file = str(path)
         self.metadata: Mapping[str, str] = {}
-        document = _unpickled(path)
+        document = load_pickle(path, trust, mapped=True)
+        if not isinstance(document, dict):
+            raise error("not-readable", "holds no table of tensors", file=self.file, fix="use another file")
         inner = document.get("state_dict", document)
         self.tensors = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
         self.shapes: Mapping[str, Shape] = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
@@ -96,23 +98,9 @@ class PickledFile:
         return self.tensors[name][slice(*rows) if rows else ...].to(device).to(dtype)
 
 
-def _unpickled(path: Path) -> dict[str, Any]:
-    faults = []
-    for mapped in (True, False):  # files of old torch versions cannot be mapped
-        try:
-            document = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-            if isinstance(document, dict):
-                return document
-            faults.append("holds no table of tensors")
-        except (RuntimeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as fault:
-            faults.append(str(fault).split("\n", 1)[0])
-    must = f"cannot be read as a checkpoint of plain tensors: {faults[-1]}"
-    raise error("not-readable", must, file=str(path), fix="use a .safetensors version of this model")
-
-
-def open_checkpoint(path: Path, *, mapped: bool = True) -> Checkpoint:
-    """The file, by its ending; ConfigError when it cannot be read."""
-    return PickledFile(path) if path.suffix.lower() in PICKLES else SafetensorsFile(path, mapped=mapped)
+def open_checkpoint(path: Path, *, mapped: bool = True, trust: Sequence[str] = ()) -> Checkpoint:
+    """The file, by its ending; ConfigError when it cannot be read, or would run code and is not named in `trust`."""
+    return PickledFile(path, trust) if path.suffix.lower() in PICKLES else SafetensorsFile(path, mapped=mapped)
 
 
 @dataclass(frozen=True)

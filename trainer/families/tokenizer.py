@@ -130,7 +130,7 @@ def _rows(ids: Sequence[int], max_token_length: int | None, pad: int) -> list[li
     return rows
 
 
-LEXEME = re.compile(r"\\[()\[\]\\]|\\|[(\[\])]|:[+\-.,\d]+\)|[^\\()\[\]:]+|:")
+LEXEME = re.compile(r"\\[()\[\]\\]|\\|[(\[\])]|:[+-]?[.\d]+\)|[^\\()\[\]:]+|:")
 
 
 def parse_weights(text: str) -> list[tuple[str, float]]:

@@ -53,12 +53,12 @@ def count(config: TrainConfig, batches: int, processes: int = 1) -> Steps:
 
 
 def portion(value: int | float, total: int, processes: int = 1) -> float:
-    """Updates meant by a number of updates, or by a share of the run (a float below 1).
+    """Updates meant by a whole number, or by a share of the run (a float up to 1.0).
 
     The reference truncates a share to whole scheduler steps, of which it takes `processes` per update, so that the
     result may be a fraction of an update. It does not multiply whole numbers by the process count, so that they last
     too short there (trap T28); here they always are updates.
     """
-    if isinstance(value, float) and value < 1:
+    if isinstance(value, float) and value <= 1:
         return int(value * total * processes) / processes
     return int(value)

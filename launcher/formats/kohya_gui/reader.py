@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -100,7 +99,7 @@ def _fill(draft: Draft, form: Form, found: Mapping[str, Entry]) -> None:
         origin = _origin(form, name, entry)
         place: dict[str, Any] = {"key": entry.key, "file": draft.file, "line": draft.lines.get(entry.key)}
         try:
-            value, _ = read_value(option, True if name == "resume_from_huggingface" else _share(name, entry, found))
+            value, _ = read_value(option, True if name == "resume_from_huggingface" else entry.value)
         except BadValue as bad:
             if entry.key not in form.bad:
                 got, fix = hidden(name, form.values.get(entry.key)), f"correct {entry.key}"
@@ -119,16 +118,6 @@ def _origin(form: Form, name: str, entry: Entry) -> Origin:
     if name == "network_args":
         senders += [key_of(word.partition("=")[0]) for word in entry.value]
     return next((form.origin(key) for key in senders if form.origin(key) != "default"), "default")
-
-
-def _share(name: str, entry: Entry, found: Mapping[str, Entry]) -> Any:
-    """A warmup of 100 % would be read as one step: it is written as whole steps, or as the share just below 1."""
-    if name != "lr_warmup_steps" or entry.value != 1.0 or entry.key != "lr_warmup":
-        return entry.value
-    epochs = found.get("max_train_epochs")
-    if "max_train_steps" in found and (epochs is None or unset(epochs.value)):
-        return found["max_train_steps"].value
-    return math.nextafter(1.0, 0.0)
 
 
 def _lay_over(draft: Draft, said: Words) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from launcher.formats.base import Draft
-from launcher.formats.command_line import is_command_line, read, write
+from launcher.formats.command_line import is_command_line, read, words, write
+from schemas.config import read_value, table
 
 START = "accelerate launch --num_cpu_threads_per_process=2 --multi_gpu train_network.py"
 
@@ -133,3 +134,10 @@ def test_variables_before_the_command_belong_to_it() -> None:
 def test_a_quoted_semicolon_ends_no_command() -> None:
     draft = read("accelerate launch train_network.py --caption_extension ';' --seed 3")
     assert {name: setting.value for name, setting in draft.arguments.items()} == {"caption_extension": ";", "seed": 3}
+
+
+def test_a_warmup_of_the_whole_run_is_written_as_sd_scripts_reads_it() -> None:
+    written = words({"lr_warmup_steps": 1.0, "lr_decay_steps": 0.5})
+    assert written == ["--lr_decay_steps", "0.5", "--lr_warmup_steps", "100%"]
+    found = read(f"accelerate launch train_network.py {' '.join(written)}")
+    assert read_value(table()["lr_warmup_steps"], found.arguments["lr_warmup_steps"].value)[0] == 1.0

@@ -40,6 +40,7 @@ def test_sections_mean_nothing_and_later_ones_win() -> None:
         ("resume = false", "resume", None),
         ("max_token_length = 255", "max_token_length", 225),
         ("lr_warmup_steps = 100.0", "lr_warmup_steps", 100),
+        ('lr_decay_steps = "100%"', "lr_decay_steps", 1.0),
         ("lr_restart_cycles = 3", "lr_scheduler_num_cycles", 3),
         ('save_precision = "fp32"', "save_precision", "float"),
     ],

@@ -50,7 +50,7 @@ REFUSED: dict[str, tuple[str, str, str, dict[str, Any], str]] = {
         "sd2",
     ),
     "resolution shape": ("error", "bad-resolution", "resolution", {"resolution": "512x512"}, "sd15"),
-    "face crop": ("error", "unsupported-option", "face_crop_aug_range", {"face_crop_aug_range": "1"}, "sd15"),
+    "face crop": ("error", "bad-range", "face_crop_aug_range", {"face_crop_aug_range": "1"}, "sd15"),
     "no resolution": ("error", "missing-option", "resolution", {"resolution": None}, "sd15"),
     "buckets below": (
         "error",
@@ -202,15 +202,15 @@ REFUSED: dict[str, tuple[str, str, str, dict[str, Any], str]] = {
     "T22 unknown": ("error", "unknown-network-arg", "network_args", {"network_args": ("convdim=8",)}, "sd15"),
     "T22 one weight": ("error", "bad-network-arg", "network_args", {"network_args": ("up_lr_weight=0.5",)}, "sd15"),
     "T22 too many": (
-        "error",
-        "bad-network-arg",
+        "warning",
+        "list-cut",
         "network_args",
         {"network_args": ("down_lr_weight=" + ",".join("1" * 13),)},
         "sd15",
     ),
     "T26 zero": ("error", "clip-skip-range", "clip_skip", {"clip_skip": 0}, "sd15"),
     "T26 too deep": ("error", "clip-skip-range", "clip_skip", {"clip_skip": 13}, "sd15"),
-    "T34 hub": ("error", "unsupported-option", "huggingface_repo_id", {"huggingface_repo_id": "a/b"}, "sd15"),
+    "T34 hub": ("error", "bad-repository", "huggingface_repo_id", {"huggingface_repo_id": "a/b/c"}, "sd15"),
     "T35 literal": ("error", "bad-literal", "optimizer_args", {"optimizer_args": ("betas=0.9=0.99",)}, "sd15"),
     "T61 range": ("error", "timestep-range", "min_timestep", {"min_timestep": 600, "max_timestep": 500}, "sd15"),
 }

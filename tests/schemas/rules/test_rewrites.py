@@ -49,6 +49,17 @@ def test_marks_at_or_below_zero_are_off() -> None:
     }
 
 
+def test_validation_and_norms_of_0_are_off() -> None:
+    names = ("validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps", "scale_weight_norms")
+    assert changed(**dict.fromkeys(names, 0)) == dict.fromkeys(names)
+
+
+def test_relative_steps_keep_the_rate_of_a_part_beside_a_learning_rate_of_0() -> None:
+    rates = {"optimizer_type": "AdaFactor", "unet_lr": 1e-4}
+    assert changed(**rates, learning_rate=0.0) == {"lr_scheduler": "adafactor:0.0"}
+    assert changed(**rates, learning_rate=1e-3) == {"lr_scheduler": "adafactor:0.001", "unet_lr": None}
+
+
 def test_copies_per_run_become_copies_per_epoch() -> None:
     assert changed(save_n_epoch_ratio=4, max_train_epochs=10) == {"save_every_n_epochs": 2}
 

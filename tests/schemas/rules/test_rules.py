@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from schemas.config import TrainConfig, table
+from schemas.config import TrainConfig, from_flat, table
+from schemas.derive import add_flags
+from schemas.problems import ConfigError
 from schemas.rules import RULES, UNSUPPORTED, WITHOUT_EFFECT, check
 from schemas.rules.optimizers import OPTIMIZERS, resolve
 
@@ -46,6 +52,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("precision-mismatch", "fp8_base", {"fp8_base": True}),
     ("timestep-range", "min_timestep", {"min_timestep": 500, "max_timestep": 500}),
     ("needs-noise-offset", "adaptive_noise_scale", {"adaptive_noise_scale": 0.1}),
+    ("no-effect", "adaptive_noise_scale", {"adaptive_noise_scale": 0.1, "noise_offset": 0.0}),
+    ("snr-before-rescaling", "zero_terminal_snr", {"zero_terminal_snr": True, "min_snr_gamma": 5.0}),
     ("no-effect", "huber_scale", {"huber_scale": 2.0, "loss_type": "huber"}),
     ("no-effect", "sdpa", {"sdpa": True, "xformers": True}),
     ("missing-option", "logging_dir", {"log_with": "tensorboard"}),
@@ -103,6 +111,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("scheduler-needs-argument", "lr_scheduler_args", {"lr_scheduler": "piecewise_constant"}),
     ("warmup-without-use", "lr_warmup_steps", {"lr_warmup_steps": 10}),
     ("warmup-without-use", "lr_warmup_steps", {"lr_warmup_steps": 5, "lr_scheduler_type": "StepLR"}),
+    ("no-effect", "lr_warmup_steps", {"lr_warmup_steps": 9, "optimizer_type": "AdamWScheduleFree"}),
+    ("no-effect", "lr_scheduler", {"lr_scheduler": "cosine", "optimizer_type": "adamwschedulefree"}),
     ("warmup-too-long", "lr_warmup_steps", {"lr_warmup_steps": 2000, "lr_scheduler": "cosine"}),
     ("adafactor-schedule", "lr_scheduler", {"lr_scheduler": "adafactor"}),
     (
@@ -110,6 +120,9 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "max_grad_norm",
         {"optimizer_type": "AdaFactor", "optimizer_args": ("relative_step=False",)},
     ),
+    ("no-length", "max_train_steps", {"max_train_steps": 0}),
+    ("no-threshold", "huber_c", {"huber_c": 0.0, "loss_type": "huber"}),
+    ("no-threshold", "huber_scale", {"huber_scale": 0.0, "loss_type": "smooth_l1", "huber_schedule": "constant"}),
     ("starts-after-end", "initial_step", {"initial_step": 1600}),
     ("starts-after-end", "initial_epoch", {"initial_epoch": 5, "max_train_epochs": 4}),
     ("no-effect", "max_train_steps", {"max_train_steps": 100, "max_train_epochs": 4}),
@@ -120,7 +133,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("bad-network-arg", "network_args", {"network_args": ("conv_dim=eight",)}),
     ("bad-network-arg", "network_args", {"network_args": ("block_dims=1,2,3",)}),
     ("bad-network-arg", "network_args", {"network_args": ("down_lr_weight=0.5",)}),
-    ("bad-network-arg", "network_args", {"network_args": ("up_lr_weight=" + ",".join("1" * 14),)}),
+    ("list-cut", "network_args", {"network_args": ("up_lr_weight=" + ",".join("1" * 14),)}),
     ("bad-network-arg", "network_args", {"network_module": "lycoris.kohya", "network_args": ("algo=lorra",)}),
     (
         "nothing-trained",
@@ -214,3 +227,70 @@ def test_rewrites_are_reported_as_notes() -> None:
     assert [(problem.code, problem.key, problem.severity) for problem in found] == [
         ("rewritten", "cache_latents", "note")
     ]
+
+
+def accepted_by_the_reference() -> list[Any]:
+    """(arguments, family, more) of golden cases that the reference trains or would begin to train."""
+    found = []
+    for name in ("schedules", "network", "optimizers"):
+        cases = json.loads((Path(__file__).parents[2] / "golden" / f"{name}.json").read_text(encoding="utf-8"))["cases"]
+        for case in cases:
+            if "refused" not in case and case.get("groups") != []:
+                steps = {"max_train_steps": case["max_train_steps"]} if "max_train_steps" in case else {}
+                found.append(pytest.param(case["args"], case.get("model", "sd15"), steps, id=f"{name}: {case['args']}"))
+    return found
+
+
+@pytest.mark.parametrize(("args", "family", "more"), accepted_by_the_reference())
+def test_no_rule_refuses_what_the_reference_accepts(args: str, family: str, more: dict[str, Any]) -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    config, _ = from_flat({**SOUND, **more, **vars(parser.parse_args(shlex.split(args)))})
+    wrong = [str(problem) for problem in check(config, family) if problem.severity == "error"]
+    assert [said for said in wrong if "not installed" not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ({"lr_warmup_steps": "100%"}, 1.0),
+        ({"lr_warmup_steps": 1.0}, 1.0),
+        ({"lr_warmup_steps": "1"}, 1),
+        ({"lr_warmup_steps": "25%"}, 0.25),
+        ({"lr_decay_steps": 200.0}, 200),
+        ({"max_train_steps": 0, "max_train_epochs": 3}, 0),
+        ({"scale_weight_norms": 0}, 0.0),
+        ({"token_warmup_min": 0}, 0),
+        ({"lr_scheduler_num_cycles": 0}, 0),
+    ],
+)
+def test_values_that_the_reference_can_use_are_read(given: dict[str, Any], read: float) -> None:
+    config, _ = from_flat({**SOUND, "lr_scheduler": "cosine", **given})
+    value = getattr(config, next(iter(given)))
+    assert (value, type(value)) == (read, type(read))
+    assert not [problem for problem in check(config, "sd15") if problem.severity == "error"]
+
+
+def test_a_share_above_the_whole_run_is_refused() -> None:
+    for given in ("150%", 1.5, "-5%"):
+        with pytest.raises(ConfigError, match="share of the run"):
+            from_flat({"lr_warmup_steps": given})
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("algo=lokr", "decompose_both=False"), ["decompose_both=False"]),
+        (("algo=locon", "use_cp=False", "use_tucker=True", "decompose_both=False"), ["use_tucker=True"]),
+        (("algo=ia3", "train_on_input=True"), ["train_on_input=True"]),
+        (("algo=locon", "use_tucker=True", "rank_dropout_scale=False"), []),
+    ],
+)
+def test_what_lycoris_reads_otherwise_is_said(args: tuple[str, ...], said: list[str]) -> None:
+    config = TrainConfig(**{**SOUND, "network_module": "lycoris.kohya", "network_args": args})
+    assert [problem.got for problem in check(config, "sd15") if problem.code == "lycoris-trait"] == said
+
+
+def test_a_schedule_free_optimizer_with_a_warmup_is_not_refused() -> None:
+    config = TrainConfig(**{**SOUND, "lr_warmup_steps": 9, "optimizer_type": "RAdamScheduleFree"})
+    assert not [problem for problem in check(config, "sd15") if problem.code == "warmup-without-use"]

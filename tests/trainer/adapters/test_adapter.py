@@ -1,13 +1,26 @@
 from __future__ import annotations
 
+import argparse
+import shlex
+
 import pytest
 import torch
+from torch import nn
 
-from schemas import TrainConfig
+from schemas import TrainConfig, from_flat
+from schemas.derive import add_flags
 from schemas.options import NetworkOptions
 from schemas.problems import ConfigError
 from tests.trainer.adapters.conftest import PAIR, TARGETS
-from trainer.adapters import attach
+from trainer.adapters import Adapter, attach
+from trainer.adapters.lora import planned_shapes
+from trainer.adapters.network_args import lora_args
+
+
+def config_of(args):
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return from_flat(vars(parser.parse_args(shlex.split(args))))[0]
 
 
 def table(adapter, **rates):
@@ -80,3 +93,27 @@ def test_other_modules_are_refused_unless_trusted(trust):
 def test_both_only_flags_exclude_each_other(net):
     with pytest.raises(ConfigError, match="excludes"):
         net(network_train_unet_only=True, network_train_text_encoder_only=True)
+
+
+class Bare(Adapter):
+    """An adapter that knows the names of its parameters and nothing else."""
+
+    def named_parameters(self):
+        for key, layer in self.layers.items():
+            yield f"{key}.lora_down.weight", layer.weight
+            yield f"{key}.lora_up.weight", layer.bias
+
+
+def test_groups_are_those_of_the_reference(full, golden):
+    for case in golden("optimizers")["cases"]:
+        if case["kind"] != "param_groups" or (case["model"] == "sdxl" and "5e-5 1e-5" in case["args"]):
+            continue  # the latter: trap T48, each of two encoders has its own rate here
+        config = config_of(case["args"])
+        targets = full[case["model"]][1]
+        args = lora_args(config, case["model"])
+        shapes = planned_shapes(targets, config, args)
+        layers = {target.key: nn.Linear(1, 1) for target in targets if target.key in shapes}
+        adapter = Bare({target.key: target for target in targets}, layers, args.loraplus)
+        adapter.lr_weight = args.lr_weight
+        found = [(group["name"], pytest.approx(group["lr"]), len(group["params"])) for group in adapter.groups(config)]
+        assert [(g["description"], g["lr"], g["tensors"]) for g in case["groups"]] == found, case["args"]

@@ -183,3 +183,26 @@ def test_other_ranks_are_refused(tiny):
     with pytest.raises(ConfigError) as caught:
         lycoris(models, targets, "algo=loha", network_dim=3, weights=weights)
     assert caught.value.problems[0].code == "rank-mismatch"
+
+
+def test_arguments_mean_what_they_mean_to_lycoris_own_kohya_module(tiny):
+    """Its conv_dim=0 leaves 3x3 convolutions out, any decompose_both is yes, use_cp goes before use_tucker."""
+    plain = ("preset=full", "algo=lokr", "factor=8")
+    models, targets = tiny("sd15")
+    layers = lycoris(models, targets, *plain, "conv_dim=0", network_dim=1).layers
+    conv = {target.key for target in targets if target.kind == "conv3x3"}
+    assert layers.keys() - conv
+    assert not layers.keys() & conv
+    decomposed = lycoris(*tiny("sd15"), *plain, "decompose_both=False", network_dim=1)
+    assert any(name.endswith("lokr_w1_a") for name, _ in decomposed.named_parameters())
+    for names, wanted in ((("use_cp=False", "use_tucker=True"), False), (("use_cp=True", "use_tucker=False"), True)):
+        adapter = lycoris(*tiny("sd15"), "algo=locon", "conv_dim=2", *names)
+        assert any("lora_mid" in name for name, _ in adapter.named_parameters()) == wanted
+
+
+def test_a_conv_alpha_of_0_is_the_rank_and_unsent_switches_change_nothing(tiny):
+    adapter = lycoris(*tiny("sd15"), "algo=locon", "conv_dim=2", "conv_alpha=0", "rank_dropout_scale=True")
+    layer = next(layer for key, layer in adapter.layers.items() if layer.lora_down.weight.shape[2:] == (3, 3))
+    assert (float(layer.alpha), layer.rank_dropout_scale) == (2.0, False)
+    adapter = lycoris(*tiny("sd15"), "algo=ia3", "train_on_input=True")
+    assert not any(layer.train_input for layer in adapter.layers.values())

@@ -95,3 +95,11 @@ def test_alpha_zero_is_the_rank(full):
     options = NetworkOptions(network_dim=8, network_alpha=0.0, network_args=("conv_dim=4", "conv_alpha=0"))
     shapes = planned_shapes(full["sd15"][1], options, lora_args(options, "sd15"))
     assert {(shape.rank, shape.alpha) for shape in shapes.values()} == {(8, 8.0), (4, 4.0)}
+
+
+def test_a_rank_of_0_for_3x3_layers_leaves_the_others_of_the_resnets(full):
+    _, targets = full["sd15"]
+    options = options_of("--network_dim 4 --network_args conv_dim=0")
+    shapes = planned_shapes(targets, options, lora_args(options, "sd15"))
+    kinds = Counter((target.place, target.kind) for target in targets if target.key in shapes)
+    assert (kinds["resnet", "conv3x3"], kinds["resnet", "linear"], kinds["resnet", "conv1x1"]) == (0, 22, 14)

@@ -174,3 +174,33 @@ def test_a_network_in_the_wild_works(tiny):
     assert any(parameter.grad is not None for parameter in adapter.parameters())
     assert any(name.endswith("hada_w1_a") for name in adapter.state_dict())
     assert adapter.apply_max_norm(1.0)[0] >= 0
+
+
+HOOKS = """
+class Measured(Network):
+    def update_grad_norms(self):
+        CALLS.append("gradients")
+        self.grad_norms = torch.stack([shift.grad.norm() for shift in self.shifts])
+    def update_norms(self):
+        CALLS.append("weights")
+        self.weight_norms = torch.tensor([1.0, 2.0])
+    def combined_weight_norms(self):
+        return None
+"""
+
+
+def test_networks_without_norm_hooks_have_no_norms(plugin):
+    adapter = attached(bare())
+    adapter.see_gradients()
+    assert adapter.norms() == {}
+
+
+def test_norm_hooks_are_asked_and_their_means_logged(plugin):
+    """Reference section 14."""
+    exec(HOOKS, plugin.__dict__)
+    plugin.Network = plugin.Measured
+    adapter = attached(bare())
+    adapter.network.shifts[0].grad = torch.tensor([3.0, 4.0, 0.0, 0.0, 0.0])
+    adapter.see_gradients()
+    assert adapter.norms() == {"norm/avg_key_norm": 1.5, "norm/avg_grad_norm": 5.0}
+    assert plugin.CALLS[-2:] == ["gradients", "weights"]

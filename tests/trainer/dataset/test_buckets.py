@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import ConfigError
+from schemas import ConfigError, TrainConfig
 from trainer.dataset.buckets import choose, limits, refusals, spec_buckets
+from trainer.dataset.checks import bucket_steps
 from trainer.dataset.spec import DatasetSpec
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "buckets.json").read_text(encoding="utf-8"))["cases"]
@@ -66,3 +67,10 @@ def test_the_cut_lies_inside_the_resized_picture(width, height, no_upscale):
     for axis in (0, 1):
         assert 0 <= made.crop[axis] <= made.resized[axis] - made.bucket[axis]
         assert made.bucket[axis] % 8 == 0
+
+
+@pytest.mark.parametrize(("family", "wrong"), [("sd15", ["bucket-step"]), ("sdxl", []), (None, [])])
+def test_sides_of_32_are_for_sdxl_alone(family, wrong):
+    spec = DatasetSpec(resolution=(512, 512), enable_bucket=True, bucket_reso_steps=32)
+    found = bucket_steps([spec], TrainConfig(dataset_config="d.toml"), family)
+    assert [problem.code for problem in found] == wrong

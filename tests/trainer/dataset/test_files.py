@@ -100,6 +100,39 @@ def test_a_tiny_picture_is_refused_by_name(tmp_path, one_subset, picture):
     assert (problem.code, problem.file) == ("tiny-image", str(path))
 
 
+def test_a_long_picture_is_too_small_once_it_is_scaled(tmp_path, one_subset, picture):
+    dataset = {"resolution": 64, "enable_bucket": True, "bucket_no_upscale": True}
+    config = one_subset(tmp_path / "set", {}, dataset=dataset)
+    picture(tmp_path / "set" / "a.png", (400, 100))
+    (problem,) = [p for p in scan(config).problems if p.code == "tiny-image"]
+    assert problem.got == "400x100"
+    assert "128x32 once scaled down" in problem.must
+
+
+def faces(folder, one_subset, picture, name="a_20_20_9_9", **options):
+    dataset = {"resolution": 64, "face_crop_aug_range": [2.0, 4.0], **options}
+    config = one_subset(folder / "set", {}, dataset=dataset)
+    picture(folder / "set" / f"{name}.png", (100, 90))
+    return scan(config)
+
+
+def test_cutting_around_faces_says_when_it_does_nothing(tmp_path, one_subset, picture):
+    told = {problem.code: problem for problem in faces(tmp_path / "a", one_subset, picture).problems}
+    assert not {"no-effect", "no-face", "resized-without-buckets"} & told.keys()
+    found = faces(tmp_path / "b", one_subset, picture, enable_bucket=True)
+    assert "no-effect" in codes(found, "warning")
+    assert "no-face" in codes(faces(tmp_path / "c", one_subset, picture, name="a_b_c_d_e"), "warning")
+
+
+def test_attributes_that_nothing_reads_are_named(tmp_path, one_subset, picture):
+    picture(tmp_path / "set" / "a.png")
+    read = {"custom_attributes": {"diff_output_preservation": True}}
+    assert "no-effect" not in codes(scan(one_subset(tmp_path / "set", {}, read)), "note")
+    other = {"custom_attributes": {"diff_output_preservation": True, "mine": 1}}
+    (told,) = [p for p in scan(one_subset(tmp_path / "set", {}, other)).problems if p.key == "custom_attributes"]
+    assert told.got == ["mine"]
+
+
 def test_the_same_folder_twice_counts_once(tmp_path, picture):
     picture(tmp_path / "set" / "a.png")
     path = tmp_path / "data.json"
@@ -142,7 +175,7 @@ def test_metadata_pictures_are_known_by_their_full_path(tmp_path, picture):
     path = tmp_path / "data.json"
     path.write_text(json.dumps({"datasets": [{"subsets": subsets}]}))
     found = scan(from_flat({"dataset_config": str(path), "resolution": "64"})[0])
-    assert [(s.path.parent.name, s.caption) for s in found.samples] == [("a", "a, x, y"), ("b", "b, x, y")]
+    assert [(s.path.parent.name, s.caption) for s in found.samples] == [("a", "a,x, y"), ("b", "b,x, y")]
 
 
 def test_metadata_of_pictures_that_are_not_there_is_an_error(tmp_path):
@@ -188,3 +221,27 @@ def test_an_empty_folder_for_regularisation_is_only_warned_of(tmp_path, picture)
     found = scan(folders(tmp_path / "t", reg_data_dir=str(tmp_path / "r")))
     assert (codes(found), len(found.samples)) == ([], 1)
     assert "no-images" in codes(found, "warning")
+
+
+@pytest.mark.parametrize(
+    ("subset", "codes"),
+    [
+        ({"caption_separator": "", "shuffle_caption": True}, ["bad-value"]),
+        ({"caption_separator": ""}, []),
+        ({"caption_separator": ";", "shuffle_caption": True}, ["joined-by-separator"]),
+        ({"keep_tokens_separator": "|||"}, ["separator-removed"]),
+    ],
+)
+def test_separators_that_matter_are_told(one_subset, tmp_path, subset, codes):
+    found = scan(one_subset(tmp_path / "a", {"a.png": "", "a.caption": "x"}, subset))
+    assert [one.code for one in found.problems if one.code != "resized-without-buckets"] == codes
+
+
+def test_bad_weights_of_captions_are_told_before_training(one_subset, tmp_path):
+    config = one_subset(tmp_path / "a", {"a.png": "", "a.caption": "(x:1.2.3)"}, weighted_captions=True)
+    assert [problem.code for problem in scan(config).problems if problem.severity == "error"] == ["bad-weight"]
+
+
+def test_a_caption_with_old_line_ends_is_its_first_line(one_subset, tmp_path):
+    found = scan(one_subset(tmp_path / "a", {"a.png": "", "a.caption": "first\rsecond"}))
+    assert [sample.caption for sample in found.samples] == ["first"]

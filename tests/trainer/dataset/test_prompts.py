@@ -59,3 +59,16 @@ def test_all_bad_values_are_told_at_once(tmp_path):
     with pytest.raises(ConfigError) as caught:
         read_prompts(path)
     assert [problem.key for problem in caught.value.problems] == ["width", "prompt", "scale"]
+
+
+def test_tables_may_lack_a_prompt_and_have_any_seed(tmp_path):
+    path = tmp_path / "prompts.json"
+    path.write_text('[{"seed": -1}, {"prompt": "a", "width": -64}]')
+    with pytest.raises(ConfigError) as caught:
+        read_prompts(path)
+    assert [(problem.severity, problem.key) for problem in caught.value.problems] == [
+        ("warning", "prompt"), ("error", "width"),
+    ]  # fmt: skip
+    path.write_text('[{"seed": -1}]')
+    (prompt,) = read_prompts(path)
+    assert (prompt.prompt, prompt.seed) == ("", -1)

@@ -8,6 +8,7 @@ import pytest
 from schemas import from_flat
 from schemas.derive import add_flags
 from trainer.dataset.buckets import limits, refusals
+from trainer.dataset.checks import bucket_steps
 from trainer.dataset.spec import resolve_datasets
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "dataset_config.json").read_text(encoding="utf-8"))["cases"]
@@ -59,6 +60,8 @@ def test_bucket_limits_are_those_of_the_reference(case, tmp_path, monkeypatch):
             assert list(limits(spec)) == wanted["bucket_limits_used"]
         refused = any(problem.severity == "error" for problem in refusals(spec, "it"))
         assert refused == ("build_refused" in wanted)
+        config = from_flat({"dataset_config": "data.toml"})[0]
+        assert bool(list(bucket_steps([spec], config, "sd15"))) == ("sd15_training_refused" in wanted)
 
 
 def config_file(folder, text):

@@ -107,8 +107,16 @@ def test_pickled_checkpoint(checkpoints, tiny, tmp_path, name):
 
 def test_pickled_code_is_refused(tmp_path):
     torch.save({"state_dict": print}, tmp_path / "m.ckpt")
-    with pytest.raises(ConfigError, match="plain tensors"):
+    with pytest.raises(ConfigError, match=r"m\.ckpt: holds more than tensors"):
         load(tmp_path / "m.ckpt")
+
+
+def test_a_trusted_checkpoint_may_hold_its_trainers_settings(checkpoints, tiny, tmp_path):
+    document = {"state_dict": load_file(checkpoints["sd15"]), "callbacks": tmp_path}
+    torch.save(document, tmp_path / "old model.ckpt")
+    with pytest.raises(ConfigError, match=r'--trust "old model\.ckpt"'):
+        load(tmp_path / "old model.ckpt")
+    assert same(load(tmp_path / "old model.ckpt", trust=("old model.ckpt",)).unet, tiny["sd15"][1].unet)
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from schemas import ConfigError
+from trainer.dataset.checks import bad_weight
 from trainer.families import tokenizer
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "tokens.json").read_text(encoding="utf-8"))["cases"]
@@ -70,3 +71,20 @@ def test_vocabulary_has_every_id_once():
 )
 def test_text_is_repaired(written, read):
     assert tokenizer.clean(written) == read
+
+
+@pytest.mark.parametrize("text", ["(a smile :-) here", "(a:1,2) b", "(a:+) b"])
+def test_what_only_looks_like_a_weight_is_text(text):
+    assert tokenizer.parse_weights(text)[0][1] == pytest.approx(1.1)
+    assert bad_weight(text) is None
+
+
+def test_bad_weights_are_found_before_training_where_the_parser_refuses_them():
+    texts = [case["caption"] for case in CASES if case["kind"] == "weighted"]
+    for text in [*texts, r"\(a (b:..)", r"\(a:1.2.3)", "x:1.2.3)"]:
+        try:
+            tokenizer.parse_weights(text)
+        except ConfigError:
+            assert bad_weight(text)
+        else:
+            assert bad_weight(text) is None

@@ -21,7 +21,7 @@ def test_batches_are_shared_by_processes() -> None:
     assert (steps.batches_per_epoch, steps.updates_per_epoch, steps.epochs) == (4, 2, 5)
 
 
-@pytest.mark.parametrize(("given", "updates"), [(0, 0), (15, 15), (0.15, 15), (0.999, 99)])
+@pytest.mark.parametrize(("given", "updates"), [(0, 0), (15, 15), (0.15, 15), (0.999, 99), (1, 1), (1.0, 100)])
 def test_warmup_is_updates_or_a_share_of_the_run(given: float, updates: int) -> None:
     config = TrainConfig(max_train_steps=100, lr_warmup_steps=given, lr_decay_steps=given)
     steps = count(config, batches=10, processes=2)

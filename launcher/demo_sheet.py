@@ -1,0 +1,108 @@
+"""The demo's previews read by the toy classifier, and put side by side on one sheet."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image, ImageDraw, ImageFont
+
+PREVIEW = re.compile(r"_e(\d{6})_(\d{2,})_\d{14}(?:_\d+)?\.png$")
+ENOUGH = 0.75  # share of the pictures that must be as asked
+ZOOM, GAP, HEAD = 2, 6, 34  # pictures are shown twice as large; pixels between them, and above them for the title
+Rating = Literal["before", "under-trained", "good", "over-trained"]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What the previews of one epoch show: pictures by prompt, and how many of them came out as asked."""
+
+    number: int
+    pictures: Mapping[int, Path]
+    taught: float  # share of pictures asked for with the token that show the concept
+    kept: float  # share of the other pictures that show what they should, and of all backgrounds
+
+    @property
+    def rating(self) -> Rating:
+        if self.number == 0:
+            return "before"
+        if self.taught < ENOUGH:
+            return "under-trained"
+        return "good" if self.kept >= ENOUGH else "over-trained"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the picture of a prompt should show; no shape: the concept."""
+
+    background: str
+    shape: str | None = None
+
+
+def previews(folder: Path, name: str) -> dict[int, dict[int, Path]]:
+    """Epoch -> prompt -> the newest preview that a run called `name` made at that epoch's end."""
+    found: dict[int, dict[int, Path]] = {}
+    for path in sorted(folder.glob(f"{name}_e*.png")):
+        match = PREVIEW.fullmatch(path.name.removeprefix(name))
+        if match:
+            found.setdefault(int(match[1]), {})[int(match[2])] = path
+    return dict(sorted(found.items()))
+
+
+def rated(
+    found: Mapping[int, Mapping[int, Path]], asked: Sequence[Asked], environment: Mapping[str, str]
+) -> list[Epoch]:
+    """Every epoch with its shares; the classifier runs in a process of its own, because it needs torch."""
+    paths = [path for pictures in found.values() for path in pictures.values()]
+    words = [sys.executable, "-P", "-m", "trainer.toy", *map(str, paths)]
+    told = subprocess.run(words, env=dict(environment), capture_output=True, text=True, check=True).stdout
+    verdicts = dict(zip(paths, json.loads(told), strict=True))
+    return [_epoch(number, pictures, asked, verdicts) for number, pictures in found.items()]
+
+
+def _epoch(number: int, pictures: Mapping[int, Path], asked: Sequence[Asked], verdicts: Mapping[Path, Any]) -> Epoch:
+    taught, kept = [], []
+    for index, path in pictures.items():
+        wanted, got = asked[index], verdicts[path]
+        kept.append(got["background"] == wanted.background)
+        if wanted.shape is None:
+            taught.append(got["concept"] > 0.5)
+        else:
+            kept.append(got["shape"] == wanted.shape)
+    return Epoch(number, pictures, sum(taught) / max(1, len(taught)), sum(kept) / max(1, len(kept)))
+
+
+def draw(epochs: Sequence[Epoch], target: Path) -> None:
+    """One column an epoch with its rating above, one row a prompt."""
+    first = next(iter(epochs[0].pictures.values()))
+    with Image.open(first) as image:
+        wide, high = (side * ZOOM for side in image.size)
+    rows = max(len(epoch.pictures) for epoch in epochs)
+    size = (GAP + len(epochs) * (wide + GAP), HEAD + GAP + rows * (high + GAP))
+    page = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(page)
+    font = ImageFont.load_default(13)
+    for column, epoch in enumerate(epochs):
+        left = GAP + column * (wide + GAP)
+        title = "before" if epoch.number == 0 else f"epoch {epoch.number}\n{epoch.rating}"
+        pen.multiline_text((left, 4), title, fill=COLOURS[epoch.rating], font=font, spacing=1)
+        for row, path in enumerate(path for _, path in sorted(epoch.pictures.items())):
+            with Image.open(path) as image:
+                page.paste(
+                    image.resize((wide, high), Image.Resampling.LANCZOS), (left, HEAD + GAP + row * (high + GAP))
+                )
+    page.save(target)
+
+
+COLOURS: dict[Rating, str] = {
+    "before": "#555555",
+    "under-trained": "#a06000",
+    "good": "#107030",
+    "over-trained": "#b02020",
+}
