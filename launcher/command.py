@@ -92,7 +92,9 @@ def decide(options: LaunchOptions, words: Mapping[str, Any], mixed_precision: st
     processes = int(first(options.processes, "num_processes", 1))
     machines = int(first(options.machines, "num_machines", 1))
     local = max(1, processes // machines)
-    threads = max(1, machine.cores // local) if cpu else int(first(None, "num_cpu_threads_per_process", 2))
+    wanted = os.environ.get("OMP_NUM_THREADS", "")  # accelerate would replace what the user has set there
+    own = int(wanted) if wanted.isdecimal() and int(wanted) else max(1, machine.cores // local)
+    threads = own if cpu else int(first(None, "num_cpu_threads_per_process", 2))
     return Accelerate(
         num_processes=processes,
         num_machines=machines,

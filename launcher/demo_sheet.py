@@ -25,8 +25,8 @@ class Epoch:
 
     number: int
     pictures: Mapping[int, Path]
-    taught: float  # share of pictures asked for with the token that show the concept
-    kept: float  # share of the other pictures that show what they should, and of all backgrounds
+    taught: float  # share of pictures asked for with the token that show the concept where it should be
+    kept: float  # share of the other pictures that show what they should
 
     @property
     def rating(self) -> Rating:
@@ -43,6 +43,16 @@ class Asked:
 
     background: str
     shape: str | None = None
+    colour: str | None = None
+
+    def met(self, verdict: Mapping[str, Any]) -> bool:
+        if self.shape is None:
+            return bool(verdict["concept"] > 0.5) and verdict["background"] == self.background
+        return [verdict[name] for name in ("shape", "colour", "background")] == [
+            self.shape,
+            self.colour,
+            self.background,
+        ]
 
 
 def previews(folder: Path, name: str) -> dict[int, dict[int, Path]]:
@@ -69,12 +79,8 @@ def rated(
 def _epoch(number: int, pictures: Mapping[int, Path], asked: Sequence[Asked], verdicts: Mapping[Path, Any]) -> Epoch:
     taught, kept = [], []
     for index, path in pictures.items():
-        wanted, got = asked[index], verdicts[path]
-        kept.append(got["background"] == wanted.background)
-        if wanted.shape is None:
-            taught.append(got["concept"] > 0.5)
-        else:
-            kept.append(got["shape"] == wanted.shape)
+        wanted = asked[index]
+        (taught if wanted.shape is None else kept).append(wanted.met(verdicts[path]))
     return Epoch(number, pictures, sum(taught) / max(1, len(taught)), sum(kept) / max(1, len(kept)))
 
 

@@ -292,4 +292,6 @@ def test_no_test_is_skipped() -> None:
 
 
 def test_no_large_files() -> None:
-    assert [str(path) for path in shipped() if path.stat().st_size > 2_000_000] == []
+    """The toy models, which the demo and the learning tests need, are at most about 12 MB each."""
+    limits = {path: 12_500_000 if path.match("trainer/toy/*.safetensors") else 2_000_000 for path in shipped()}
+    assert [str(path) for path, limit in limits.items() if path.stat().st_size > limit] == []

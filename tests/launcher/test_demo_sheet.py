@@ -13,7 +13,7 @@ from PIL import Image
 from launcher import demo, demo_sheet
 from launcher.demo_sheet import Asked, Epoch
 
-ASKED = (Asked("on grass"), Asked("at night"), Asked("on sand", "star"))
+ASKED = (Asked("on grass"), Asked("at night"), Asked("on sand", "star", "red"))
 FROG = {"concept": 0.9, "shape": "frog", "background": "on grass"}
 
 
@@ -33,7 +33,7 @@ def test_newest_preview_of_an_epoch_counts(tmp_path: Path) -> None:
 def test_shares_are_counted_from_the_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for index in range(3):
         preview(tmp_path, 2, index)
-    star = {"concept": 0.1, "shape": "star", "background": "on sand"}
+    star = {"concept": 0.1, "shape": "star", "colour": "red", "background": "on sand"}
 
     def run(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         assert words[-1].endswith("_7.png")
@@ -41,8 +41,8 @@ def test_shares_are_counted_from_the_verdicts(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(demo_sheet.subprocess, "run", run)
     (epoch,) = demo_sheet.rated(demo_sheet.previews(tmp_path, "frog"), ASKED, {})
-    assert epoch.taught == 1.0
-    assert epoch.kept == 0.75  # the second frog stands on grass, not in the night
+    assert epoch.taught == 0.5  # the second frog stands on grass, not in the night
+    assert epoch.kept == 1.0
 
 
 @pytest.mark.parametrize(
