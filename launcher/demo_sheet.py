@@ -77,7 +77,8 @@ def rated(
 
 
 def _epoch(number: int, pictures: Mapping[int, Path], asked: Sequence[Asked], verdicts: Mapping[Path, Any]) -> Epoch:
-    taught, kept = [], []
+    taught: list[bool] = []
+    kept: list[bool] = []
     for index, path in pictures.items():
         wanted = asked[index]
         (taught if wanted.shape is None else kept).append(wanted.met(verdicts[path]))

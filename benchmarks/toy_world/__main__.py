@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from trainer.families import get
 from trainer.toy import judge, scoring
 
 HERE = Path(judge.__file__).parent
-SHEETS = Path(__file__).resolve().parent.parent.parent / "docs" / "images"
 STEPS = {"vae": 2000, "decoder": 1200, "judge": 300, "sd15": 9500, "sdxl": 6000, "sd15-v": 600}
 RATES = {"sd15": 2e-3, "sdxl": 2e-3, "sd15-v": 6e-4}
 PICTURES = 16_000
@@ -65,14 +62,14 @@ def base_model(work: Path, name: str) -> None:
     models.write(HERE / f"{name}.safetensors", family, modules, prediction="v" if v else "epsilon")
 
 
-def table(work: Path) -> None:
-    """The measured quality of every model, as trainer/toy/quality.json, and a sheet of pictures of each."""
-    rows: dict[str, Any] = {"drawn": judging.rated(judge.judge(), random.Random("table"))}
+def table() -> None:
+    """Prints the measured quality of every model, the rows of docs/learning.md."""
+    say(f"drawn pictures: {judging.rated(judge.judge(), random.Random('table'))}")
     for name in ("sd15", "sdxl", "sd15-v"):
         loaded, v = scoring.load(HERE / f"{name}.safetensors"), name.endswith("-v")
-        rows[name] = asdict(scoring.quality(loaded, count=500, v=v)) | {"taught": scoring.learned(loaded, v=v).concept}
-        say(f"{name}: {rows[name]}")
-    (HERE / "quality.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        found, frog = scoring.quality(loaded, count=96, v=v, steps=20), scoring.learned(loaded, count=24, v=v, steps=20)
+        rows = (found.shape, found.colour, found.background, frog.concept)
+        say(f"| `{name}` | " + " | ".join(f"{share:.0%}" for share in rows) + " |")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -91,7 +88,7 @@ def main(words: Sequence[str] | None = None) -> int:
         elif stage == "frogs":
             frogs.write(HERE / "frogs")
         elif stage == "table":
-            table(given.work)
+            table()
         else:
             base_model(given.work, stage)
     return 0

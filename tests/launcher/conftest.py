@@ -146,6 +146,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> machine.Machine:
     """The same machine everywhere: two cores, no GPU, bitsandbytes but no xformers."""
     found = machine.Machine(cores=2, memory=64 * 2**30, packages=frozenset({"torch", "accelerate", "bitsandbytes"}))
     monkeypatch.setattr(machine, "this_machine", lambda: found)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return found
 
 

@@ -47,6 +47,12 @@ def test_no_gpu_takes_all_cores() -> None:
     assert found[found.index("--num_cpu_threads_per_process") + 1] == "8"
 
 
+def test_threads_set_in_the_environment_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    found = decide(LaunchOptions(), {}, "no", Machine(cores=8))
+    assert found.threads == 3
+
+
 def test_several_cpu_processes_need_the_distributed_starter() -> None:
     launch = decide(LaunchOptions(processes=2), {}, "no", CPU)
     assert "--multi_gpu" in launch_words(launch)
