@@ -51,6 +51,11 @@ def test_an_epoch_holds_every_sample_as_often_as_its_repeats(tmp_path):
     assert -1 <= batches[0].pixels.min() < batches[0].pixels.max() <= 1
 
 
+def test_every_picture_keeps_its_own_caption(tmp_path):
+    for batch in loader_of(make_scan(tmp_path), replace(CONFIG, cache_latents=False)).epoch(1):
+        assert batch.captions == [f"a{number}, b, c" for number in batch.samples]
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_change_nothing(tmp_path, persistent):
     scan = make_scan(tmp_path, shuffle_caption=True, flip_aug=True, random_crop=True, color_aug=True)
