@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,8 @@ from typing import Any, Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-PREVIEW = re.compile(r"_e(\d{6})_(\d{2,})_\d{14}(?:_\d+)?\.png$")
+from trainer.plan.marks import read_preview_name
+
 ENOUGH = 0.75  # share of the pictures that must be as asked
 ZOOM, GAP, HEAD = 2, 6, 34  # pictures are shown twice as large; pixels between them, and above them for the title
 Rating = Literal["before", "under-trained", "good", "over-trained"]
@@ -59,9 +59,9 @@ def previews(folder: Path, name: str) -> dict[int, dict[int, Path]]:
     """Epoch -> prompt -> the newest preview that a run called `name` made at that epoch's end."""
     found: dict[int, dict[int, Path]] = {}
     for path in sorted(folder.glob(f"{name}_e*.png")):
-        match = PREVIEW.fullmatch(path.name.removeprefix(name))
-        if match:
-            found.setdefault(int(match[1]), {})[int(match[2])] = path
+        said = read_preview_name(name, path.name)
+        if said:
+            found.setdefault(said.number, {})[said.index] = path
     return dict(sorted(found.items()))
 
 

@@ -42,11 +42,8 @@ def stopped(
 @torch.no_grad()
 def overgrown(run: Run, batches: Sequence[Batch]) -> bool:
     """Whether the very same data gives numbers as soon as the adapter is switched off."""
-    run.adapter.set_multiplier(0.0)
-    try:
+    with run.adapter.switched_off():
         return all(bool(run.training_loss(batch).isfinite()) for batch in batches)
-    finally:
-        run.adapter.set_multiplier(1.0)
 
 
 @torch.no_grad()

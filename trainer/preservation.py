@@ -32,11 +32,8 @@ def preserved(
     words, sizes = given
     some = Conditioning(words.hidden[rows], None if words.pooled is None else words.pooled[rows])
     theirs = Sizes(sizes.original[rows], sizes.crop[rows], sizes.target[rows])
-    adapter.set_multiplier(0.0)
-    try:
+    with adapter.switched_off():
         bare = predict(noisy[rows], timesteps[rows], some, theirs)
-    finally:
-        adapter.set_multiplier(1.0)
     wanted = wanted.clone()
     wanted[rows] = bare.to(wanted)
     return wanted

@@ -16,6 +16,7 @@ from launcher.paths import DEFAULT_NAME
 from launcher.resume import COPY, Found
 from schemas.config import TrainConfig, read, table
 from schemas.problems import ConfigError, error
+from trainer.plan.marks import read_preview_name
 
 RUN_OF_DIGITS = re.compile(r"\D")
 SELF_STOPPED = 3  # exit code of a run that failed, as opposed to one that was refused or interrupted
@@ -205,19 +206,17 @@ def _stated(path: Path) -> dict[str, int]:
 
 def _previews(run: Run) -> Iterator[Preview]:
     """Pictures that this run's own starts have made; of one made again after a resume, the newest."""
-    start = f"{re.escape(run.config.output_name)}_" if run.config.output_name else ""
-    form = re.compile(rf"{start}(e?)(\d{{6,}})_(\d{{2,}})_(\d{{14}})(_\d+)?\.png")
-    newest: dict[tuple[str, int, int], tuple[str, Path]] = {}
+    newest: dict[tuple[bool, int, int], tuple[str, Path]] = {}
     windows = _windows(run)
     folder = run.output / "sample"
     for path in folder.iterdir() if folder.is_dir() else ():
-        match = form.fullmatch(path.name)
-        if match is None or (windows and not any(begin <= match[4] <= end for begin, end in windows)):
+        said = read_preview_name(run.config.output_name, path.name)
+        if said is None or (windows and not any(begin <= said.time <= end for begin, end in windows)):
             continue
-        place = (match[1], int(match[2]), int(match[3]))
-        newest[place] = max(newest.get(place, ("", path)), (match[4], path))
-    for (kind, number, index), (_, path) in newest.items():
-        epoch = number if kind else None
+        place = (said.at_epoch, said.number, said.index)
+        newest[place] = max(newest.get(place, ("", path)), (said.time, path))
+    for (at_epoch, number, index), (_, path) in newest.items():
+        epoch = number if at_epoch else None
         yield Preview(path, index, number if epoch is None else run.epoch_end(epoch), epoch)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -83,6 +84,15 @@ class Adapter:
         missing = self.load_state_dict(state).missing
         if missing:
             raise KeyError(missing[0])
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """The base model alone, for as long as the context lasts."""
+        self.set_multiplier(0.0)
+        try:
+            yield
+        finally:
+            self.set_multiplier(1.0)
 
     def begin_epoch(self) -> None:
         """To be called before each epoch; only plug-ins do something then."""

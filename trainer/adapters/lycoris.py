@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from schemas.options import NetworkOptions
 from schemas.problems import ConfigError, Problem, error, nearest
-from schemas.rules.network import deciding_tucker
+from schemas.rules.network import ALGOS, deciding_tucker
 from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, freeze, is_up, model_of
 from trainer.adapters.lora import DEFAULT_DIM, loading_notes, module_names
 from trainer.adapters.lycoris_targets import Choice, Preset, choose, read_preset
@@ -33,7 +33,6 @@ except ImportError as fault:
     raise error("package-missing", "needs the lycoris-lora package", key="network_module",
                 fix="pip install lycoris-lora") from fault  # fmt: skip
 
-ALGOS = ("lora", "locon", "loha", "lokr", "dylora", "glora", "full", "diag-oft", "boft", "ia3")
 TRUTHS = ("use_scalar", "rescaled", "full_matrix", "bypass_mode", "rs_lora", "unbalanced_factorization")
 
 

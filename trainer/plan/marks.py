@@ -5,6 +5,7 @@ The plan and the loop both ask this module, so they cannot differ.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,6 +89,23 @@ def preview_name(
     moment = f"{step:06d}" if epoch is None else f"e{epoch:06d}"
     words = [config.output_name, moment, f"{index:02d}", time, None if seed is None else str(seed)]
     return "_".join(word for word in words if word) + ".png"
+
+
+@dataclass(frozen=True)
+class PreviewName:
+    """What a preview's name says: `number` is an epoch if `at_epoch`, else a step; `time` is YYYYmmddHHMMSS."""
+
+    at_epoch: bool
+    number: int
+    index: int
+    time: str
+
+
+def read_preview_name(output_name: str | None, file: str) -> PreviewName | None:
+    """The inverse of `preview_name`; None for any other file."""
+    start = f"{re.escape(output_name)}_" if output_name else ""
+    found = re.fullmatch(rf"{start}(e?)(\d{{6,}})_(\d{{2,}})_(\d{{14}})(_\d+)?\.png", file)
+    return PreviewName(bool(found[1]), int(found[2]), int(found[3]), found[4]) if found else None
 
 
 def save_period(config: TrainConfig, epochs: int) -> int | None:

@@ -115,13 +115,3 @@ def learned(models: Models, *, count: int = 48, seed: int = 0, v: bool = False, 
         sum(got.concept > SURE for got in verdicts) / count,
         sum(got.background == one.background for got, one in zip(verdicts, asked, strict=True)) / count,
     )
-
-
-def sheet(pictures: Sequence[Image.Image], columns: int, *, gap: int = 2) -> Image.Image:
-    """Pictures of one size side by side, row by row."""
-    wide, high = pictures[0].size
-    rows = -(-len(pictures) // columns)
-    page = Image.new("RGB", (columns * (wide + gap) - gap, rows * (high + gap) - gap), "white")
-    for n, picture in enumerate(pictures):
-        page.paste(picture, ((n % columns) * (wide + gap), (n // columns) * (high + gap)))
-    return page

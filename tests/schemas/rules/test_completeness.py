@@ -12,16 +12,8 @@ import pytest
 from schemas.config import TrainConfig, from_flat
 from schemas.problems import ConfigError
 from schemas.rules import check
+from tests.schemas.rules.sound import SOUND
 
-SOUND: dict[str, Any] = {
-    "pretrained_model_name_or_path": "model.safetensors",
-    "output_dir": "out",
-    "output_name": "name",
-    "train_data_dir": "pictures",
-    "resolution": "512,512",
-    "network_module": "networks.lora",
-    "learning_rate": 1e-4,
-}
 CACHED = {"cache_text_encoder_outputs": True, "network_train_unet_only": True}
 ADAFACTOR = {"optimizer_type": "AdaFactor"}
 

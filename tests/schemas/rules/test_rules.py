@@ -15,16 +15,7 @@ from schemas.derive import add_flags
 from schemas.problems import ConfigError
 from schemas.rules import RULES, UNSUPPORTED, WITHOUT_EFFECT, check
 from schemas.rules.optimizers import OPTIMIZERS, resolve
-
-SOUND: dict[str, Any] = {
-    "pretrained_model_name_or_path": "model.safetensors",
-    "output_dir": "out",
-    "output_name": "name",
-    "train_data_dir": "pictures",
-    "resolution": "512,512",
-    "network_module": "networks.lora",
-    "learning_rate": 1e-4,
-}
+from tests.schemas.rules.sound import SOUND
 
 
 def codes(family: str | None = "sd15", **options: Any) -> set[tuple[str, str | None]]:
