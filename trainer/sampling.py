@@ -72,7 +72,7 @@ def write_previews(
         with moved([models.vae], device):
             for preview, states in zip(previews, words, strict=True):
                 latents = denoised(models, family, preview.prompt, states, config)
-                image = decode(models.vae, latents / family.latent_scale)
+                (image,) = decode(models.vae, latents / family.latent_scale)
                 preview.path.parent.mkdir(parents=True, exist_ok=True)
                 scratch = preview.path.with_suffix(".tmp")
                 image.save(scratch, format="PNG")
@@ -94,13 +94,24 @@ def denoised(models: Models, family: Family, prompt: Prompt, words: Conditioning
     latents = torch.randn(1, 4, height // 8, width // 8).to(device) * scheduler.init_noise_sigma
     computing = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if computing else torch.float32
-    full = torch.tensor([[height, width]] * 2, device=device)
-    sizes, words = Sizes(full, torch.zeros_like(full), full), words.to(device, dtype)
+    return guided(models, family, scheduler, latents, words.to(device, dtype), prompt.scale)
+
+
+def guided(
+    models: Models, family: Family, scheduler: Any, latents: Tensor, words: Conditioning, scale: float
+) -> Tensor:
+    """Noise [B,4,h,w] taken to latents by classifier-free guidance (Ho and Salimans 2022).
+
+    `words` [2B,T,D]: the negative prompts, then the prompts; the U-Net computes in their dtype.
+    """
+    count, (height, width) = len(words.hidden), latents.shape[2:]
+    full = torch.tensor([[height * 8, width * 8]] * count, device=latents.device)
+    sizes = Sizes(full, torch.zeros_like(full), full)
     for t in scheduler.timesteps:
-        noisy = scheduler.scale_model_input(torch.cat([latents] * 2), t).to(dtype)
-        steps = torch.full((2,), float(t), device=device)
-        without, guided = family.predict(models.unet, noisy, steps, words, sizes).float().chunk(2)
-        latents = scheduler.step(without + prompt.scale * (guided - without), t, latents).prev_sample
+        noisy = scheduler.scale_model_input(torch.cat([latents] * 2), t).to(words.hidden.dtype)
+        steps = torch.full((count,), float(t), device=latents.device)
+        without, asked = family.predict(models.unet, noisy, steps, words, sizes).float().chunk(2)
+        latents = scheduler.step(without + scale * (asked - without), t, latents).prev_sample
     return latents
 
 
@@ -132,16 +143,16 @@ def renormalised(hidden: Tensor, weights: Tensor) -> Tensor:
     return hidden * torch.where(weighty, before / after, 1).to(hidden)
 
 
-def decode(vae: Any, latents: Tensor) -> Image.Image:
-    """One picture of [1,4,h,w] unscaled latents; in 32 bit where the VAE overflows in half precision."""
+def decode(vae: Any, latents: Tensor) -> list[Image.Image]:
+    """A picture for each of [B,4,h,w] unscaled latents; in 32 bit where the VAE overflows in half precision."""
     dtype = next(vae.parameters()).dtype
     with torch.autocast(latents.device.type, enabled=False):
         pixels = vae.decode(latents.to(dtype)).sample
         if dtype != torch.float32 and not pixels.isfinite().all():
             pixels = vae.float().decode(latents.float()).sample
             vae.to(dtype)
-    values = ((pixels[0].float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(values.permute(1, 2, 0).cpu().numpy())
+    values = ((pixels.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Image.fromarray(rows) for rows in values.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 @contextmanager

@@ -116,7 +116,8 @@ def test_the_default_size_is_the_family_s(
 ) -> None:
     """512 for SDXL as well in the reference, which its previews suffer from (trap T47)."""
     seen: list[Any] = []
-    monkeypatch.setattr(sampling, "decode", lambda vae, latents: seen.append(latents.shape) or Image.new("RGB", (8, 8)))
+    picture = Image.new("RGB", (8, 8))
+    monkeypatch.setattr(sampling, "decode", lambda vae, latents: seen.append(latents.shape) or [picture])
     models, config = loaded[family]
     monkeypatch.setattr(type(get(family)), "predict", lambda self, unet, noisy, *rest: torch.zeros_like(noisy))
     drawn(models, config, tmp_path, small(width=None, height=None))
@@ -193,7 +194,8 @@ def test_a_vae_that_overflows_is_run_in_32_bit() -> None:
             return SimpleNamespace(sample=torch.full((1, 3, 2, 2), 0.0 if wide else torch.nan))
 
     vae = Vae(1, 1).half()
-    assert sampling.decode(vae, torch.zeros(1, 4, 2, 2)).getpixel((0, 0)) == (128, 128, 128)
+    (picture,) = sampling.decode(vae, torch.zeros(1, 4, 2, 2))
+    assert picture.getpixel((0, 0)) == (128, 128, 128)
     assert vae.weight.dtype == torch.float16
 
 

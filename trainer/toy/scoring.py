@@ -6,7 +6,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -15,8 +14,8 @@ from schemas import TrainConfig
 from schemas.weights import checkpoint_family
 from trainer.adapters import merge_weights
 from trainer.checkpoint import load_weights
-from trainer.families import Models, Sizes, get
-from trainer.sampling import sampler
+from trainer.families import Models, get
+from trainer.sampling import decode, guided, sampler
 from trainer.toy import judge, world
 
 STEPS, GUIDANCE, BATCH = 30, 4.0, 24
@@ -54,23 +53,9 @@ def generated(
         scheduler.set_timesteps(steps)
         generator = torch.Generator().manual_seed(seed + start)
         latents = torch.randn(len(group), 4, 8, 8, generator=generator) * scheduler.init_noise_sigma
-        full = torch.full((2 * len(group), 2), world.SIDE)
-        sizes = Sizes(full, torch.zeros_like(full), full)
-        for t in scheduler.timesteps:
-            noisy = scheduler.scale_model_input(torch.cat([latents] * 2), t)
-            times = torch.full((len(noisy),), float(t))
-            without, guided = family.predict(models.unet, noisy, times, words, sizes).chunk(2)
-            latents = scheduler.step(without + scale * (guided - without), t, latents).prev_sample
-        pictures += decoded(models, latents)
+        latents = guided(models, family, scheduler, latents, words, scale)
+        pictures += decode(models.vae, latents / family.latent_scale)
     return pictures
-
-
-def decoded(models: Models, latents: torch.Tensor) -> list[Image.Image]:
-    """Pictures of scaled latents [B,4,h,w]."""
-    vae: Any = models.vae
-    pixels = vae.decode(latents / get(models.family).latent_scale).sample
-    values = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(row) for row in values]
 
 
 @dataclass(frozen=True)
