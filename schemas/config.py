@@ -15,30 +15,6 @@ from typing import Any, Literal, Union, get_args, get_origin
 from schemas import options as o
 from schemas.problems import ConfigError, Problem, error, nearest
 
-GROUPS: tuple[type, ...] = (
-    o.ModelOptions,
-    o.NetworkOptions,
-    o.OptimizerOptions,
-    o.SchedulerOptions,
-    o.LossOptions,
-    o.NoiseOptions,
-    o.DataOptions,
-    o.CaptionOptions,
-    o.BucketOptions,
-    o.CacheOptions,
-    o.PrecisionOptions,
-    o.MemoryOptions,
-    o.SavingOptions,
-    o.StateOptions,
-    o.SamplingOptions,
-    o.LoggingOptions,
-    o.MetadataOptions,
-    o.HubOptions,
-    o.DistributedOptions,
-    o.DeprecatedOptions,
-    o.FileOptions,
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(
@@ -65,6 +41,9 @@ class TrainConfig(
     o.FileOptions,
 ):
     """Everything the trainer is told. Declares nothing itself; parts take the group they need."""
+
+
+GROUPS: tuple[type, ...] = TrainConfig.__bases__
 
 
 @dataclass(frozen=True)

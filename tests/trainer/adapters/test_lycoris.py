@@ -6,6 +6,7 @@ import torch
 from schemas import TrainConfig
 from schemas.options import NetworkOptions
 from schemas.problems import ConfigError
+from tests.tiny import run, stir
 from trainer.adapters import attach
 
 ALGOS = ("lora", "locon", "loha", "lokr", "dylora", "glora", "full", "diag-oft", "boft", "ia3")
@@ -28,19 +29,6 @@ def lycoris(models, targets, *args, weights=None, **options):
     return attach(models, targets, NetworkOptions(**options), weights=weights)
 
 
-def run(models):
-    generator = torch.Generator().manual_seed(1)
-    x, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 5, 32, generator=generator)
-    return models.unet(x, torch.tensor(5), text).sample
-
-
-def stir(adapter):
-    torch.manual_seed(2)
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-
-
 @pytest.mark.parametrize("algo", ALGOS)
 def test_every_algo_starts_as_the_base_trains_and_goes_round(tiny, algo):
     models, targets = tiny("sd15")
@@ -51,7 +39,7 @@ def test_every_algo_starts_as_the_base_trains_and_goes_round(tiny, algo):
     if algo != "dylora":  # trains one block of ranks at a time
         assert all(parameter.grad is not None for parameter in adapter.parameters())
     assert {name.partition(".")[2] for name in adapter.state_dict()} >= TENSORS[algo]
-    stir(adapter)
+    stir(adapter, 0.05)
     after = adapter.state_dict()
     models, targets = tiny("sd15")
     second = lycoris(models, targets, f"algo={algo}", weights=after)
@@ -63,9 +51,9 @@ def test_every_algo_starts_as_the_base_trains_and_goes_round(tiny, algo):
 def test_exact_state_is_exact(tiny, algo):
     models, targets = tiny("sd15")
     adapter = lycoris(models, targets, f"algo={algo}", "preset=attn-mlp", network_train_unet_only=True)
-    stir(adapter)
+    stir(adapter, 0.05)
     kept = {name: tensor.clone() for name, tensor in adapter.exact_state().items()}
-    stir(adapter)
+    stir(adapter, 0.05)
     adapter.load_exact_state(kept)
     assert all(torch.equal(tensor, kept[name]) for name, tensor in adapter.exact_state().items())
 
@@ -116,7 +104,7 @@ def test_alpha_of_the_file_scales_too(tiny):
     """Trap T24."""
     models, targets = tiny("sd15")
     first = lycoris(models, targets, network_alpha=8.0, network_train_unet_only=True)
-    stir(first)
+    stir(first, 0.05)
     wanted = run(models)
     models, targets = tiny("sd15")
     lycoris(models, targets, network_alpha=1.0, network_train_unet_only=True, weights=first.state_dict())
@@ -126,7 +114,7 @@ def test_alpha_of_the_file_scales_too(tiny):
 def test_dim_from_weights_takes_the_kind_from_the_file(tiny):
     models, targets = tiny("sd15")
     first = lycoris(models, targets, "algo=loha", "preset=attn-mlp", network_alpha=2.0)
-    stir(first)
+    stir(first, 0.05)
     wanted = run(models)
     models, targets = tiny("sd15")
     second = lycoris(models, targets, dim_from_weights=True, network_dropout=0.1, weights=first.state_dict())
@@ -139,7 +127,7 @@ def test_max_norm_and_multiplier(tiny):
     models, targets = tiny("sd15")
     before = run(models)
     adapter = lycoris(models, targets, "algo=loha", network_train_unet_only=True)
-    stir(adapter)
+    stir(adapter, 0.05)
     count, _, largest = adapter.apply_max_norm(1e-3)
     assert count > 0
     assert largest <= 1.001e-3

@@ -6,6 +6,7 @@ import torch
 from schemas import TrainConfig
 from schemas.options import NetworkOptions
 from schemas.problems import ConfigError
+from tests.tiny import run, stir
 from trainer.adapters import attach, merge_weights
 from trainer.adapters.oft import oft_targets, rotation
 from trainer.checkpoint import load_weights, save_weights
@@ -14,19 +15,6 @@ from trainer.checkpoint import load_weights, save_weights
 def oft(models, targets, *args, weights=None, **options):
     options = {"network_dim": 4, "network_alpha": 0.5, "network_args": args, **options}
     return attach(models, targets, NetworkOptions(network_module="networks.oft", **options), weights=weights)
-
-
-def run(models):
-    generator = torch.Generator().manual_seed(1)
-    x, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 5, 32, generator=generator)
-    return models.unet(x, torch.tensor(5), text).sample
-
-
-def stir(adapter):
-    torch.manual_seed(2)
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.1)
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.3])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from schemas.options import NetworkOptions
+from tests.tiny import run, stir
 from trainer.adapters import attach
 from trainer.adapters.lora import planned_shapes
 from trainer.adapters.network_args import lora_args
@@ -20,19 +21,6 @@ ENDINGS = {"loha": {"alpha", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 def product(models, targets, kind, *args, weights=None, **options):
     options = {"network_module": f"networks.{kind}", "network_dim": 2, "network_alpha": 1.0, **options}
     return attach(models, targets, NetworkOptions(network_args=args, **options), weights=weights)
-
-
-def run(models):
-    generator = torch.Generator().manual_seed(1)
-    x, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 5, 32, generator=generator)
-    return models.unet(x, torch.tensor(5), text).sample
-
-
-def stir(adapter):
-    torch.manual_seed(2)
-    with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
 
 
 @pytest.mark.parametrize(("family", "kind", "args"), [
