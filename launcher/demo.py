@@ -29,8 +29,8 @@ ASKED = (
     Asked("at night"),
     Asked("on sand", "star", "red"),
     Asked("under water", "circle", "yellow"),
-    Asked("on grass", "square", "blue"),
-    Asked("at night", "cross", "white"),
+    Asked("on grass", "cat", "blue"),
+    Asked("at night", "crab", "orange"),
 )
 
 
@@ -69,7 +69,7 @@ def free_directory(wanted: Path) -> Path:
 def _demo(directory: Path) -> None:
     photos, data, results = directory / "photos", directory / "frog", directory / "frog" / "result_current"
     settings = {
-        "pretrained_model_name_or_path": str(TOY / "sdxl.safetensors"),
+        "pretrained_model_name_or_path": str(TOY / "sd15.safetensors"),
         "train_data_dir": str(data / "training_images"),
         "output_dir": str(results),
         "output_name": NAME,
@@ -81,12 +81,12 @@ def _demo(directory: Path) -> None:
     shutil.copytree(TOY / "frogs", photos)
     click.echo(f"{len(list(photos.glob('*.png')))} captioned pictures of a frog called {TOKEN}: {photos}")
     click.echo(
-        "The base model is a toy: 12 MB in the form of a Stable Diffusion XL checkpoint, trained from nothing\n"
-        "on drawn shapes in six landscapes. It has never seen a frog, and its pictures have 64 pixels."
+        "The base model is a toy: 12 MB in the form of a Stable Diffusion 1.5 checkpoint, trained from nothing\n"
+        "on drawn shapes and animals in six landscapes. It has never seen a frog, and its pictures have 64 pixels."
     )
 
     _heading("1. From photos to a training folder")
-    _kohyakit("dataset", "prepare", str(photos), "--name", TOKEN, "--to", str(data), "--repeats", "8")
+    _kohyakit("dataset", "prepare", str(photos), "--name", TOKEN, "--to", str(data), "--repeats", "16")
     _kohyakit("dataset", "check", str(data), "--resolution", "64,64")
 
     _heading(f"2. The preset {PRESET}: is it right, and what would it do?")

@@ -32,9 +32,9 @@ class Epoch:
     def rating(self) -> Rating:
         if self.number == 0:
             return "before"
-        if self.taught < ENOUGH:
-            return "under-trained"
-        return "good" if self.kept >= ENOUGH else "over-trained"
+        if self.kept < ENOUGH:
+            return "over-trained"
+        return "good" if self.taught >= ENOUGH else "under-trained"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def test_reads_without_warning(preset: Path) -> None:
     draft = formats.read(preset)
     assert draft.format == "kohya-gui"
     assert [problem for problem in draft.problems if problem.severity != "note"] == []
-    assert draft.family == ("sd15" if "sd15" in preset.stem.split("-") else "sdxl")
+    assert draft.family == ("sd15" if {"sd15", "toy"} & set(preset.stem.split("-")) else "sdxl")
 
 
 def test_needs_only_a_model_data_and_a_place(preset: Path) -> None:

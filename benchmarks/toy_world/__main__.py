@@ -10,55 +10,55 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.toy_world import diffusion, frogs, judging, models, vae
+from benchmarks.toy_world import diffusion, frogs, judging, models, training, vae
 from trainer.families import get
 from trainer.toy import judge, scoring
 
 HERE = Path(judge.__file__).parent
-STEPS = {"vae": 2000, "decoder": 1200, "judge": 300, "sd15": 9500, "sdxl": 6000, "sd15-v": 600}
-RATES = {"sd15": 2e-3, "sdxl": 2e-3, "sd15-v": 6e-4}
+STEPS = {"vae": 2600, "decoder": 1000, "judge": 600, "sd15": 8000, "sdxl": 8000, "sd15-v": 700}
+RATES = {"sd15": 2e-3, "sdxl": 2e-3, "sd15-v": 8e-4}
 PICTURES = 16_000
-STAGES = ("vae", "judge", "sd15", "sdxl", "sd15-v", "frogs", "table")
+STAGES = ("vae", "decoder", "judge", "sd15", "sdxl", "sd15-v", "frogs", "table")
 
 
 def say(text: str) -> None:
     print(text, flush=True)
 
 
-def autoencoder(work: Path, *, finished: bool = True) -> nn.Module:
-    """The trained autoencoder: encoder and decoder together, then (`finished`) the decoder alone."""
-    model = vae.train(work, STEPS["vae"], 0, say)
-    return vae.train_decoder(model, work, STEPS["decoder"], 0, say) if finished else model
+def encoder(work: Path) -> nn.Module:
+    """The autoencoder whose latents the U-Nets are trained on."""
+    return vae.trained(work, STEPS["vae"], say)
 
 
-def pictures(work: Path, model: nn.Module) -> diffusion.Pictures:
+def decoder(work: Path) -> nn.Module:
+    """The same with the decoder that is shipped."""
+    return vae.better_decoder(encoder(work), work, STEPS["decoder"], say)
+
+
+def pictures(work: Path) -> diffusion.Pictures:
     """The U-Nets' training pictures as latents of deviation 1."""
-    found: Any = models.kept(work, "pictures")
+    found = training.kept(work, "pictures")
     if found is None:
-        drawn = diffusion.encoded(vae.scaled(model, 1.0, 0), PICTURES, 0)
+        drawn = diffusion.encoded(vae.scaled(encoder(work), 1.0), PICTURES)
         found = {"means": drawn.means, "deviations": drawn.deviations}
-        models.keep(work, "pictures", found)
-    return diffusion.Pictures(found["means"], found["deviations"], diffusion.shown(PICTURES, 0))
+        training.keep(work, "pictures", found)
+    return diffusion.Pictures(found["means"], found["deviations"], diffusion.shown(PICTURES))
 
 
 def base_model(work: Path, name: str) -> None:
     """Trains sd15, sdxl, or sd15-v (which starts from sd15) and writes the checkpoint."""
     family, v = name.removesuffix("-v"), name.endswith("-v")
-    model = autoencoder(work, finished=False)
-    toy = diffusion.Toy.fresh(family, vae.scaled(model, get(family).latent_scale, 0))
+    torch.manual_seed(0)
+    toy = diffusion.fresh(family, encoder(work))
     if v:
-        before: Any = models.kept(work, family)
-        toy.load(before["mean"])
-        toy.mean = before["mean"]
-    course = diffusion.Course(name, STEPS[name], RATES[name], v)
-    averaged = diffusion.train(toy, pictures(work, model), work, course, say)
-    final = vae.scaled(autoencoder(work), get(family).latent_scale, 0)
-    modules = {"vae": final, **averaged.trained()}
+        diffusion.learners(toy).load_state_dict(training.kept(work, family)["mean"])
+    course = training.Course(name, STEPS[name], RATES[name], warmup=200)
+    diffusion.trained(toy, pictures(work), course, work, say, v=v)
+    modules = diffusion.parts(toy) | {"vae": vae.scaled(decoder(work), get(family).latent_scale)}
     models.write(HERE / f"{name}.safetensors", family, modules, prediction="v" if v else "epsilon")
 
 
@@ -67,7 +67,7 @@ def table() -> None:
     say(f"drawn pictures: {judging.rated(judge.judge(), random.Random('table'))}")
     for name in ("sd15", "sdxl", "sd15-v"):
         loaded, v = scoring.load(HERE / f"{name}.safetensors"), name.endswith("-v")
-        found, frog = scoring.quality(loaded, count=96, v=v, steps=20), scoring.learned(loaded, count=24, v=v, steps=20)
+        found, frog = scoring.quality(loaded, v=v), scoring.learned(loaded, v=v)
         rows = (found.shape, found.colour, found.background, frog.concept)
         say(f"| `{name}` | " + " | ".join(f"{share:.0%}" for share in rows) + " |")
 
@@ -82,9 +82,11 @@ def main(words: Sequence[str] | None = None) -> int:
     given.work.mkdir(parents=True, exist_ok=True)
     for stage in given.stages:
         if stage == "vae":
-            autoencoder(given.work)
+            encoder(given.work)
+        elif stage == "decoder":
+            decoder(given.work)
         elif stage == "judge":
-            say(str(judging.train(judge.WEIGHTS, autoencoder(given.work), STEPS["judge"], 0, say)))
+            say(str(judging.trained(judge.WEIGHTS, decoder(given.work), STEPS["judge"], given.work, say)))
         elif stage == "frogs":
             frogs.write(HERE / "frogs")
         elif stage == "table":

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import random
 import string
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.toy_world import models
-from benchmarks.toy_world.vae import rate
+from benchmarks.toy_world.training import Course, train
 from schemas import TrainConfig
 from trainer import objective
 from trainer.families import Models, Sizes, get
@@ -26,9 +24,8 @@ from trainer.families.tokenizer import clip_tokenizer
 from trainer.pixels import to_tensor
 from trainer.toy import world
 
-BATCH, WARMUP, GAMMA = 32, 200, 5.0  # GAMMA: min-SNR weighting (Hang et al. 2023)
-KEEP = 0.999  # of the running mean of the weights, which is what is kept in the end
-NO_CAPTION, NO_SHAPE, NOISE_WORD = 0.1, 0.04, 0.2  # shares of the captions
+BATCH, GAMMA = 32, 5.0  # GAMMA: min-SNR weighting (Hang et al. 2023)
+NO_CAPTION, NO_SHAPE, NOISE_WORD = 0.1, 0.04, 0.1  # shares of the captions
 
 
 @dataclass
@@ -40,18 +37,18 @@ class Pictures:
     shown: list[world.Picture]
 
 
-def shown(count: int, seed: int) -> list[world.Picture]:
+def shown(count: int) -> list[world.Picture]:
     """What the training pictures show."""
-    rng = random.Random(f"shown/{seed}")
+    rng = random.Random("shown")
     return [world.chosen(rng) for _ in range(count)]
 
 
 @torch.no_grad()
-def encoded(vae: Any, count: int, seed: int) -> Pictures:
+def encoded(vae: Any, count: int) -> Pictures:
     """`count` drawn pictures as latents of an autoencoder whose latents have deviation 1."""
-    means, deviations, listed = [], [], shown(count, seed)
+    means, deviations, listed = [], [], shown(count)
     for start in range(0, count, BATCH):
-        rng = random.Random(f"pictures/{seed}/{start}")
+        rng = random.Random(f"pictures/{start}")
         group = listed[start : start + BATCH]
         pixels = torch.stack([to_tensor(np.asarray(world.draw(picture, rng))) for picture in group])
         posterior = vae.encode(pixels).latent_dist
@@ -78,56 +75,20 @@ def telling(picture: world.Picture) -> float:
     return (0.3 if picture.size == "small" else 1.0) * (0.3 if picture.pattern == "striped" else 1.0)
 
 
-@dataclass
-class Toy:
-    """A model in training, with the running mean of its weights."""
+def fresh(family: str, vae: nn.Module) -> Models:
+    """A model with torch's own initial weights, but for the autoencoder."""
+    encoders = tuple(models.fresh(family, name) for name in models.parts(family)[2:])
+    return Models(family, models.fresh(family, "unet"), vae, encoders, (clip_tokenizer(),) * len(encoders))
 
-    family: str
-    models: Models
-    mean: dict[str, Tensor]
 
-    @staticmethod
-    def fresh(family: str, vae: nn.Module) -> Toy:
-        names: list[PartName] = [name for name in models.parts(family) if name.startswith("text")]
-        encoders = tuple(models.fresh(family, name) for name in names)
-        unet = models.fresh(family, "unet")
-        toy = Toy(family, Models(family, unet, vae, encoders, (clip_tokenizer(),) * len(encoders)), {})
-        toy.mean = {name: tensor.detach().clone() for name, tensor in toy.state().items()}
-        return toy
+def parts(toy: Models) -> dict[PartName, nn.Module]:
+    """All of a model by the names of its parts, the autoencoder first."""
+    return dict(zip(models.parts(toy.family), (toy.vae, toy.unet, *toy.text_encoders), strict=True))
 
-    def trained(self) -> dict[PartName, nn.Module]:
-        names: list[PartName] = [name for name in models.parts(self.family) if name != "vae"]
-        return dict(zip(names, (self.models.unet, *self.models.text_encoders), strict=True))
 
-    def state(self) -> dict[str, Tensor]:
-        return {
-            f"{part}/{key}": value
-            for part, module in self.trained().items()
-            for key, value in module.state_dict().items()
-        }
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        for part, module in self.trained().items():
-            start = f"{part}/"
-            module.load_state_dict({key[len(start) :]: value for key, value in state.items() if key.startswith(start)})
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [value for module in self.trained().values() for value in module.parameters()]
-
-    @torch.no_grad()
-    def average(self, step: int) -> None:
-        keep = min(KEEP, (step + 1) / (step + 10))
-        for name, tensor in self.state().items():
-            if tensor.is_floating_point():
-                self.mean[name].lerp_(tensor, 1 - keep)
-
-    def averaged(self) -> Toy:
-        """A frozen copy with the running mean as its weights."""
-        toy = copy.deepcopy(self)
-        toy.load(self.mean)
-        for module in toy.trained().values():
-            module.eval().requires_grad_(False)
-        return toy
+def learners(toy: Models) -> nn.ModuleDict:
+    """What is trained here: U-Net and text encoders."""
+    return nn.ModuleDict({name: part for name, part in parts(toy).items() if name != "vae"})
 
 
 def sizes(count: int, rng: random.Random) -> Sizes:
@@ -138,7 +99,7 @@ def sizes(count: int, rng: random.Random) -> Sizes:
 
 
 def loss(
-    toy: Toy, pictures: Pictures, chosen: Sequence[int], rng: random.Random, schedule: objective.Schedule
+    toy: Models, pictures: Pictures, chosen: Sequence[int], rng: random.Random, schedule: objective.Schedule
 ) -> Tensor:
     """min-SNR weighted error of one batch, as epsilon or v (`schedule.v`)."""
     family, config = get(toy.family), TrainConfig(v_parameterization=schedule.v, min_snr_gamma=GAMMA)
@@ -147,51 +108,22 @@ def loss(
     latents = latents + pictures.deviations[rows].float() * torch.randn_like(latents)
     noise, timesteps = torch.randn_like(latents), torch.randint(0, 1000, (len(rows),))
     noisy = objective.add_noise(latents, noise, timesteps, schedule, config)
-    conditioning = family.encode(toy.models, [words(pictures.shown[n], rng) for n in chosen], config)
-    predicted = family.predict(toy.models.unet, noisy, timesteps, conditioning, sizes(len(rows), rng))
+    conditioning = family.encode(toy, [words(pictures.shown[n], rng) for n in chosen], config)
+    predicted = family.predict(toy.unet, noisy, timesteps, conditioning, sizes(len(rows), rng))
     wanted = objective.target(latents, noise, timesteps, schedule)
     return objective.loss(predicted, wanted, timesteps, torch.ones(len(rows)), None, config, schedule)
 
 
-@dataclass(frozen=True)
-class Course:
-    """A training: its name, its steps, the highest learning rate, v-prediction or not."""
-
-    name: str
-    steps: int
-    peak: float
-    v: bool = False
-    seed: int = 0
-
-
-def train(toy: Toy, pictures: Pictures, folder: Path, course: Course, say: Callable[[str], None]) -> Toy:
-    """Trains `toy` in place and gives its averaged copy; an interrupted training goes on."""
-    name, steps, peak, seed = course.name, course.steps, course.peak, course.seed
-    schedule = objective.noise_schedule(v=course.v)
-    optimizer = torch.optim.AdamW(toy.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
-    first, before = 0, models.kept(folder, name)
-    if before:
-        toy.load(before["model"])  # type: ignore[arg-type]
-        toy.mean = before["mean"]  # type: ignore[assignment]
-        optimizer.load_state_dict(before["optimizer"])  # type: ignore[arg-type]
-        first = int(before["step"])  # type: ignore[call-overload]
+def trained(
+    toy: Models, pictures: Pictures, course: Course, folder: Path, say: Callable[[str], None], *, v: bool = False
+) -> None:
+    """Trains U-Net and text encoders of `toy`, and freezes them."""
+    schedule = objective.noise_schedule(v=v)
     often = list(itertools.accumulate(map(telling, pictures.shown)))
-    started, total = time.monotonic(), 0.0
-    for step in range(first, steps):
-        rng = random.Random(f"{name}/{seed}/{step}")
-        torch.manual_seed(seed * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps, peak, WARMUP)
-        value = loss(toy, pictures, rng.choices(range(len(often)), cum_weights=often, k=BATCH), rng, schedule)
-        optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(toy.parameters(), 1.0)
-        optimizer.step()
-        toy.average(step)
-        total += value.item()
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            say(f"{name} {step + 1}/{steps}: loss {total / 100:.4f}, {time.monotonic() - started:.0f} s")
-            total = 0.0
-            state = {"model": toy.state(), "mean": toy.mean, "optimizer": optimizer.state_dict(), "step": step + 1}
-            models.keep(folder, name, state)
-    return toy.averaged()
+    learning = learners(toy)
+
+    def step_loss(step: int, rng: random.Random) -> Tensor:
+        return loss(toy, pictures, rng.choices(range(len(often)), cum_weights=often, k=BATCH), rng, schedule)
+
+    train(course, learning, step_loss, folder, say)
+    learning.eval().requires_grad_(False)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.toy_world.vae import rate
+from benchmarks.toy_world.training import Course, train
 from trainer.pixels import to_tensor
 from trainer.toy import world
 from trainer.toy.judge import ANSWERS, Judge
@@ -27,7 +27,7 @@ def drawn(rng: random.Random, count: int) -> tuple[Tensor, dict[str, Tensor]]:
     for _ in range(count):
         shown = world.chosen(rng)
         if rng.random() < FROGS:
-            shown = world.Picture(world.CONCEPT, shown.background, size=shown.size, place=shown.place)
+            shown = world.concept(shown)
         rows.append(to_tensor(np.asarray(world.draw(shown, rng))))
         answers.append(shown)
     right = {}
@@ -49,26 +49,19 @@ def spoiled(pixels: Tensor, vae: Any, rng: random.Random) -> Tensor:
     return (pixels + torch.randn_like(pixels) * rng.uniform(0, 0.1)).clamp(-1, 1)
 
 
-def train(out: Path, vae: Any, steps: int, seed: int, say: Callable[[str], None]) -> dict[str, float]:
+def trained(out: Path, vae: Any, steps: int, folder: Path, say: Callable[[str], None]) -> dict[str, float]:
     """Writes the weights; the share of right answers on 1,000 fresh pictures, by attribute."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = Judge()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
-    for step in range(steps):
-        rng = random.Random(f"judge/{seed}/{step}")
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps, RATE, 50)
+
+    def step_loss(step: int, rng: random.Random) -> Tensor:
         pixels, right = drawn(rng, BATCH)
         found = model(spoiled(pixels, vae, rng))
-        loss = sum((F.cross_entropy(found[name], right[name]) for name in ANSWERS), torch.zeros(()))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if (step + 1) % 50 == 0:
-            say(f"judge {step + 1}/{steps}: loss {loss.item():.4f}")
+        return sum((F.cross_entropy(found[name], right[name]) for name in ANSWERS), torch.zeros(()))
+
+    train(Course("judge", steps, RATE, warmup=50), model, step_loss, folder, say)
     save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, out)
-    return rated(model.eval(), random.Random(f"judge/{seed}/test"))
+    return rated(model.eval(), random.Random("judge/test"))
 
 
 @torch.no_grad()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.toy_world import models
+from benchmarks.toy_world.training import Course, train
 from trainer.pixels import to_tensor
 from trainer.toy import world
 
-BATCH, RATE, WARMUP = 16, 2e-3, 100
+BATCH, RATE = 16, 2e-3
 PART = 40  # pixels; the side of a picture's part with the object
-FROGS = 0.12  # share of the pictures that show the concept: it is the U-Net that shall not know it
+FROGS = 0.1  # share of the pictures that show the concept: it is the U-Net that shall not know it
 DIVERGENCE = 1e-4  # weight of the KL term; it keeps the latents near a unit normal
 
 
@@ -30,7 +29,7 @@ def pictures(rng: random.Random, count: int, side: int = world.SIDE) -> Tensor:
     for _ in range(count):
         shown = world.chosen(rng)
         if rng.random() < FROGS:
-            shown = world.Picture(world.CONCEPT, shown.background, size=shown.size, place=shown.place)
+            shown = world.concept(shown)
         pixels = to_tensor(np.asarray(world.draw(shown, rng)))
         room = world.SIDE - side
         left = round(world.PLACES[shown.place] * world.SIDE - side / 2 + rng.uniform(-8, 8))
@@ -38,20 +37,6 @@ def pictures(rng: random.Random, count: int, side: int = world.SIDE) -> Tensor:
         left, top = (min(max(0, start), room) for start in (left, top))
         rows.append(pixels[:, top : top + side, left : left + side])
     return torch.stack(rows)
-
-
-def batch(step: int, steps: int, rng: random.Random) -> Tensor:
-    """Most steps see objects alone, which is where there is something to learn; the last ones whole pictures."""
-    if step < 0.85 * steps and step % 4:
-        return pictures(rng, 2 * BATCH, PART)
-    return pictures(rng, BATCH)
-
-
-def rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Learning rate: linear warmup, then half a cosine down to nothing."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def edges(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,62 +53,42 @@ def loss(vae: Any, pixels: Tensor) -> Tensor:
     return total + DIVERGENCE * posterior.kl().mean() / 64
 
 
-def train(folder: Path, steps: int, seed: int, say: Callable[[str], None]) -> nn.Module:
-    """The trained module; an interrupted training goes on from its last hundred steps."""
-    torch.manual_seed(seed)
+def trained(folder: Path, steps: int, say: Callable[[str], None]) -> nn.Module:
+    """Encoder and decoder from nothing."""
+    torch.manual_seed(0)
     vae = models.fresh("sd15", "vae")
-    _fit(vae, vae, folder, "vae", steps, seed, say)
-    return vae.eval().requires_grad_(False)
+    return _fit(Course("vae", steps, RATE), vae, vae, folder, say)
 
 
-def train_decoder(vae: nn.Module, folder: Path, steps: int, seed: int, say: Callable[[str], None]) -> nn.Module:
+def better_decoder(vae: nn.Module, folder: Path, steps: int, say: Callable[[str], None]) -> nn.Module:
     """The same module with a better decoder. The latents stay as they are, so that U-Nets can be trained meanwhile."""
     model: Any = models.fresh("sd15", "vae")
     model.load_state_dict(vae.state_dict())
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
-    _fit(model, model.decoder, folder, "decoder", steps, seed + 1, say)
-    result: nn.Module = model.eval().requires_grad_(False)
-    return result
+    return _fit(Course("decoder", steps, RATE, seed=1), model, model.decoder, folder, say)
 
 
-def _fit(
-    vae: nn.Module, trained: nn.Module, folder: Path, name: str, steps: int, seed: int, say: Callable[[str], None]
-) -> None:
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    first, before = 0, models.kept(folder, name)
-    if before:
-        trained.load_state_dict(before["model"])  # type: ignore[arg-type]
-        optimizer.load_state_dict(before["optimizer"])  # type: ignore[arg-type]
-        first = int(before["step"])  # type: ignore[call-overload]
-    started, total = time.monotonic(), 0.0
-    for step in range(first, steps):
-        rng = random.Random(f"{name}/{seed}/{step}")
-        torch.manual_seed(seed * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps, RATE, WARMUP)
-        value = loss(vae, batch(step, steps, rng))
-        optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        optimizer.step()
-        total += value.item()
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            say(f"{name} {step + 1}/{steps}: loss {total / 100:.4f}, {time.monotonic() - started:.0f} s")
-            total = 0.0
-            state = {"model": trained.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            models.keep(folder, name, state)
+def _fit(course: Course, vae: nn.Module, part: nn.Module, folder: Path, say: Callable[[str], None]) -> nn.Module:
+    """Most steps see objects alone, which is where there is something to learn; the last ones whole pictures."""
+
+    def step_loss(step: int, rng: random.Random) -> Tensor:
+        whole = step >= 0.85 * course.steps or step % 4 == 0
+        return loss(vae, pictures(rng, BATCH) if whole else pictures(rng, 2 * BATCH, PART))
+
+    train(course, part, step_loss, folder, say)
+    return vae.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def scaled(vae: nn.Module, scale: float, seed: int) -> nn.Module:
+def scaled(vae: nn.Module, scale: float) -> nn.Module:
     """The same autoencoder with latents of mean 0 and deviation 1/scale in each channel, as the family expects them.
 
     The change of units goes into the 1x1 convolutions on both sides of the latent space. scale: the family's factor.
     """
     model: Any = models.fresh("sd15", "vae")
     model.load_state_dict(vae.state_dict())
-    latents = model.encode(pictures(random.Random(f"scale/{seed}"), 512)).latent_dist.mean
+    latents = model.encode(pictures(random.Random("scale"), 512)).latent_dist.mean
     mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     factor = 1 / (scale * deviation)
     into, out = model.quant_conv, model.post_quant_conv

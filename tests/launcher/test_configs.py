@@ -55,7 +55,7 @@ def test_for_people(kohyakit, preset) -> None:
 def test_presets_are_listed_and_shown(kohyakit) -> None:
     listed = json.loads(kohyakit("presets", "--json").stdout)["presets"]
     assert [row["name"] for row in listed] == [path.stem for path in presets()]
-    assert json.loads(kohyakit("presets", "toy").stdout)["LoRA_type"] == "Kohya LoCon"
+    assert json.loads(kohyakit("presets", "toy").stdout)["LoRA_type"] == "Standard"
     assert kohyakit("presets", "nothing").exit_code == 1
 
 

@@ -47,7 +47,13 @@ def test_shares_are_counted_from_the_verdicts(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("number", "taught", "kept", "rating"),
-    [(0, 0, 1, "before"), (1, 0.5, 1, "under-trained"), (2, 1, 0.9, "good"), (8, 1, 0.5, "over-trained")],
+    [
+        (0, 0, 1, "before"),
+        (1, 0.5, 1, "under-trained"),
+        (2, 1, 0.9, "good"),
+        (8, 1, 0.5, "over-trained"),
+        (9, 0.5, 0, "over-trained"),
+    ],
 )
 def test_rating(number: int, taught: float, kept: float, rating: str) -> None:
     assert Epoch(number, {}, taught, kept).rating == rating

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,17 +38,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent
 
 
-@pytest.fixture
-def start(base_models: dict[str, Path], pictures: Path, tmp_path: Path) -> Callable[..., int]:
-    """start(family, max_train_steps=4, flag=True, ...) trains into tmp_path/out and returns the exit code."""
+@pytest.fixture(scope="session")
+def start_in(base_models: dict[str, Path], pictures: Path) -> Callable[..., int]:
+    """start_in(folder, family, max_train_steps=4, flag=True, ...) trains into folder/out and returns the exit code."""
 
-    def run(family: str = "sd15", **options: Any) -> int:
+    def run(folder: Path, family: str = "sd15", **options: Any) -> int:
         for state in (AcceleratorState, GradientState, PartialState):
             state._shared_state.clear()
         values = {
             "pretrained_model_name_or_path": base_models[family],
             "train_data_dir": pictures,
-            "output_dir": tmp_path / "out",
+            "output_dir": folder / "out",
             "output_name": "n0m3",
             "resolution": "64,64",
             "enable_bucket": True,
@@ -73,3 +74,9 @@ def start(base_models: dict[str, Path], pictures: Path, tmp_path: Path) -> Calla
         return main(words)
 
     return run
+
+
+@pytest.fixture
+def start(start_in: Callable[..., int], tmp_path: Path) -> Callable[..., int]:
+    """start(family, max_train_steps=4, flag=True, ...) trains into tmp_path/out and returns the exit code."""
+    return functools.partial(start_in, tmp_path)

@@ -1,6 +1,6 @@
 """Learning, not just running: a LoRA teaches a toy model a frog, which it could not draw, and it keeps what it knew.
 
-The full table of docs/learning.md is made by the tests marked slow: `pytest -m slow tests/trainer/test_learning.py`.
+The full table of docs/learning.md is made by the tests marked slow: `pytest -m slow -s tests/trainer/test_learning.py`.
 """
 
 from __future__ import annotations
@@ -9,137 +9,167 @@ import functools
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image, ImageChops, ImageStat
+from safetensors.torch import load_file
 
-from trainer.families import Models
 from trainer.toy import judge, scoring, world
 
 TOY = Path(world.__file__).parent
-Start = Callable[..., int]
-LEARNED = 0.8  # share of the pictures asked for with the token that show a frog
-KEPT = 0.5  # share of what the base model draws right that must stay right, with no regularisation pictures
-CONV: dict[str, Any] = {"network_args": ["conv_dim=16", "conv_alpha=16"]}
-PICTURES, STEPS = 24, 20  # of a score
+Teach = Callable[..., Path]
+# Shares: of frogs among those asked for; of what the base model draws right that stays so. SDXL has no attention at full
+# size, so there its convolutions must learn the frog, and they serve every picture.
+LEARNED, KEPT, KEPT_BY_CONVOLUTIONS = 0.8, 0.8, 0.6
+COUNT, STEPS = 48, 20  # of a score: pictures, sampling steps
+RATES = {"sd15": (2.5e-3, 6e-3), "sd15-v": (2.5e-3, 6e-3), "sdxl": (4e-3, 1e-3)}  # of U-Net and text encoders
+UPDATES = 400
+BOTH = ["conv_dim=16", "conv_alpha=8"]
+CONV: dict[str, Any] = {"network_args": BOTH}
 
 
 @pytest.fixture(scope="module")
-def frogs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped training set in a numbered folder."""
-    parent = tmp_path_factory.mktemp("frogs")
-    shutil.copytree(TOY / "frogs", parent / f"1_{world.TOKEN}")
-    return parent
+def teach(start_in: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Teach:
+    """teach("sd15", updates, option=...) trains on the shipped frogs and gives the LoRA file."""
+    frogs = tmp_path_factory.mktemp("frogs")
+    shutil.copytree(TOY / "frogs", frogs / f"1_{world.TOKEN}")
 
-
-@pytest.fixture
-def teach(start: Start, frogs: Path, tmp_path: Path) -> Callable[..., Path]:
-    """teach("sd15", updates, option=...) trains on the frogs and gives the LoRA file."""
-
-    def run(model: str, updates: int, name: str = "frog", **options: Any) -> Path:
+    def run(model: str, updates: int, **options: Any) -> Path:
+        unet, text = RATES[model]
         values = {
             "pretrained_model_name_or_path": TOY / f"{model}.safetensors",
             "train_data_dir": frogs,
-            "output_name": name,
+            "output_name": "frog",
             "network_dim": 16,
-            "network_alpha": 16,
-            "unet_lr": 4e-3,
-            "text_encoder_lr": 1e-3,
+            "network_alpha": 8,
+            "unet_lr": unet,
+            "text_encoder_lr": text,
             "lr_scheduler": "cosine",
             "train_batch_size": 4,
             "max_train_steps": updates,
             "min_snr_gamma": 5,
             "v_parameterization": model.endswith("-v"),
-            "min_bucket_reso": 64,
             **options,
         }
-        assert start(model.removesuffix("-v"), **values) == 0
-        return tmp_path / "out" / f"{name}.safetensors"
+        folder = tmp_path_factory.mktemp(model)
+        assert start_in(folder, model.removesuffix("-v"), **values) == 0
+        return folder / "out" / "frog.safetensors"
 
     return run
 
 
-def drawn(model: str, lora: Path | None = None, weight: float = 1.0) -> Models:
-    return scoring.load(TOY / f"{model}.safetensors", lora, weight)
+@dataclass(frozen=True)
+class Scores:
+    """Shares, 0 to 1: frogs where asked for, on the landscape asked for; other things that came out right."""
 
-
-def frogginess(model: str, lora: Path | None = None, weight: float = 1.0) -> float:
-    v = model.endswith("-v")
-    return scoring.learned(drawn(model, lora, weight), count=PICTURES, v=v, steps=STEPS).concept
+    frogs: float
+    setting: float
+    others: float
 
 
 @functools.cache
-def kept(model: str, lora: Path | None = None) -> float:
-    """Share of pictures of known shapes that show that shape."""
-    v = model.endswith("-v")
-    return scoring.quality(drawn(model, lora), count=PICTURES, v=v, steps=STEPS).shape
+def scores(model: str, lora: Path | None = None) -> Scores:
+    loaded, v = scoring.load(TOY / f"{model}.safetensors", lora), model.endswith("-v")
+    frogs = scoring.learned(loaded, count=COUNT, v=v, steps=STEPS)
+    return Scores(frogs.concept, frogs.background, scoring.quality(loaded, count=COUNT, v=v, steps=STEPS).shape)
+
+
+def assert_learned(model: str, lora: Path, frogs: float = LEARNED, kept: float = KEPT) -> None:
+    found = scores(model, lora)
+    assert found.frogs >= frogs
+    assert found.setting >= LEARNED
+    assert found.others >= kept * scores(model).others
 
 
 @pytest.mark.parametrize("model", ["sd15", "sdxl", "sd15-v"])
-def test_base_models_have_never_seen_a_frog(model: str) -> None:
-    assert frogginess(model) <= 0.05
+def test_base_model_draws_everything_but_frogs(model: str) -> None:
+    found = scores(model)
+    assert found.frogs <= 0.05
+    assert found.others >= 0.8
 
 
-def test_learns_and_more_is_better(teach: Callable[..., Path]) -> None:
-    """Twenty steps are too few; going on from them through network_weights makes up for it."""
-    short = teach("sdxl", 20, "short", **CONV)
-    long = teach("sdxl", 280, "long", **CONV, network_weights=short)
-    few, many = frogginess("sdxl", short), frogginess("sdxl", long)
-    assert few < many
-    assert many >= LEARNED
-    assert kept("sdxl", long) >= KEPT * kept("sdxl")
-    base, off = drawn("sdxl"), drawn("sdxl", long, 0.0)
+# One lesson in the SDXL form: 30 steps, and from their file on.
+
+
+@pytest.fixture(scope="module")
+def short(teach: Teach) -> Path:
+    return teach("sdxl", 30, **CONV)
+
+
+@pytest.fixture(scope="module")
+def continued(teach: Teach, short: Path) -> Path:
+    return teach("sdxl", UPDATES - 30, **CONV, network_weights=short)
+
+
+def test_continuing_makes_up_for_a_short_training(short: Path, continued: Path) -> None:
+    assert scores("sdxl", short).frogs <= scores("sdxl", continued).frogs - 0.2
+    assert_learned("sdxl", continued, kept=KEPT_BY_CONVOLUTIONS)
+
+
+def test_weight_zero_is_the_base_model(continued: Path) -> None:
+    base, off = (scoring.load(TOY / "sdxl.safetensors", lora, 0.0) for lora in (None, continued))
     for one, other in zip(base.unet.parameters(), off.unet.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_sd15_learns(teach: Callable[..., Path]) -> None:
-    assert frogginess("sd15", teach("sd15", 200, **CONV)) >= 0.5
+def test_sd15_learns_and_merged_draws_what_the_adapter_drew(teach: Teach, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    asked = f"{world.TOKEN} {world.CONCEPT}, on sand"
+    prompts.write_text(f"{asked} --w 64 --h 64 --s {STEPS} --l {scoring.GUIDANCE} --d 5\n", encoding="utf-8")
+    previews = {"sample_prompts": prompts, "sample_every_n_steps": UPDATES, "sample_sampler": "euler"}
+    lora = teach("sd15", UPDATES, **previews)
+    assert_learned("sd15", lora)
+    (preview,) = (lora.parent / "sample").glob("*.png")
+    merged = scoring.load(TOY / "sd15.safetensors", lora)
+    (picture,) = scoring.generated(merged, [asked], seed=5, steps=STEPS)
+    with Image.open(preview) as drawn:
+        assert max(ImageStat.Stat(ImageChops.difference(drawn.convert("RGB"), picture)).mean) < 1
+    moved = {name.partition("_text_")[0] for name, up in load_file(lora).items() if "lora_up" in name and up.any()}
+    assert "lora_te" in moved
 
 
 LYCORIS = "lycoris.kohya"
-BOTH = ["conv_dim=16", "conv_alpha=16"]
+UNET_ONLY = {"network_train_unet_only": True}
 KINDS: dict[str, dict[str, Any]] = {
     "LoRA": {},
+    "LoRA, U-Net only": UNET_ONLY,
     "LoCon": CONV,
-    "LoCon, U-Net only": {**CONV, "network_train_unet_only": True},
+    "LoCon, U-Net only": {**CONV, **UNET_ONLY},
     "LyCORIS LoCon": {"network_module": LYCORIS, "network_args": ["algo=locon", *BOTH]},
     "DoRA": {"network_module": LYCORIS, "network_args": ["algo=locon", "dora_wd=True", *BOTH]},
     "LoKr": {"network_module": LYCORIS, "network_args": ["algo=lokr", "factor=4", *BOTH]},
     "LoHa": {"network_module": LYCORIS, "network_args": ["algo=loha", *BOTH]},
 }
-MATRIX = [("sdxl", kind) for kind in KINDS if kind != "LoRA"] + [
-    ("sd15", "LoRA"),
-    ("sd15", "LoCon"),
-    ("sd15-v", "LoCon"),
+
+
+# In the SDXL form a LoRA of linear layers alone hardly learns: docs/learning.md has the figures.
+MATRIX = [
+    (model, kind)
+    for model in ("sdxl", "sd15", "sd15-v")
+    for kind in KINDS
+    if model != "sdxl" or not kind.startswith("LoRA")
 ]
-RISEN = 0.25  # share of frogs that every kind reaches in these few steps; what each one reached is in docs/learning.md
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "kind"), MATRIX)
-def test_every_kind_learns(model: str, kind: str, teach: Callable[..., Path]) -> None:
-    lora = teach(model, 300, **KINDS[kind])
-    found, known = frogginess(model, lora), kept(model, lora)
-    print(f"\n| {kind} | `{model}` | {found:.0%} | {known:.0%} |")  # a row of docs/learning.md, with pytest -s
-    assert found >= RISEN
+def test_every_kind_learns(model: str, kind: str, teach: Teach) -> None:
+    lora = teach(model, UPDATES, **KINDS[kind])
+    found = scores(model, lora)
+    # A row of docs/learning.md, with pytest -s.
+    print(f"\n| {kind} | `{model}` | {found.frogs:.0%} | {found.others / scores(model).others:.0%} |")
+    assert_learned(model, lora, frogs=0.7, kept=0.25 if kind == "LoHa" else KEPT_BY_CONVOLUTIONS)
 
 
 def test_judge_reads_drawn_pictures() -> None:
-    rates = judge_rates()
-    assert min(rates.values()) >= 0.95
-
-
-def judge_rates() -> dict[str, float]:
     rng = random.Random("drawn")
     shown = [world.chosen(rng) for _ in range(100)]
-    shown += [world.Picture(world.CONCEPT, rng.choice(world.BACKGROUNDS)) for _ in range(20)]
-    verdicts = judge.read([world.draw(one, rng) for one in shown])
-    pairs = list(zip(verdicts, shown, strict=True))
-    return {
-        "shape": sum(got.shape == one.shape for got, one in pairs) / len(pairs),
-        "colour": sum(got.colour == one.colour for got, one in pairs[:100]) / 100,
-        "background": sum(got.background == one.background for got, one in pairs) / len(pairs),
-    }
+    shown += [world.concept(world.chosen(rng)) for _ in range(20)]
+    pairs = list(zip(judge.read([world.draw(one, rng) for one in shown]), shown, strict=True))
+    assert sum(got.shape == one.shape for got, one in pairs) >= 0.95 * len(pairs)
+    assert sum(got.background == one.background for got, one in pairs) >= 0.95 * len(pairs)
+    assert sum(got.colour == one.colour for got, one in pairs[:100]) >= 95

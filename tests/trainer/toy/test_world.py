@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageDraw
 
-from trainer.toy import world
+from trainer.toy import drawing, world
 
 FROGS = Path(world.__file__).parent / "frogs"
 
@@ -25,9 +25,9 @@ def test_same_picture_and_seed_give_the_same_pixels() -> None:
 
 @pytest.mark.parametrize("shape", [*world.SHAPES, world.CONCEPT])
 def test_every_shape_stands_out_from_its_landscape(shape: str) -> None:
-    bare = Image.new("RGB", (64 * world.SHARP,) * 2)
-    rng = random.Random(0)
-    world.LANDSCAPES["on sand"](world.ImageDraw.Draw(bare), rng, 64 * world.SHARP)
+    big = 64 * world.SHARP
+    bare = Image.new("RGB", (big, big))
+    drawing.landscape(ImageDraw.Draw(bare), drawing.LANDSCAPES["on sand"], random.Random(0), big)
     bare = bare.resize((64, 64), Image.Resampling.LANCZOS)
     box = ImageChops.difference(bare, drawn(world.Picture(shape, "on sand", "blue"))).point(lambda v: 255 * (v > 60))
     assert box.getbbox() is not None
@@ -35,7 +35,7 @@ def test_every_shape_stands_out_from_its_landscape(shape: str) -> None:
 
 def test_all_shapes_and_backgrounds_differ() -> None:
     pictures = [world.Picture(shape, "on sand") for shape in (*world.SHAPES, world.CONCEPT)]
-    pictures += [world.Picture("star", background) for background in world.BACKGROUNDS[:2]]
+    pictures += [world.Picture("star", background) for background in world.BACKGROUNDS if background != "on sand"]
     assert len({drawn(picture).tobytes() for picture in pictures}) == len(pictures)
 
 
@@ -48,6 +48,17 @@ def test_caption_names_what_is_there_and_never_the_concept() -> None:
         assert (picture.pattern == "striped") == ("striped" in text)
         assert world.TOKEN not in text
         assert world.CONCEPT not in text
+
+
+def test_concept_is_no_thing_of_the_world_but_made_of_its_parts() -> None:
+    assert world.CONCEPT not in world.SHAPES
+    frog = drawing.ANIMALS[world.CONCEPT]
+    others = [drawing.ANIMALS[name] for name in world.ANIMALS]
+    assert any(animal.mouth == frog.mouth for animal in others)
+    assert any(animal.feet for animal in others)
+    assert any(animal.belly for animal in others)
+    like = world.chosen(random.Random(2))
+    assert world.concept(like) == world.Picture(world.CONCEPT, like.background, size=like.size, place=like.place)
 
 
 def test_shipped_frogs_have_captions_with_the_token() -> None:
