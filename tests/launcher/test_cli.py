@@ -88,7 +88,7 @@ def test_a_missing_file_ends_with_1(kohyakit, tmp_path: Path) -> None:
 
 def test_a_preset_name_stands_for_its_file(kohyakit) -> None:
     found = json.loads(kohyakit("validate", "toy", "--json").stdout)["files"][0]
-    assert (found["format"], found["kind"], found["family"]) == ("kohya-gui", "lora", "sdxl")
+    assert (found["format"], found["kind"], found["family"]) == ("kohya-gui", "lora", "sd15")
 
 
 def test_a_misspelt_preset_is_guessed(kohyakit) -> None:

@@ -40,7 +40,8 @@ def test_marked_pictures_pull_a_new_lora_nowhere(family: str, start: Start, pict
     monkeypatch.setattr(loop.Run, "batch_loss", lambda run, *rest: (found.append(real(run, *rest)), found[-1])[1])
     data = dataset(tmp_path, pictures, diff_output_preservation=True)
     assert start(family, train_data_dir=None, dataset_config=data, max_train_steps=2) == 0
-    assert [float(loss) for loss in found] == [0.0, 0.0]
+    # With and without the adapter another order of additions may round differently; Adam makes steps of that, too.
+    assert [float(loss) for loss in found] == pytest.approx([0.0, 0.0], abs=1e-7)
 
 
 @pytest.mark.parametrize("module", ["networks.lora", "networks.oft", "lycoris.kohya"])
