@@ -76,7 +76,7 @@ def test_checkpoint_says_what_shapes_do_not_tell(family: str, tmp_path: Path) ->
 def test_one_step_teaches_u_net_and_text_encoders(tmp_path: Path) -> None:
     torch.manual_seed(0)
     toy = diffusion.fresh("sdxl", models.fresh("sd15", "vae"))
-    drawn = diffusion.encoded(vae.scaled(toy.vae, 1.0), 4)
+    drawn = diffusion.encoded(toy.vae, 4)
     assert drawn.means.shape == (4, 4, 8, 8)
     loss = diffusion.loss(toy, drawn, [0, 3], random.Random(0), objective.noise_schedule())
     loss.backward()
