@@ -1,4 +1,4 @@
-"""One training loop for every toy model: AdamW, warmup and cosine, clipped gradients; interrupted, it goes on."""
+"""One training loop for every toy model, with AdamW, warmup and cosine. Interrupted, it goes on."""
 
 from __future__ import annotations
 

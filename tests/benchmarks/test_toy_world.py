@@ -73,7 +73,7 @@ def test_checkpoint_says_what_shapes_do_not_tell(family: str, tmp_path: Path) ->
     assert loaded.unet.config.norm_num_groups == 8  # type: ignore[union-attr]
 
 
-def test_one_step_teaches_u_net_and_text_encoders(tmp_path: Path) -> None:
+def test_one_step_teaches_u_net_and_text_encoders() -> None:
     torch.manual_seed(0)
     toy = diffusion.fresh("sdxl", models.fresh("sd15", "vae"))
     drawn = diffusion.encoded(toy.vae, 4)
