@@ -168,9 +168,7 @@ def _fits(resolved: Resolved, family: str, problem: Any, fix: str) -> tuple[str 
     """(family to go on with, problems) of a checkpoint that says `family` under a config that may say another."""
     said = resolved.draft.family
     if family == "unknown":
-        must = "is of no kind that can be told from its header; the config's word is taken"
-        found = problem("unknown-family", must, "use a .safetensors checkpoint of SD1.5 or SDXL")
-        return said, [replace(one, severity="warning") for one in found]
+        return _unknown(said, str(resolved.config.pretrained_model_name_or_path), problem, fix)
     if family == "lora":
         return None, problem(
             "not-a-checkpoint",
@@ -185,6 +183,21 @@ def _fits(resolved: Resolved, family: str, problem: Any, fix: str) -> tuple[str 
         must = f"is an {FAMILIES[family]} checkpoint under an {FAMILIES[said or '']} config"
         return family, problem("family-mismatch", must, hint)
     return family, []
+
+
+def _unknown(said: str | None, model: str, problem: Any, fix: str) -> tuple[str | None, list[Problem]]:
+    """A pickle's tensors are only seen by the trainer; everything else has to say what it is."""
+    from schemas.weights import PICKLES
+
+    if model.lower().endswith(PICKLES):
+        must = "is a pickle, which does not say what it holds; the config's word is taken"
+        found = problem("unknown-family", must, "use a .safetensors checkpoint of SD1.5 or SDXL")
+        return said, [replace(one, severity="warning") for one in found]
+    if os.path.isdir(model):
+        must = "is no diffusers folder: there is no unet/config.json in it that names a UNet2DConditionModel"
+    else:
+        must = "is no checkpoint of a base model: none of its tensors is a U-Net's"
+    return None, problem("not-a-checkpoint", must, fix)
 
 
 def _downloaded(model: str) -> Path | None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from launcher.machine import Machine
 from launcher.preflight import check_file, check_run, effective
@@ -65,6 +67,26 @@ def test_other_checkpoints_are_refused_by_name(preset, checkpoint, family, code)
 
 def test_a_lora_is_no_base_model(preset, lora) -> None:
     assert codes(check_run(resolve(str(preset(pretrained_model_name_or_path=str(lora())))))) == ["not-a-checkpoint"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_is_no_checkpoint_is_refused_before_the_trainer_starts(preset, tmp_path: Path, folder: bool) -> None:
+    model = tmp_path / "strange.safetensors"
+    if folder:
+        model.mkdir()
+    else:
+        save_file({"weight": np.zeros(3, np.float32)}, model)
+    checked = check_run(resolve(str(preset(pretrained_model_name_or_path=str(model)))))
+    (problem,) = errors(checked.problems)
+    assert (problem.code, problem.key) == ("not-a-checkpoint", "pretrained_model_name_or_path")
+    assert "unet/config.json" in problem.must if folder else "no checkpoint" in problem.must
+
+
+def test_a_pickle_is_left_to_the_trainer(preset, tmp_path: Path) -> None:
+    model = tmp_path / "old.ckpt"
+    model.write_bytes(b"anything")
+    checked = check_run(resolve(str(preset(pretrained_model_name_or_path=str(model)))))
+    assert ("unknown-family", "warning") in [(problem.code, problem.severity) for problem in checked.problems]
 
 
 def test_a_truncated_checkpoint(preset, checkpoint) -> None:
