@@ -160,8 +160,14 @@ def base_model(resolved: Resolved) -> tuple[Resolved, str | None, list[Problem]]
     try:
         family = weights.checkpoint_family(model)
     except ConfigError as fault:
-        return resolved, None, [resolved.placed(replace(found, key=name, file=None)) for found in fault.problems]
+        return resolved, None, _of_option(resolved, name, model, fault)
     return resolved, *_fits(resolved, family, problem, fix)
+
+
+def _of_option(resolved: Resolved, name: str, path: str, fault: ConfigError) -> list[Problem]:
+    """What is wrong with a file, as problems of the option that names it."""
+    placed = (replace(one, key=name, got=path if one.got is None else one.got, file=None) for one in fault.problems)
+    return [resolved.placed(one) for one in placed]
 
 
 def _fits(resolved: Resolved, family: str, problem: Any, fix: str) -> tuple[str | None, list[Problem]]:
@@ -220,7 +226,7 @@ def network_weights(resolved: Resolved, family: str | None) -> list[Problem]:
     try:
         facts = weights.lora_facts(path)
     except ConfigError as fault:
-        return [resolved.placed(replace(found, key="network_weights", file=None)) for found in fault.problems]
+        return _of_option(resolved, "network_weights", path, fault)
     return [resolved.placed(problem) for problem in _lora_fits(resolved, facts, family)]
 
 

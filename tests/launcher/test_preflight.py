@@ -97,6 +97,7 @@ def test_a_truncated_checkpoint(preset, checkpoint) -> None:
     checked = check_run(resolve(str(file)))
     assert codes(checked) == ["truncated-file"]
     assert checked.problems[0].key == "pretrained_model_name_or_path"
+    assert model.name in str(checked.problems[0])
 
 
 def test_a_hub_id_is_found_where_it_was_downloaded(preset, tmp_path: Path, monkeypatch) -> None:
