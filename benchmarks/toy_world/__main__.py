@@ -16,13 +16,20 @@ from torch import nn
 
 from benchmarks.toy_world import diffusion, frogs, judging, models, training, vae
 from trainer.families import get
-from trainer.toy import judge, scoring
+from trainer.toy import judge, scoring, world
 
 HERE = Path(judge.__file__).parent
-STEPS = {"vae": 2600, "decoder": 1000, "judge": 600, "sd15": 8000, "sdxl": 8000, "sd15-v": 700}
-RATES = {"sd15": 2e-3, "sdxl": 2e-3, "sd15-v": 8e-4}
+STEPS = {"vae": 2600, "decoder": 1000, "decoder-128": 600, "judge": 600}
+# Of U-Net and text encoders: steps, highest rate, the course it goes on from.
+COURSES: dict[str, tuple[int, float, str | None]] = {
+    "sd15": (8000, 2e-3, None),
+    "sdxl-64": (8000, 2e-3, None),
+    "sdxl": (5000, 1.5e-3, "sdxl-64"),
+    "sd15-v": (700, 8e-4, "sd15"),
+}
+SHIPPED = ("sd15", "sdxl", "sd15-v")
 PICTURES = 16_000
-STAGES = ("vae", "decoder", "judge", "sd15", "sdxl", "sd15-v", "frogs", "table")
+STAGES = ("vae", "decoder", "judge", *COURSES, "frogs", "table")
 
 
 def say(text: str) -> None:
@@ -34,38 +41,52 @@ def encoder(work: Path) -> nn.Module:
     return vae.trained(work, STEPS["vae"], say)
 
 
-def decoder(work: Path) -> nn.Module:
-    """The same with the decoder that is shipped."""
-    return vae.better_decoder(encoder(work), work, STEPS["decoder"], say)
+def decoder(work: Path, side: int = world.SIDE) -> nn.Module:
+    """The same with the decoder that is shipped, for pictures of that side."""
+    course = training.Course("decoder", STEPS["decoder"], vae.RATE, seed=1)
+    better = vae.better_decoder(encoder(work), course, work, say)
+    if side == world.SIDE:
+        return better
+    course = training.Course(f"decoder-{side}", STEPS[f"decoder-{side}"], vae.RATE / 2, seed=2)
+    return vae.better_decoder(better, course, work, say, side)
 
 
-def pictures(work: Path) -> diffusion.Pictures:
-    """The U-Nets' training pictures as latents of deviation 1."""
-    found = training.kept(work, "pictures")
+def pictures(work: Path, side: int) -> diffusion.Pictures:
+    """The U-Nets' training pictures of that side as latents of deviation 1."""
+    found = training.kept(work, f"pictures-{side}")
     if found is None:
-        drawn = diffusion.encoded(vae.scaled(encoder(work), 1.0), PICTURES)
+        drawn = diffusion.encoded(vae.scaled(encoder(work), 1.0), PICTURES, side)
         found = {"means": drawn.means, "deviations": drawn.deviations}
-        training.keep(work, "pictures", found)
+        training.keep(work, f"pictures-{side}", found)
     return diffusion.Pictures(found["means"], found["deviations"], diffusion.shown(PICTURES))
 
 
 def base_model(work: Path, name: str) -> None:
-    """Trains sd15, sdxl, or sd15-v (which starts from sd15) and writes the checkpoint."""
-    family, v = name.removesuffix("-v"), name.endswith("-v")
+    """Trains a U-Net and its text encoders, after the course it goes on from, and writes the checkpoint to be shipped.
+
+    As the real SDXL was, the one in its form is trained on small pictures first, which takes a third of the time.
+    """
+    family, v = name.partition("-")[0], name.endswith("-v")
+    side = world.SIDES[family] if name in SHIPPED else world.SIDE
+    steps, rate, before = COURSES[name]
     torch.manual_seed(0)
     toy = diffusion.fresh(family, encoder(work))
-    if v:
-        diffusion.learners(toy).load_state_dict(training.kept(work, family)["mean"])
-    course = training.Course(name, STEPS[name], RATES[name], warmup=200)
-    diffusion.trained(toy, pictures(work), course, work, say, v=v)
-    modules = diffusion.parts(toy) | {"vae": vae.scaled(decoder(work), get(family).latent_scale)}
-    models.write(HERE / f"{name}.safetensors", family, modules, prediction="v" if v else "epsilon")
+    if before is not None:
+        start = training.kept(work, before)
+        if start is None:
+            raise SystemExit(f"{name} goes on from {before}, which is not in {work}: run that stage first")
+        diffusion.learners(toy).load_state_dict(start["mean"])
+    course = training.Course(name, steps, rate, warmup=200)
+    diffusion.trained(toy, pictures(work, side), course, work, say, v=v)
+    if name in SHIPPED:
+        modules = diffusion.parts(toy) | {"vae": vae.scaled(decoder(work, side), get(family).latent_scale)}
+        models.write(HERE / f"{name}.safetensors", family, modules, prediction="v" if v else "epsilon")
 
 
 def table() -> None:
     """Prints the measured quality of every model, the rows of docs/learning.md."""
     say(f"drawn pictures: {judging.rated(judge.judge(), random.Random('table'))}")
-    for name in ("sd15", "sdxl", "sd15-v"):
+    for name in SHIPPED:
         loaded, v = scoring.load(HERE / f"{name}.safetensors"), name.endswith("-v")
         found, frog = scoring.quality(loaded, v=v), scoring.learned(loaded, v=v)
         rows = (found.shape, found.colour, found.background, frog.concept)

@@ -30,7 +30,7 @@ NO_CAPTION, NO_SHAPE, NOISE_WORD = 0.1, 0.04, 0.1  # shares of the captions
 
 @dataclass
 class Pictures:
-    """Encoded pictures: posterior means and deviations [N,4,8,8], scaled, and what each one shows."""
+    """Encoded pictures: posterior means and deviations [N,4,h,w], scaled, and what each one shows."""
 
     means: Tensor
     deviations: Tensor
@@ -44,13 +44,13 @@ def shown(count: int) -> list[world.Picture]:
 
 
 @torch.no_grad()
-def encoded(vae: Any, count: int) -> Pictures:
-    """`count` drawn pictures as latents of an autoencoder whose latents have deviation 1."""
+def encoded(vae: Any, count: int, side: int = world.SIDE) -> Pictures:
+    """`count` drawn pictures of side x side pixels as latents of an autoencoder whose latents have deviation 1."""
     means, deviations, listed = [], [], shown(count)
     for start in range(0, count, BATCH):
         rng = random.Random(f"pictures/{start}")
         group = listed[start : start + BATCH]
-        pixels = torch.stack([to_tensor(np.asarray(world.draw(picture, rng))) for picture in group])
+        pixels = torch.stack([to_tensor(np.asarray(world.draw(picture, rng, side))) for picture in group])
         posterior = vae.encode(pixels).latent_dist
         means.append(posterior.mean.half())
         deviations.append(posterior.std.half())
@@ -91,11 +91,11 @@ def learners(toy: Models) -> nn.ModuleDict:
     return nn.ModuleDict({name: part for name, part in parts(toy).items() if name != "vae"})
 
 
-def sizes(count: int, rng: random.Random) -> Sizes:
+def sizes(count: int, side: int, rng: random.Random) -> Sizes:
     """SDXL's sizes, drawn so that the model learns to do without them: a user's photos have any size."""
     rows = [(rng.choice((64, 128, 256, 512)), rng.choice((64, 128, 256, 512))) for _ in range(count)]
     crops = [(rng.choice((0, 0, rng.randrange(64))), rng.choice((0, 0, rng.randrange(64)))) for _ in range(count)]
-    return Sizes(torch.tensor(rows), torch.tensor(crops), torch.full((count, 2), world.SIDE))
+    return Sizes(torch.tensor(rows), torch.tensor(crops), torch.full((count, 2), side))
 
 
 def loss(
@@ -109,7 +109,7 @@ def loss(
     noise, timesteps = torch.randn_like(latents), torch.randint(0, 1000, (len(rows),))
     noisy = objective.add_noise(latents, noise, timesteps, schedule, config)
     conditioning = family.encode(toy, [words(pictures.shown[n], rng) for n in chosen], config)
-    predicted = family.predict(toy.unet, noisy, timesteps, conditioning, sizes(len(rows), rng))
+    predicted = family.predict(toy.unet, noisy, timesteps, conditioning, sizes(len(rows), 8 * latents.shape[-1], rng))
     wanted = objective.target(latents, noise, timesteps, schedule)
     return objective.loss(predicted, wanted, timesteps, torch.ones(len(rows)), None, config, schedule)
 

@@ -1,4 +1,4 @@
-"""The toy models' autoencoder: 64 x 64 pictures to latents [4,8,8] and back, trained from nothing."""
+"""The toy models' autoencoder: pictures to latents [4,h/8,w/8] and back, trained from nothing."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from trainer.pixels import to_tensor
 from trainer.toy import world
 
 BATCH, RATE = 16, 2e-3
-PART = 40  # pixels; the side of a picture's part with the object
+PART = 5 / 8  # of a picture's side; the part with the object
 FROGS = 0.1  # share of the pictures that show the concept: it is the U-Net that shall not know it
 DIVERGENCE = 1e-4  # weight of the KL term; it keeps the latents near a unit normal
 
 
-def pictures(rng: random.Random, count: int, side: int = world.SIDE) -> Tensor:
-    """[count,3,side,side] in [-1,1], frogs among them; a smaller side cuts out the part around the object."""
+def pictures(rng: random.Random, count: int, side: int = world.SIDE, share: float = 1.0) -> Tensor:
+    """[count,3,side,side] in [-1,1], frogs among them; a share below 1 cuts out that much around the object."""
     rows = []
+    part = round(side * share)
+    room, shake = side - part, side / 8
     for _ in range(count):
         shown = world.chosen(rng)
         if rng.random() < FROGS:
             shown = world.concept(shown)
-        pixels = to_tensor(np.asarray(world.draw(shown, rng)))
-        room = world.SIDE - side
-        left = round(world.PLACES[shown.place] * world.SIDE - side / 2 + rng.uniform(-8, 8))
-        top = round(room / 2 + rng.uniform(-8, 8))
+        pixels = to_tensor(np.asarray(world.draw(shown, rng, side)))
+        left = round(world.PLACES[shown.place] * side - part / 2 + rng.uniform(-shake, shake))
+        top = round(room / 2 + rng.uniform(-shake, shake))
         left, top = (min(max(0, start), room) for start in (left, top))
-        rows.append(pixels[:, top : top + side, left : left + side])
+        rows.append(pixels[:, top : top + part, left : left + part])
     return torch.stack(rows)
 
 
@@ -60,21 +61,33 @@ def trained(folder: Path, steps: int, say: Callable[[str], None]) -> nn.Module:
     return _fit(Course("vae", steps, RATE), vae, vae, folder, say)
 
 
-def better_decoder(vae: nn.Module, folder: Path, steps: int, say: Callable[[str], None]) -> nn.Module:
-    """The same module with a better decoder. The latents stay as they are, so that U-Nets can be trained meanwhile."""
+def better_decoder(
+    vae: nn.Module, course: Course, folder: Path, say: Callable[[str], None], side: int = world.SIDE
+) -> nn.Module:
+    """The same module with a better decoder for pictures of that side.
+
+    The latents stay as they are, so that U-Nets can be trained meanwhile.
+    """
     model: Any = models.fresh("sd15", "vae")
     model.load_state_dict(vae.state_dict())
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
-    return _fit(Course("decoder", steps, RATE, seed=1), model, model.decoder, folder, say)
+    return _fit(course, model, model.decoder, folder, say, side)
 
 
-def _fit(course: Course, vae: nn.Module, part: nn.Module, folder: Path, say: Callable[[str], None]) -> nn.Module:
+def _fit(
+    course: Course,
+    vae: nn.Module,
+    part: nn.Module,
+    folder: Path,
+    say: Callable[[str], None],
+    side: int = world.SIDE,
+) -> nn.Module:
     """Most steps see objects alone, which is where there is something to learn; the last ones whole pictures."""
 
     def step_loss(step: int, rng: random.Random) -> Tensor:
         whole = step >= 0.85 * course.steps or step % 4 == 0
-        return loss(vae, pictures(rng, BATCH) if whole else pictures(rng, 2 * BATCH, PART))
+        return loss(vae, pictures(rng, BATCH, side) if whole else pictures(rng, 2 * BATCH, side, PART))
 
     train(course, part, step_loss, folder, say)
     return vae.eval().requires_grad_(False)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.toy_world import __main__ as stages
 from benchmarks.toy_world import diffusion, models, training, vae
 from schemas import TrainConfig
 from trainer import objective
@@ -76,13 +77,27 @@ def test_checkpoint_says_what_shapes_do_not_tell(family: str, tmp_path: Path) ->
 def test_one_step_teaches_u_net_and_text_encoders() -> None:
     torch.manual_seed(0)
     toy = diffusion.fresh("sdxl", models.fresh("sd15", "vae"))
-    drawn = diffusion.encoded(toy.vae, 4)
-    assert drawn.means.shape == (4, 4, 8, 8)
+    drawn = diffusion.encoded(toy.vae, 4, world.SIDES["sdxl"])
+    assert drawn.means.shape == (4, 4, 16, 16)
     loss = diffusion.loss(toy, drawn, [0, 3], random.Random(0), objective.noise_schedule())
     loss.backward()
     assert loss.isfinite()
     for module in (toy.unet, *toy.text_encoders):
         assert any(value.grad is not None and value.grad.any() for value in module.parameters())
+
+
+def test_stage_that_goes_on_from_another_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "encoder", lambda work: models.fresh("sd15", "vae"))
+    with pytest.raises(SystemExit, match="sdxl goes on from sdxl-64"):
+        stages.main(["--work", str(tmp_path), "sdxl"])
+
+
+def test_part_of_a_picture_is_cut_around_the_thing() -> None:
+    whole, part = (vae.pictures(random.Random(3), 2, 128, share) for share in (1.0, vae.PART))
+    assert whole.shape == (2, 3, 128, 128)
+    assert part.shape == (2, 3, 80, 80)
+    middle = part[:, :, 20:60, 20:60].std()
+    assert middle > whole[:, :, :20].std()  # outlines are in the part, sky is at the top
 
 
 def test_scaled_latents_have_the_family_s_deviation() -> None:

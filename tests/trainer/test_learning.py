@@ -22,32 +22,32 @@ from trainer.toy import judge, scoring, world
 
 TOY = Path(world.__file__).parent
 Teach = Callable[..., Path]
-# Shares: of frogs among those asked for; of what the base model draws right that stays so. SDXL has no attention at
-# full size, so there its convolutions must learn the frog, and they serve every picture.
-LEARNED, KEPT, KEPT_BY_CONVOLUTIONS = 0.8, 0.8, 0.6
+# Shares: of frogs among those asked for; of what the base model draws right that stays so. Measured: docs/learning.md.
+LEARNED, KEPT = 0.8, 0.75
 COUNT, STEPS = 48, 20  # of a score: pictures, sampling steps
-RATES = {"sd15": (2.5e-3, 6e-3), "sd15-v": (2.5e-3, 6e-3), "sdxl": (4e-3, 1e-3)}  # of U-Net and text encoders
+RATES = {"sd15": (1.5e-3, 3e-3), "sd15-v": (1.5e-3, 3e-3), "sdxl": (2.5e-3, 1e-3)}  # of U-Net and text encoders
 UPDATES = 400
-BOTH = ["conv_dim=16", "conv_alpha=8"]
+BOTH = ["conv_dim=4", "conv_alpha=1"]  # convolutions serve every picture: they get less, as guides advise
 CONV: dict[str, Any] = {"network_args": BOTH}
 
 
 @pytest.fixture(scope="module")
 def teach(start_in: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Teach:
-    """teach("sd15", updates, option=...) trains on the shipped frogs and gives the LoRA file."""
+    """teach("sd15", updates, pace, option=...) trains on the shipped frogs, at `pace` times RATES; gives the LoRA."""
     frogs = tmp_path_factory.mktemp("frogs")
     shutil.copytree(TOY / "frogs", frogs / f"1_{world.TOKEN}")
 
-    def run(model: str, updates: int, **options: Any) -> Path:
-        unet, text = RATES[model]
+    def run(model: str, updates: int, pace: float = 1, **options: Any) -> Path:
+        (unet, text), side = RATES[model], world.SIDES[model.partition("-")[0]]
         values = {
             "pretrained_model_name_or_path": TOY / f"{model}.safetensors",
             "train_data_dir": frogs,
             "output_name": "frog",
+            "resolution": side,
             "network_dim": 16,
             "network_alpha": 8,
-            "unet_lr": unet,
-            "text_encoder_lr": text,
+            "unet_lr": pace * unet,
+            "text_encoder_lr": pace * text,
             "lr_scheduler": "cosine",
             "train_batch_size": 4,
             "max_train_steps": updates,
@@ -92,26 +92,26 @@ def test_base_model_draws_everything_but_frogs(model: str) -> None:
     assert found.others >= 0.8
 
 
-# One lesson in the SDXL form: 30 steps, and from their file on.
+# A LoCon: 30 steps, and from their file on.
 
 
 @pytest.fixture(scope="module")
 def short(teach: Teach) -> Path:
-    return teach("sdxl", 30, **CONV)
+    return teach("sd15", 30, **CONV)
 
 
 @pytest.fixture(scope="module")
 def continued(teach: Teach, short: Path) -> Path:
-    return teach("sdxl", UPDATES - 30, **CONV, network_weights=short)
+    return teach("sd15", UPDATES - 30, **CONV, network_weights=short)
 
 
 def test_continuing_makes_up_for_a_short_training(short: Path, continued: Path) -> None:
-    assert scores("sdxl", short).frogs <= scores("sdxl", continued).frogs - 0.2
-    assert_learned("sdxl", continued, kept=KEPT_BY_CONVOLUTIONS)
+    assert scores("sd15", short).frogs <= scores("sd15", continued).frogs - 0.2
+    assert_learned("sd15", continued)
 
 
 def test_weight_zero_is_the_base_model(continued: Path) -> None:
-    base, off = (scoring.load(TOY / "sdxl.safetensors", lora, 0.0) for lora in (None, continued))
+    base, off = (scoring.load(TOY / "sd15.safetensors", lora, 0.0) for lora in (None, continued))
     for one, other in zip(base.unet.parameters(), off.unet.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -132,37 +132,59 @@ def test_sd15_learns_and_merged_draws_what_the_adapter_drew(teach: Teach, tmp_pa
     assert "lora_te" in moved
 
 
+def test_sdxl_form_learns(teach: Teach) -> None:
+    assert_learned("sdxl", teach("sdxl", UPDATES, **CONV))
+
+
+@pytest.fixture(scope="module")
+def regularisation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred captioned pictures of known things."""
+    folder = tmp_path_factory.mktemp("regularisation")
+    things = folder / "1_thing"
+    things.mkdir()
+    for n in range(100):
+        rng = random.Random(f"regularisation/{n}")
+        shown = world.chosen(rng)
+        world.draw(shown, rng, max(world.SIDES.values())).save(things / f"{n:03}.png")
+        (things / f"{n:03}.txt").write_text(world.caption(shown, rng), encoding="utf-8")
+    return folder
+
+
 LYCORIS = "lycoris.kohya"
 UNET_ONLY = {"network_train_unet_only": True}
+# In SDXL's form attention ends at half the size, so linear layers alone need more: rank, steps, a higher rate, and with
+# that, pictures of what is to be kept.
+PATIENT: dict[str, Any] = {
+    "updates": 800,
+    "network_dim": 32,
+    "network_alpha": 16,
+    "prior_loss_weight": 0.5,
+    "unet_lr": 5e-3,
+}
 KINDS: dict[str, dict[str, Any]] = {
     "LoRA": {},
-    "LoRA, U-Net only": UNET_ONLY,
+    "LoRA, U-Net only": {"pace": 5 / 3, **UNET_ONLY},
     "LoCon": CONV,
     "LoCon, U-Net only": {**CONV, **UNET_ONLY},
     "LyCORIS LoCon": {"network_module": LYCORIS, "network_args": ["algo=locon", *BOTH]},
     "DoRA": {"network_module": LYCORIS, "network_args": ["algo=locon", "dora_wd=True", *BOTH]},
-    "LoKr": {"network_module": LYCORIS, "network_args": ["algo=lokr", "factor=4", *BOTH]},
-    "LoHa": {"network_module": LYCORIS, "network_args": ["algo=loha", *BOTH]},
+    "LoKr": {"pace": 5 / 3, "network_module": LYCORIS, "network_args": ["algo=lokr", "factor=4", *BOTH]},
+    "LoHa": {"pace": 1 / 2, "network_module": LYCORIS, "network_args": ["algo=loha", *BOTH]},
 }
 
 
-# In the SDXL form a LoRA of linear layers alone hardly learns: docs/learning.md has the figures.
-MATRIX = [
-    (model, kind)
-    for model in ("sdxl", "sd15", "sd15-v")
-    for kind in KINDS
-    if model != "sdxl" or not kind.startswith("LoRA")
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "kind"), MATRIX)
-def test_every_kind_learns(model: str, kind: str, teach: Teach) -> None:
-    lora = teach(model, UPDATES, **KINDS[kind])
+@pytest.mark.parametrize("model", ["sdxl", "sd15", "sd15-v"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_learns(model: str, kind: str, teach: Teach, regularisation: Path) -> None:
+    options: dict[str, Any] = {"updates": UPDATES} | KINDS[kind]
+    if model == "sdxl" and kind.startswith("LoRA"):
+        options |= PATIENT | {"reg_data_dir": regularisation}
+    lora = teach(model, **options)
     found = scores(model, lora)
     # A row of docs/learning.md, with pytest -s.
     print(f"\n| {kind} | `{model}` | {found.frogs:.0%} | {found.others / scores(model).others:.0%} |")
-    assert_learned(model, lora, frogs=0.7, kept=0.25 if kind == "LoHa" else 0.5)
+    assert_learned(model, lora, frogs=0.7, kept=0.7)
 
 
 def test_judge_reads_drawn_pictures() -> None:

@@ -43,8 +43,9 @@ def generated(
     steps: int = STEPS,
     scale: float = GUIDANCE,
 ) -> list[Image.Image]:
-    """A 64 x 64 picture for each caption, by Euler steps with classifier-free guidance."""
+    """A picture of the model's size for each caption, by Euler steps with classifier-free guidance."""
     family, config = get(models.family), TrainConfig(v_parameterization=v)
+    side = world.SIDES[models.family] // 8
     pictures: list[Image.Image] = []
     for start in range(0, len(captions), BATCH):
         group = list(captions[start : start + BATCH])
@@ -52,7 +53,7 @@ def generated(
         scheduler = sampler("euler", v_prediction=v)
         scheduler.set_timesteps(steps)
         generator = torch.Generator().manual_seed(seed + start)
-        latents = torch.randn(len(group), 4, 8, 8, generator=generator) * scheduler.init_noise_sigma
+        latents = torch.randn(len(group), 4, side, side, generator=generator) * scheduler.init_noise_sigma
         latents = guided(models, family, scheduler, latents, words, scale)
         pictures += decode(models.vae, latents / family.latent_scale)
     return pictures

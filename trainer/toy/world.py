@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 from trainer.toy import drawing
 from trainer.toy.drawing import Colour
 
-SIDE = 64  # pixels at which the toy models work
+SIDES = {"sd15": 64, "sdxl": 128}  # pixels at which the toy models work, by family
+SIDE = SIDES["sd15"]  # pixels at which the classifier looks at pictures
 SHARP = 4  # pictures are drawn that much larger and then reduced, for smooth edges
 
 TOKEN = "ohwx"  # stands for the frog in captions; no caption of the base models has it
