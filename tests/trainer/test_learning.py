@@ -173,10 +173,20 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+# Linear layers of the U-Net alone are too little in SDXL's form; text encoders or convolutions make up for it.
+TOO_LITTLE = ("LoRA, U-Net only", "sdxl")
+ROWS = [
+    pytest.param(
+        kind, model, marks=[pytest.mark.xfail(reason="too little can be trained")] * ((kind, model) == TOO_LITTLE)
+    )
+    for kind in KINDS
+    for model in ("sdxl", "sd15", "sd15-v")
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["sdxl", "sd15", "sd15-v"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_learns(model: str, kind: str, teach: Teach, regularisation: Path) -> None:
+@pytest.mark.parametrize(("kind", "model"), ROWS)
+def test_every_kind_learns(kind: str, model: str, teach: Teach, regularisation: Path) -> None:
     options: dict[str, Any] = {"updates": UPDATES} | KINDS[kind]
     if model == "sdxl" and kind.startswith("LoRA"):
         options |= PATIENT | {"reg_data_dir": regularisation}
