@@ -38,7 +38,7 @@ def packages() -> list[str]:
 
 def test_readme_commands_are_one_line_each() -> None:
     assert command("demo") == "pip install . && kohyakit demo"
-    assert command("test") == 'pip install -e ".[test]" && pytest'
+    assert command("test") == 'pip install -e ".[test]" && pytest -n auto'
 
 
 def test_every_source_folder_is_a_package() -> None:

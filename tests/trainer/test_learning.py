@@ -173,20 +173,14 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-# Linear layers of the U-Net alone are too little in SDXL's form; text encoders or convolutions make up for it.
+# Linear layers of the U-Net alone are too little in SDXL's form (19 % frogs); text encoders or convolutions are needed.
 TOO_LITTLE = ("LoRA, U-Net only", "sdxl")
-ROWS = [
-    pytest.param(
-        kind, model, marks=[pytest.mark.xfail(reason="too little can be trained")] * ((kind, model) == TOO_LITTLE)
-    )
-    for kind in KINDS
-    for model in ("sdxl", "sd15", "sd15-v")
-]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "model"), ROWS)
-def test_every_kind_learns(kind: str, model: str, teach: Teach, regularisation: Path) -> None:
+@pytest.mark.parametrize("model", ["sdxl", "sd15", "sd15-v"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_learns(model: str, kind: str, teach: Teach, regularisation: Path) -> None:
     options: dict[str, Any] = {"updates": UPDATES} | KINDS[kind]
     if model == "sdxl" and kind.startswith("LoRA"):
         options |= PATIENT | {"reg_data_dir": regularisation}
@@ -194,7 +188,7 @@ def test_every_kind_learns(kind: str, model: str, teach: Teach, regularisation: 
     found = scores(model, lora)
     # A row of docs/learning.md, with pytest -s.
     print(f"\n| {kind} | `{model}` | {found.frogs:.0%} | {found.others / scores(model).others:.0%} |")
-    assert_learned(model, lora, frogs=0.7, kept=0.7)
+    assert_learned(model, lora, frogs=0.1 if (kind, model) == TOO_LITTLE else 0.7, kept=0.7)
 
 
 def test_judge_reads_drawn_pictures() -> None:
