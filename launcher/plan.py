@@ -76,6 +76,7 @@ class Plan:
             "epochs": self.steps.epochs,
             "total": self.steps.total,
             "warmup": self.steps.warmup,
+            "text_encoder": self.steps.text_encoder,
             "processes": self.steps.processes,
             "saves": saves,
             "previews": self.previews,

@@ -79,6 +79,8 @@ def _optimizer(plan: Plan) -> str:
     rates = [] if config.network_train_text_encoder_only else [f"U-Net {unet:g}"]
     rates += [] if config.network_train_unet_only else [f"text encoder {text}"]
     warmup = f", {plan.steps.warmup} steps of warm-up" if plan.steps and plan.steps.warmup else ""
+    if plan.steps and plan.steps.text_encoder and not config.network_train_unet_only:
+        warmup += f", text encoder until step {plan.steps.text_encoder}"
     precision = f"mixed precision {config.mixed_precision}"
     schedule = config.lr_scheduler_type or config.lr_scheduler
     return f"{config.optimizer_type or 'AdamW'}, {', '.join(rates)}, {schedule}{warmup}, {precision}"

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from launcher import paths
+from launcher.consent import OF_THE_USER
 from launcher.files import write_text
+from launcher.formats.kohya_gui.fates import SNAPSHOT as MARK
 from launcher.plan import Plan
 from launcher.resolve import Resolved
+from schemas.config import table
 from trainer.plan.adapt import Adapted
-
-MARK = "kohyakit_snapshot"
 
 
 def marks(resolved: Resolved, adapted: Iterable[Adapted]) -> dict[str, Any]:
@@ -24,6 +25,16 @@ def marks(resolved: Resolved, adapted: Iterable[Adapted]) -> dict[str, Any]:
         "format": resolved.draft.format,
         "family": resolved.draft.family,
         "adapted": [change.as_json() for change in adapted],
+        "arguments": own_arguments(resolved),
+    }
+
+
+def own_arguments(resolved: Resolved) -> dict[str, Any]:
+    """Options that are not the reference's, for which the form has no field; consent is never kept."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, option in table().items()
+        if option.kit and name not in OF_THE_USER and (value := getattr(resolved.config, name)) != option.default
     }
 
 

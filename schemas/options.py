@@ -63,6 +63,7 @@ class NetworkOptions:
     network_train_text_encoder_only: bool = opt(False, "Train the text encoders' adapters only.")
     dim_from_weights: bool = opt(False, "Take rank and alpha from network_weights.")
     scale_weight_norms: float | None = opt(None, "Largest norm of an adapter's weights; larger ones are scaled down, 0 leaves them.", ge=0)
+    stop_text_encoder_training: int | float = opt(0, "Step after which the text encoders learn no more; a decimal up to 1.0 is a share of the run, 0 is never.", ge=-1, ratio=True, kit=True)
     base_weights: tuple[str, ...] = opt((), "LoRA files merged into the base model before training.", path=True)
     base_weights_multiplier: tuple[float, ...] = opt((), "Strength of each of those files.")
 

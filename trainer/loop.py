@@ -147,6 +147,13 @@ class Run:
             return cached.get(batch.samples).to(device, self.unet_dtype)
         return self.texts(batch.captions).to(device, self.unet_dtype)
 
+    def rest_text_encoders_when_due(self) -> None:
+        """stop_text_encoder_training: a function of the step alone, so that a resumed run does the same."""
+        end = self.steps.text_encoder
+        if end is not None and self.at.step >= end and self.texts.trained:
+            self.adapter.rest_text_encoders()
+            self.texts.trained = False
+
     def update(self, losses: list[torch.Tensor], *, stop: bool) -> tuple[float, bool]:
         """One optimizer step from the gradients at hand; (mean loss over processes, whether any was asked to stop)."""
         parameters = self.adapter.parameters()
@@ -195,9 +202,11 @@ class Run:
             gradient.copy_(piece.view_as(gradient))
 
     def rates(self) -> dict[str, float]:
-        """Learning rate by group name."""
-        groups = self.optimizer.optimizer.param_groups
-        return {str(group.get("name", index)): float(group["lr"]) for index, group in enumerate(groups)}
+        """Learning rate by group name; 0 where the whole group rests."""
+        return {
+            str(group.get("name", index)): float(group["lr"]) * any(weight.requires_grad for weight in group["params"])
+            for index, group in enumerate(self.optimizer.optimizer.param_groups)
+        }
 
 
 def skipped_by(scaler: torch.amp.GradScaler) -> bool:
@@ -318,6 +327,7 @@ def run_epochs(
         stopping, began = False, time.perf_counter()
         for batch in loader.epoch(at.epoch, start=at.batch, step=at.step, shift=at.shift):
             # ---------------------------------------------------------------------------------------- one step
+            run.rest_text_encoders_when_due()
             run.adapter.begin_step()
             loss = run.training_loss(batch)
             run.scaler.scale(loss / config.gradient_accumulation_steps).backward()

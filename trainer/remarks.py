@@ -123,6 +123,7 @@ class Movement:
                 weight.detach().view(WHOLE[weight.element_size()]).sum() for weight in group["params"]
             ])
             for number, group in enumerate(self.optimizer.param_groups)
+            if any(weight.requires_grad for weight in group["params"])  # the others rest, as was asked for
         }  # fmt: skip
 
     def look(self, step: int) -> Remark | None:
@@ -130,7 +131,7 @@ class Movement:
         if step != self.due or not self._before:
             return None
         now, count = self._marks(), step - self.first
-        still = [name for name, before in self._before.items() if torch.equal(before, now[name])]
+        still = [name for name, before in self._before.items() if name in now and torch.equal(before, now[name])]
         self._before = {}
         if not still:
             return None

@@ -21,7 +21,6 @@ LEFTOVERS: dict[str, str] = {
     "noise_offset_type": "the GUI's own choice; the values it leads to stand beside it",
     "mem_eff_save": "no LoRA trainer reads it",
     "lowvram": "no trainer reads it",
-    "stop_text_encoder_training": "not possible in LoRA training",
     "learning_rate_te": "LoRA training has text_encoder_lr",
     "learning_rate_te1": "LoRA training has text_encoder_lr",
     "learning_rate_te2": "LoRA training has text_encoder_lr",

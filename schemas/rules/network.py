@@ -280,6 +280,26 @@ def peft_copies(config: TrainConfig, family: str | None) -> Iterator[Problem]:
         )
 
 
+@rule
+def text_encoder_that_stops(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """stop_text_encoder_training needs a text encoder that learns, something else that does, and a kind of ours."""
+    name, end = "stop_text_encoder_training", config.stop_text_encoder_training
+    if end <= 0:
+        return
+    if (config.network_module or "networks.lora") not in SUPPORTED:
+        must = f"works for {', '.join(SUPPORTED)}: nobody knows which weights of another module are a text encoder's"
+        yield Problem(code="stop-of-unknown-parts", key=name, got=end, must=must, fix=f"--set {name}=0")
+    elif config.network_train_text_encoder_only:
+        must = "would leave nothing to train: network_train_text_encoder_only is set"
+        yield Problem(code="nothing-trained", key=name, got=end, must=must, fix=f"--set {name}=0")
+    elif config.network_train_unet_only or (config.text_encoder_lr and not any(config.text_encoder_lr)):
+        must = "has no effect: the text encoder is not trained"
+        yield Problem(code="no-effect", severity="note", key=name, got=end, must=must, fix=f"--set {name}=0")
+    else:
+        must = "is kohyakit's own: sd-scripts' LoRA trainer would train the text encoder to the end"
+        yield Problem(code="not-in-sd-scripts", severity="note", key=name, got=end, must=must)
+
+
 def _bad(name: str, value: str, must: str) -> Problem:
     return Problem(code="bad-network-arg", key="network_args", got=f"{name}={value}", must=must, fix=f"correct {name}")
 

@@ -30,7 +30,10 @@ OPTIMIZERS: dict[str, str] = {
     "Prodigy": "prodigyopt.Prodigy",
     "AdaFactor": "transformers.optimization.Adafactor",
     **{name: f"schedulefree.{name}" for name in SCHEDULE_FREE},
+    "CAME": "pytorch_optimizer.CAME",  # Luo et al. 2023; kit: the reference takes the dotted name only
 }
+# the same optimizer in a package of another tool -> the class that trains it here
+ELSEWHERE = {"LoraEasyCustomOptimizer.came.CAME": "pytorch_optimizer.CAME"}
 # packages whose classes may be named without trust, and the pip name of each that is optional
 EXTRA = '"kohyakit[optimizers]"'
 PACKAGES: dict[str, str] = {
@@ -42,7 +45,7 @@ PACKAGES: dict[str, str] = {
     "prodigyopt": EXTRA,
     "schedulefree": EXTRA,
     "prodigyplus": "prodigy-plus-schedule-free",
-    "pytorch_optimizer": "pytorch-optimizer",
+    "pytorch_optimizer": EXTRA,
 }
 # of packages that hold much besides optimizers, only these modules
 ONLY = {"torch": "torch.optim", "transformers": "transformers.optimization"}
@@ -53,7 +56,7 @@ def resolve(name: str) -> str | None:
     """The dotted class that `optimizer_type` means ("" is AdamW), or None when no such optimizer is known."""
     text = name.strip()
     if "." in text:
-        return text
+        return ELSEWHERE.get(text, text)
     if text in TORCH:
         return f"torch.optim.{text}"
     return _FOLDED.get((text or "AdamW").lower())
@@ -108,6 +111,10 @@ def known_optimizer(config: TrainConfig, family: str | None) -> Iterator[Problem
             fix=f"--set optimizer_type={guess or 'AdamW'}",
         )
         return
+    if config.optimizer_type.strip() in ELSEWHERE:
+        must = f"is of another trainer's package; {path} is the same optimizer, and trains here"
+        key, got = "optimizer_type", config.optimizer_type
+        yield Problem(code="same-optimizer", severity="note", key=key, got=got, must=must)
     package = path.split(".")[0]
     if not known_class(path) and not trusted(config, path):
         yield Problem(

@@ -142,3 +142,36 @@ def test_repeats_without_a_folder_are_said(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text('{"unetLR": 0.1, "minSnrGamma": 5, "numRepeats": 12}')
     found = convert(resolve(str(tmp_path / "c.json")), "kohya-gui")
     assert any(entry.startswith("num_repeats = 12") for entry in found.lost)
+
+
+def test_a_snapshot_keeps_options_of_our_own(preset, tmp_path: Path) -> None:
+    one = resolve(str(preset()), {"stop_text_encoder_training": "0.4", "save_peft": "true", "overwrite": "true"})
+    written = convert(one, "snapshot")
+    file = tmp_path / "snapshot.json"
+    file.write_text(written.text, encoding="utf-8")
+    back = resolve(str(file))
+    assert (back.config.stop_text_encoder_training, back.config.save_peft, back.config.overwrite) == (0.4, True, False)
+    assert compare(one, back)[0] == []
+    assert [problem for problem in back.problems if problem.key == MARK] == []
+    assert back.draft.keys[MARK].status == "used"
+
+
+def test_other_formats_say_that_they_lose_options_of_our_own(preset) -> None:
+    one = resolve(str(preset()), {"stop_text_encoder_training": "0.4"})
+    for target in ("kohya-gui", "sd-scripts", "args", "civitai"):
+        assert any(line.startswith("stop_text_encoder_training") for line in convert(one, target).lost), target
+
+
+def test_a_difference_in_an_option_of_our_own_is_one_in_training(preset) -> None:
+    one, other = resolve(str(preset())), resolve(str(preset()), {"stop_text_encoder_training": "3"})
+    assert [entry["argument"] for entry in compare(one, other)[0]] == ["stop_text_encoder_training"]
+
+
+@pytest.mark.parametrize("key", ["stop_text_encoder_training", "stop_text_encoder_training_pct"])
+def test_the_form_drops_its_per_cent_and_the_fix_gives_them(preset, key: str) -> None:
+    file = str(preset(**{key: 40}))
+    plain = resolve(file)
+    assert plain.config.stop_text_encoder_training == 0
+    (found,) = [problem for problem in plain.problems if problem.key == key]
+    assert found.fix == "--set stop_text_encoder_training=0.4 to have it"
+    assert resolve(file, {"stop_text_encoder_training": "0.4"}).config.stop_text_encoder_training == 0.4

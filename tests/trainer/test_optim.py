@@ -235,3 +235,10 @@ def test_scheduler_classes_that_cannot_be_used(name: str, word: str) -> None:
     config = TrainConfig(lr_scheduler_type=name)
     with pytest.raises(ConfigError, match=word):
         build_scheduler(build_optimizer(groups_of([1.0]), config).optimizer, config, steps_of(config))
+
+
+def test_came_is_known_by_its_name_and_by_that_of_another_trainers_package() -> None:
+    for name in ("CAME", "came", "pytorch_optimizer.CAME", "LoraEasyCustomOptimizer.came.CAME"):
+        built = build_optimizer(groups_of([1e-4]), config_of(f"--optimizer_type {name}"))
+        assert type(built.optimizer).__name__ == "CAME"
+        assert built.optimizer.param_groups[0]["betas"] == (0.9, 0.999, 0.9999)

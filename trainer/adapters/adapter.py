@@ -50,6 +50,7 @@ class Adapter:
         self.loraplus = loraplus
         self.lr_weight: tuple[float, ...] | None = None
         self.notes: list[Problem] = []
+        self._resting: frozenset[str] = frozenset()  # layers that learn no more
 
     # -- to be said by each kind ---------------------------------------------------------------------------------------
 
@@ -112,9 +113,22 @@ class Adapter:
         return [parameter for _, parameter in self.named_parameters() if parameter.requires_grad]
 
     def train(self, mode: bool = True) -> None:
-        """Switch the dropouts of the adapter."""
-        for layer in self.layers.values():
-            layer.train(mode)
+        """Switch the dropouts of the adapter; layers that rest have none."""
+        for key, layer in self.layers.items():
+            layer.train(mode and key not in self._resting)
+
+    def rest_text_encoders(self) -> None:
+        """From here on the text encoders' layers stay as they are: no gradient, no dropout, no step of the optimizer.
+
+        Optimizers pass over parameters without a gradient, weight decay and moments included.
+        """
+        self._resting = frozenset(key for key in self.layers if self.targets[key].part != "unet")
+        for name, parameter in self.named_parameters():
+            if name.partition(".")[0] in self._resting:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+        for key in self._resting:
+            self.layers[key].eval()
 
     def eval(self) -> None:
         """Switch the dropouts off."""

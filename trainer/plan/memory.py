@@ -83,6 +83,7 @@ STATE_BYTES: dict[str, float] = {  # optimizer class -> bytes of state a paramet
     "Lion8bit": 1.1, "PagedLion8bit": 1.1, "SGD8bit": 1.1, "DAdaptLion": 8, "DAdaptAdam": 12, "DAdaptAdaGrad": 12,
     "DAdaptSGD": 12, "DAdaptAdamPreprint": 12, "DAdaptAdan": 20, "DAdaptAdanIP": 20, "Prodigy": 16,
     "ProdigyPlusScheduleFree": 6,
+    "CAME": 4.5,  # one whole average, the others factored into rows and columns
 }  # fmt: skip
 ADAM = 8.0  # two 32-bit averages: AdamW, Adam, RAdam, NAdam, schedule-free Adam, and what is not listed
 ALGORITHMS = {"loha": 2.0, "lokr": 0.2}  # LyCORIS parameters against plain LoRA's, roughly

@@ -20,6 +20,7 @@ class Steps:
     warmup: int  # updates
     decay: int  # updates
     processes: int
+    text_encoder: int | None = None  # updates after which the text encoders rest; None: they learn to the end
 
     def epoch_end(self, epoch: int) -> int:
         """Updates done when epoch `epoch` (from 1) ends."""
@@ -49,7 +50,18 @@ def count(config: TrainConfig, batches: int, processes: int = 1) -> Steps:
         warmup=int(portion(config.lr_warmup_steps, total)),
         decay=int(portion(config.lr_decay_steps, total)),
         processes=processes,
+        text_encoder=_text_encoder_end(config, total),
     )
+
+
+def _text_encoder_end(config: TrainConfig, total: int) -> int | None:
+    """The update after which stop_text_encoder_training lets the text encoders rest; a share is rounded up, as the
+    form of early 2023 did. -1 is what that form left behind for "not at all"; no LoRA trainer heeded it."""
+    value = config.stop_text_encoder_training
+    if value <= 0:
+        return None
+    end = math.ceil(value * total) if isinstance(value, float) and value <= 1 else int(value)
+    return end if end < total else None
 
 
 def portion(value: int | float, total: int, processes: int = 1) -> float:

@@ -13,6 +13,7 @@ from launcher.formats.kohya_gui.table import Key, clean, hidden, keys, read_key,
 from schemas.config import table as options
 from schemas.problems import Problem, Severity
 
+SNAPSHOT = "kohyakit_snapshot"  # what a snapshot keeps beside the form
 COMMENT_STARTS = ("$", "_", "#", "//", "==")
 FORM_NAMES = {
     "resolution": "max_resolution", "optimizer_type": "optimizer", "sdpa": "xformers", "epochs": "epoch",
@@ -22,7 +23,7 @@ FORM_NAMES = {
 }  # fmt: skip
 NEVER_SENT = {
     "lowvram": "the form no longer sends it",
-    "stop_text_encoder_training": "LoRA trainers have no such option; the form resets it to 0",
+    "stop_text_encoder_training": "Kohya's LoRA trainers have no such option; the form resets it to 0",
     "train_blocks": "the form sends train_blocks=single only, and only with split_mode",
     "no_token_padding": "the trainer no longer has this option",
     "block_lr": "existed for a day; nothing reads it",
@@ -32,6 +33,13 @@ NEVER_SENT = {
 OLD_VALUES = {
     "use_8bit_adam": "AdamW8bit", "locon": "LyCORIS/LoCon", "use_wandb": "wandb", "use_wandb_checkbox": "wandb",
 }  # fmt: skip
+
+
+def _here(name: str, raw: Any) -> str | None:
+    """How to have here what Kohya leaves out; the form's number is a per cent of the run."""
+    if name == "stop_text_encoder_training" and isinstance(raw, (int, float)) and 0 < raw <= 100:
+        return f"--set {name}={raw / 100:g} to have it"
+    return None
 
 
 def _set(name: str, value: Any) -> str:
@@ -84,6 +92,10 @@ class Judge:
             return options()[argument].default
         return hidden(argument, self.draft.carry.get("arguments", {}).get(argument))
 
+    def _own(self, name: str) -> tuple[str | None, Any]:
+        """(argument, value) where an option of ours has the name of a key that Kohya no longer sends."""
+        return (name, self.effective(name)) if name in options() else (None, None)
+
     def _say(self, code: str, key: str, must: str, severity: Severity, raw: Any, fix: str | None = None) -> None:
         if key not in self.typed:
             place: dict[str, Any] = {"key": key, "file": self.draft.file, "line": self.draft.lines.get(key)}
@@ -93,6 +105,8 @@ class Judge:
     def _stranger(self, name: str, raw: Any) -> Fate:
         if name.startswith(COMMENT_STARTS):
             return Fate("gui-only", None, None, "a remark; nothing reads it")
+        if name == SNAPSHOT:
+            return Fate("used", None, None, "kohyakit's own entry; Kohya's form passes it over")
         form_key = FORM_NAMES.get(name)
         if name in options() and self.other_tab:
             return Fate("no-effect", name, self.effective(name), "a key of another tab")
@@ -116,8 +130,8 @@ class Judge:
         if target is None or target.argument is None or key.name == "stop_text_encoder_training_pct":
             why = NEVER_SENT.get(key.name) or NEVER_SENT.get(key.renamed_to or "") or key.meaning()
             if not unset(raw) and key.name not in ("block_lr", "use_wandb"):
-                self._say("no-effect", key.name, why, "warning", raw)
-            return Fate("no-effect", None, None, why)
+                self._say("no-effect", key.name, why, "warning", raw, _here(key.renamed_to or "", raw))
+            return Fate("no-effect", *self._own(key.renamed_to or ""), why)
         name, sent = self.network.get(target.name, ("", None))
         value = self.effective(target.argument) if target.role != "network" else f"{name}={sent}" if name else None
         if self.form.taken.get(target.name) == key.name:
@@ -161,8 +175,8 @@ class Judge:
         name = key.name
         if name in NEVER_SENT:
             if not unset(self.form[name]) and self.form[name] != key.default:
-                self._say("no-effect", name, NEVER_SENT[name], "warning", self.form[name])
-            return Fate("no-effect", None, None, NEVER_SENT[name])
+                self._say("no-effect", name, NEVER_SENT[name], "warning", self.form[name], _here(name, self.form[name]))
+            return Fate("no-effect", *self._own(name), NEVER_SENT[name])
         if key.role == "box":
             picked = bool(self.form[name])
             return Fate("used", None, picked, f"decides the kind of model: {self.draft.family}")

@@ -10,7 +10,7 @@ from launcher.formats.base import Draft, GuiSteps, Kind, Origin, Setting
 from launcher.formats.kohya_gui.checks import age_warnings, kind_problems, refusals
 from launcher.formats.kohya_gui.document import Document, parse
 from launcher.formats.kohya_gui.entries import IDLE_ENTRIES, Entry, entries, free_words, launch_options
-from launcher.formats.kohya_gui.fates import Judge
+from launcher.formats.kohya_gui.fates import SNAPSHOT, Judge
 from launcher.formats.kohya_gui.form import Form, load
 from launcher.formats.kohya_gui.networks import key_of
 from launcher.formats.kohya_gui.parameters import Words, launcher_words, trainer_words
@@ -44,6 +44,7 @@ def read_document(document: Document, *, file: str | None = None, overrides: Map
     said = trainer_words(free_words(form["additional_parameters"]), foreign=form.family not in ("sd", "sdxl"))
     _fill(draft, form, found)
     _lay_over(draft, said)
+    _own(draft, document.values.get(SNAPSHOT))
     _length(draft, form)
     _prompts(draft, form)
     draft.accelerate = {**launcher_words(free_words(form["extra_accelerate_launch_args"]))}
@@ -135,6 +136,21 @@ def _lay_over(draft: Draft, said: Words) -> None:
         draft.arguments[name] = Setting(value, "file", "additional_parameters")
     if said.foreign:
         draft.carry["arguments"] = {**draft.carry.get("arguments", {}), **said.foreign}
+
+
+def _own(draft: Draft, snapshot: Any) -> None:
+    """Options of kohyakit's own that a snapshot keeps beside the form, whose own keys Kohya passes over."""
+    kept = snapshot.get("arguments") if isinstance(snapshot, Mapping) else None
+    for name, value in kept.items() if isinstance(kept, Mapping) else ():
+        option = options().get(name)
+        if option is None or not option.kit:
+            continue
+        place: dict[str, Any] = {"key": SNAPSHOT, "file": draft.file, "line": draft.lines.get(SNAPSHOT)}
+        try:
+            draft.arguments[name] = Setting(read_value(option, value)[0], "file", SNAPSHOT)
+        except BadValue as bad:
+            must, fix = f"{name} {bad}", f"--set {name}={option.default}"
+            draft.problems.append(Problem(code="bad-value", must=must, got=hidden(name, value), fix=fix, **place))
 
 
 def _text(value: Any) -> str:

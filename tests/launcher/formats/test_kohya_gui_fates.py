@@ -51,7 +51,7 @@ def test_every_key_of_every_age_has_a_fate() -> None:
         ("multires_noise_discount", 0.1, "no-effect", "multires_noise_discount", 0.3),
         ("noise_offset_type", "Original", "gui-only", None, "Original"),
         ("save_as_bool", False, "gui-only", None, None),
-        ("stop_text_encoder_training", 0, "no-effect", None, None),
+        ("stop_text_encoder_training", 0, "no-effect", "stop_text_encoder_training", 0),
         ("guidance_scale", 1.0, "other-family", "guidance_scale", None),
         ("img_attn_dim", "4", "other-family", "network_args", None),
         ("conv_dim", 8, "no-effect", "network_args", None),
