@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("launcher.commands.runs", "The whole job on toy data: no download, no GPU, under three minutes."),
+    "demo": ("launcher.commands.runs", "The whole job on toy data: no download, no GPU, a few minutes."),
     "validate": ("launcher.commands.configs", "What is wrong with training files, and what becomes of every key."),
     "plan": ("launcher.commands.runs", "The dry run: data, steps, saves, memory, command. Writes nothing."),
     "launch": ("launcher.commands.runs", "Validate, plan, and train."),

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import click
 
-from launcher.demo_sheet import Asked, Epoch, draw, previews, rated
+from launcher.demo_sheet import Asked, Epoch, draw, previews, rated, reason
 from trainer.toy.world import TOKEN
 
 PRESET = "toy"
 NAME = "toyfrog"
-SHORT = 1  # the epoch whose LoRA is taken as under-trained, and continued
+SHORT = 1  # the epoch whose LoRA is continued
 MORE = 2  # epochs
 PACKAGES = Path(__file__).resolve().parent.parent  # where launcher, trainer and schemas lie
 TOY = PACKAGES / "trainer" / "toy"
@@ -99,7 +99,7 @@ def _demo(directory: Path) -> None:
     _heading("4. Which epoch is best?")
     _compared(results, NAME, directory / "epochs.png")
 
-    _heading(f"5. Epoch {SHORT} had too little. {MORE} epochs more, starting from its LoRA")
+    _heading(f"5. Going on: {MORE} epochs more, starting from the LoRA of epoch {SHORT}")
     short = results / f"{NAME}-{SHORT:06d}.safetensors"
     continued = f"{NAME}-continued"
     _kohyakit("resume", str(short), "--epochs", str(MORE), "--set", f"output_name={continued}")
@@ -115,7 +115,9 @@ def _compared(results: Path, name: str, sheet: Path) -> list[Epoch]:
     click.echo(f"{'epoch':>8}  {'frogs':>6}  {'others':>9}  as read from the previews by a small classifier")
     for epoch in epochs:
         number = "before" if epoch.number == 0 else str(epoch.number)
-        click.echo(f"{number:>8}  {epoch.taught:>6.0%}  {epoch.kept:>9.0%}  {epoch.rating if epoch.number else ''}")
+        taught, kept = f"{epoch.taught} of {epoch.taught_of}", f"{epoch.kept} of {epoch.kept_of}"
+        click.echo(f"{number:>8}  {taught:>6}  {kept:>9}")
+    click.echo(reason(epochs))
     draw(epochs, sheet)
     click.echo(f"side by side: {sheet}")
     return epochs

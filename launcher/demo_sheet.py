@@ -8,33 +8,57 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from trainer.plan.marks import read_preview_name
 
-ENOUGH = 0.75  # share of the pictures that must be as asked
 ZOOM, GAP, HEAD = 2, 6, 34  # pictures are shown twice as large; pixels between them, and above them for the title
-Rating = Literal["before", "under-trained", "good", "over-trained"]
+PLAIN, CHOSEN = "#555555", "#107030"  # colours of titles
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What the previews of one epoch show: pictures by prompt, and how many of them came out as asked."""
+    """What the previews of one epoch show: pictures by prompt, and how many of them came out as asked.
+
+    `taught` of `taught_of` pictures asked for with the token show the concept where it should be; `kept` of `kept_of`
+    others show what they should. Epoch 0 is the base model.
+    """
 
     number: int
     pictures: Mapping[int, Path]
-    taught: float  # share of pictures asked for with the token that show the concept where it should be
-    kept: float  # share of the other pictures that show what they should
+    taught: int
+    taught_of: int
+    kept: int
+    kept_of: int
 
     @property
-    def rating(self) -> Rating:
-        if self.number == 0:
-            return "before"
-        if self.kept < ENOUGH:
-            return "over-trained"
-        return "good" if self.taught >= ENOUGH else "under-trained"
+    def title(self) -> str:
+        return "before" if self.number == 0 else f"epoch {self.number}"
+
+
+def chosen(epochs: Sequence[Epoch]) -> Epoch | None:
+    """The epoch to keep: the most of the concept among those that have lost least of the rest; of equal ones the first.
+
+    None where no epoch shows the concept at all.
+    """
+    trained = [epoch for epoch in epochs if epoch.number and epoch.taught]
+    if not trained:
+        return None
+    most = max(epoch.kept for epoch in trained)
+    return max((epoch for epoch in trained if epoch.kept == most), key=lambda epoch: (epoch.taught, -epoch.number))
+
+
+def reason(epochs: Sequence[Epoch]) -> str:
+    """Which epoch is chosen and why, and how much that is worth."""
+    best = chosen(epochs)
+    if best is None:
+        return "none of them shows the frog yet: train longer"
+    return (
+        f"chosen: epoch {best.number}, the first with the most frogs ({best.taught} of {best.taught_of}) among those "
+        f"that kept most of the others ({best.kept} of {best.kept_of}). So few pictures are a hint: look at them"
+    )
 
 
 @dataclass(frozen=True)
@@ -82,11 +106,12 @@ def _epoch(number: int, pictures: Mapping[int, Path], asked: Sequence[Asked], ve
     for index, path in pictures.items():
         wanted = asked[index]
         (taught if wanted.shape is None else kept).append(wanted.met(verdicts[path]))
-    return Epoch(number, pictures, sum(taught) / max(1, len(taught)), sum(kept) / max(1, len(kept)))
+    return Epoch(number, pictures, sum(taught), len(taught), sum(kept), len(kept))
 
 
 def draw(epochs: Sequence[Epoch], target: Path) -> None:
-    """One column an epoch with its rating above, one row a prompt."""
+    """One column an epoch with its counts above, one row a prompt; the chosen one's title is green."""
+    best = chosen(epochs)
     first = next(iter(epochs[0].pictures.values()))
     with Image.open(first) as image:
         wide, high = (side * ZOOM for side in image.size)
@@ -97,19 +122,11 @@ def draw(epochs: Sequence[Epoch], target: Path) -> None:
     font = ImageFont.load_default(13)
     for column, epoch in enumerate(epochs):
         left = GAP + column * (wide + GAP)
-        title = "before" if epoch.number == 0 else f"epoch {epoch.number}\n{epoch.rating}"
-        pen.multiline_text((left, 4), title, fill=COLOURS[epoch.rating], font=font, spacing=1)
+        title = f"{epoch.title}{', chosen' if epoch is best else ''}\n{epoch.taught} frogs, {epoch.kept} others"
+        pen.multiline_text((left, 4), title, fill=CHOSEN if epoch is best else PLAIN, font=font, spacing=1)
         for row, path in enumerate(path for _, path in sorted(epoch.pictures.items())):
             with Image.open(path) as image:
                 page.paste(
                     image.resize((wide, high), Image.Resampling.LANCZOS), (left, HEAD + GAP + row * (high + GAP))
                 )
     page.save(target)
-
-
-COLOURS: dict[Rating, str] = {
-    "before": "#555555",
-    "under-trained": "#a06000",
-    "good": "#107030",
-    "over-trained": "#b02020",
-}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.commands.examples import epilog
 from schemas.problems import ConfigError, Problem, errors
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def print_json(document: dict[str, Any]) -> None:
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
-@dataset.command()
+@dataset.command(epilog=epilog("prepare"))
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--name", "token", required=True, metavar="TOKEN", help="The word that will call up what is trained.")
 @click.option(
@@ -151,7 +152,7 @@ def _told(made: Prepared, *, chosen: bool) -> Iterator[str]:
     yield f"Then:        {next_command(made)}"
 
 
-@dataset.command()
+@dataset.command(epilog=epilog("check"))
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
     "--caption-extension", default=".txt", show_default=True, help="Extension that the training will look for."
@@ -219,7 +220,7 @@ def summary(problems: Iterable[Problem]) -> Iterator[str]:
             yield f"{alike[0].severity}: {len(alike) - SHOWN} more of the kind {code} (--json lists all)"
 
 
-@dataset.command()
+@dataset.command(epilog=epilog("caption"))
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--model", required=True, metavar="blip|blip-large|wd14|PATH", help="A known model, or a local folder.")
 @click.option("--prefix", default="", help='Put before each caption, such as "N0m3, ".')
@@ -240,7 +241,7 @@ def caption(*, directory: Path, mode: str | None, **settings: Any) -> None:
     sys.exit(run_module("trainer.captioning", str(directory), f"--mode={mode or 'keep'}", *words))
 
 
-@dataset.command()
+@dataset.command(epilog=epilog("pack"))
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "target", required=True, type=click.Path(path_type=Path), help="The zip to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -84,7 +84,7 @@ def rules_say(resolved: Resolved, family: str | None) -> list[Problem]:
 
 def check_run(resolved: Resolved, machine: Machine | None = None, *, resuming: bool = False) -> Checked:
     """`plan` and `launch`: every problem at once, with the disk and, unless None, the machine in view."""
-    from launcher import consent, data
+    from launcher import consent, data, preset_defaults
 
     resolved, problems = effective(data.unpack(resolved))
     adapted: list[Adapted] = []
@@ -103,8 +103,13 @@ def check_run(resolved: Resolved, machine: Machine | None = None, *, resuming: b
     problems += network_weights(resolved, family) + data.prompt_problems(resolved)
     if not resuming:
         problems += [problem for problem in [paths.overwrite_problem(resolved)] if problem]
+        resolved, found = preset_defaults.with_validation(resolved)
+        problems += found
     scan, assignment, found = pictures(resolved, problems)
     problems += found
+    if scan is not None and not resuming:
+        resolved, found = preset_defaults.with_previews(resolved, scan)
+        problems += found
     if scan is not None:
         from trainer.dataset.checks import bucket_steps
 
@@ -297,8 +302,12 @@ def gui_steps(resolved: Resolved, scan: Scan) -> tuple[Resolved, list[Problem]]:
     wanted, config = resolved.draft.gui_steps, resolved.config
     if wanted is None or config.max_train_epochs:
         return resolved, []
+    split = resolved.settings.get("validation_split")
+    held_out = () if split is None or split.origin == "computed" else scan.validation  # the GUI counts all files
     total = sum(
-        sample.repeats for sample in scan.samples if not sample.is_reg and sample.path.suffix.lower() in GUI_PICTURES
+        scan.subset(sample).num_repeats
+        for sample in (*scan.samples, *held_out)
+        if not sample.is_reg and sample.path.suffix.lower() in GUI_PICTURES
     )
     if not total:
         return resolved, []  # the lack of pictures is told already

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from launcher.data import anchored, carried_files
 from launcher.failures import Failure, diagnose, last_error
 from launcher.files import secrets_of, without_secrets, write_bytes, write_text
 from launcher.plan import Plan
+from launcher.preset_defaults import trigger_word
 from launcher.remedies import consent_words, fix_command
 from launcher.spill import SpillWatch
 from schemas.config import write as config_text
@@ -184,6 +185,8 @@ def report(plan: Plan, finished: Finished, say: Callable[[str], Any], *, since: 
     total = plan.steps.total if plan.steps else None
     if outcome == 0:
         say(f"done: {saved[0] if saved else folder}")
+        for line in what_next(plan, saved):
+            say(line)
         return Ended(0, saved, step)
     if outcome == INTERRUPTED:
         say(f"interrupted at step {step or 0} of {total}{_lost(folder, step)}")
@@ -201,6 +204,21 @@ def report(plan: Plan, finished: Finished, say: Callable[[str], Any], *, since: 
     say("saved so far: " + (", ".join(str(path) for path in saved) or "nothing"))
     fix = _way_on(plan, failure, finished.lines, say)
     return Ended(outcome, saved, step, failure, fix)
+
+
+def what_next(plan: Plan, saved: Sequence[Path]) -> Iterator[str]:
+    """After a run: what it left, how to look at it, and the two ways on."""
+    resolved = plan.checked.resolved
+    folder = str(paths.run_folder(resolved))
+    if len(saved) > 1:
+        yield f"    {len(saved)} saved in all, each as good a candidate as the last: compare them before you choose"
+    yield f"    look at it:   {quoted(['kohyakit', 'report', folder])}"
+    if plan.checked.scan is not None:
+        own = [sample for sample in plan.checked.scan.samples if not sample.is_reg]
+        word = trigger_word(plan.checked.scan, own)
+        if word:
+            yield f"    use it:       put the file into your program's LoRA folder, and {word!r} into the prompt"
+    yield f"    train longer: {quoted(['kohyakit', 'resume', folder, '--epochs', '2'])}"
 
 
 def _lost(folder: Path, step: int | None) -> str:

@@ -94,6 +94,9 @@ def _data(plan: Plan) -> Iterator[str]:
     lines = [f"{_count(found['images'], 'picture')}, {found['repeats_total']} with repeats"]
     if found["without_caption"]:
         lines[0] += f", {found['without_caption']} without caption"
+    if plan.checked.scan and plan.checked.scan.validation:
+        share = f"{_count(len(plan.checked.scan.validation), 'picture')} held out to measure over-training"
+        lines.append(f"{share} (validation_split {plan.config.validation_split:g})")
     for subset in found["subsets"]:
         reg = " (regularisation)" if subset["is_reg"] else ""
         lines.append(f"{subset['folder']}: {subset['images']} x {subset['repeats']}{reg}")
@@ -113,7 +116,16 @@ def _steps(plan: Plan) -> Iterator[str]:
     names = [save.file for save in plan.saves]
     yield row("saves", f"{len(names)}: {_some(names)}")
     if plan.config.sample_prompts and plan.previews:
-        yield row("previews", "after steps " + _some([str(step) for step in plan.previews], 10))
+        yield row("previews", "after steps " + _some([str(step) for step in plan.previews], 10) + _made_prompts(plan))
+    elif not plan.config.sample_prompts:
+        yield row("previews", "none: no prompts are given")
+
+
+def _made_prompts(plan: Plan) -> str:
+    """The prompts, where the file leaves them to be made from the data."""
+    made = [problem for problem in plan.problems if problem.code == "made-prompts"]
+    prompts = (plan.checked.resolved.draft.prompts or "").splitlines() if made else []
+    return "".join(f"\n{line}" for line in ["of prompts made from the captions:" if made else "", *prompts] if line)
 
 
 def derivation(plan: Plan) -> str:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,13 +115,14 @@ class Progress:
         self.losses.append(record.loss)
         if not self._writes:
             return
-        mean, rate = self.average, next(iter(record.lr.values()), 0.0)
+        mean, rate = self.average, shown_rate(record.lr)
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=record.step, loss=mean, lr=rate, epoch=record.epoch)
+            said = f"loss {mean:.4f}  lr {rate}"
+            self._bar.update(self._bar.task_ids[0], completed=record.step, said=said, epoch=record.epoch)
         elif record.step == self.total or time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
             left = (self._last - self._began) / (record.step - self._first) * (self.total - record.step)
-            line = f"step {record.step}/{self.total}  epoch {record.epoch}  loss {mean:.4f}  lr {rate:.3g}"
+            line = f"step {record.step}/{self.total}  epoch {record.epoch}  loss {mean:.4f}  lr {rate}"
             self.say(f"{line}  {record.seconds:.2f} s/step  left {clock(left)}")
 
     def say(self, text: str, severity: str = "note") -> None:
@@ -142,6 +143,15 @@ class Progress:
             self._bar.stop()
 
 
+def shown_rate(rates: Mapping[str, float]) -> str:
+    """The U-Net's learning rate, and the text encoder's behind it where that is another; blocks by their largest."""
+    unet = [rate for name, rate in rates.items() if not name.startswith("textencoder")]
+    text = [rate for name, rate in rates.items() if name.startswith("textencoder")]
+    if not unet or not text or max(unet) == max(text):
+        return f"{max([*unet, *text], default=0.0):.3g}"
+    return f"{max(unet):.3g} (text encoder {max(text):.3g})"
+
+
 def _bar(total: int, done: int) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
@@ -150,12 +160,12 @@ def _bar(total: int, done: int) -> Any:
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  lr {task.fields[lr]:.3g}"),
+        TextColumn("{task.fields[said]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    bar.add_task("steps", total=total, completed=done, loss=float("nan"), lr=0.0, epoch=1)
+    bar.add_task("steps", total=total, completed=done, said="first step", epoch=1)
     bar.start()
     return bar
 

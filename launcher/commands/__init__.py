@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from launcher.commands.examples import epilog
 from schemas.problems import ConfigError, Problem, errors
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -41,7 +42,7 @@ def command(name: str) -> Callable[[Callable[..., int | None]], click.Command]:
         def guarded(as_json: bool, **words: Any) -> None:
             sys.exit(_run(function, as_json, words))
 
-        return click.command(name, context_settings=SETTINGS)(json_option(guarded))
+        return click.command(name, context_settings=SETTINGS, epilog=epilog(name))(json_option(guarded))
 
     return wrap
 

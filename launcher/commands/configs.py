@@ -225,7 +225,10 @@ def presets(name: str | None, as_json: bool) -> int:
 @command("schema")
 @click.argument("name", metavar="FORMAT")
 def schema(name: str, as_json: bool) -> int:
-    """Print the JSON Schema of FORMAT. It is JSON with and without --json."""
+    """Print the JSON Schema of FORMAT: kohya-gui, snapshot, sd-scripts, dataset or civitai.
+
+    It is JSON with and without --json.
+    """
     from launcher.json_schemas import SCHEMAS
     from launcher.resolve import UsageError
     from schemas.problems import nearest

@@ -18,12 +18,13 @@ from launcher.commands import command, print_json
     metavar="OUT.html",
     help="Where to write it; report.html in the run folder if not given.",
 )
-def report(run: str, output: Path | None, as_json: bool) -> int:
+@click.option("--images/--no-images", default=True, help="Whether the page holds a few of the training images.")
+def report(run: str, output: Path | None, images: bool, as_json: bool) -> int:
     """One page of RUN (a run folder, snapshot, output folder or LoRA): curves, previews, settings, what to try next."""
     from launcher.command import quoted
     from launcher.page.make import make_report
 
-    made = make_report(run, output)
+    made = make_report(run, output, images=images)
     if as_json:
         print_json(made.as_json())
         return 0

@@ -69,12 +69,16 @@ def plan(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int:
         print_json(made.as_json())
         tell(errors(made.problems))
     else:
+        wrong = errors(made.problems)
+        tell(wrong)  # first, where they are not overlooked
         for line in show.plan_lines(made):
             click.echo(line)
         if made.launch.num_processes > 1:
             for line in show.process_lines(made, make_plan(resolved, machine, LaunchOptions(processes=1), vram=vram)):
                 click.echo(line)
-        tell(made.problems, notes=False)
+        tell([problem for problem in made.problems if problem.severity != "error"], notes=False)
+        if wrong:
+            click.echo(f"not ok: {len(wrong)} error{'' if len(wrong) == 1 else 's'}, said above", err=True)
     return 1 if errors(made.problems) else 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.files import write_text
 from launcher.page.advice import Suggestion, Trend, advise, trend
+from launcher.page.data import NOTHING, data_of
 from launcher.page.facts import Run, read_run
 from launcher.page.sheet import Embedded, embed, fitting, moments
 from launcher.page.write import MARK, Page, page, state
@@ -57,7 +58,7 @@ def finite(value: float) -> float | None:
     return value if value - value == 0 else None
 
 
-def make_report(given: str, output: Path | None = None) -> Report:
+def make_report(given: str, output: Path | None = None, *, images: bool = True) -> Report:
     """Reads the run that `given` names and writes its page; an older report is replaced, any other file is not."""
     found = find(given)
     run = read_run(found, given)
@@ -69,7 +70,8 @@ def make_report(given: str, output: Path | None = None) -> Report:
     health = _health(run)
     base, typed_in = _base(run)
     change = trend([step.loss for step in run.steps])
-    shown = Page(run, every, columns, pictures, change, advise(run, base, health), typed_in)
+    shown = Page(run, every, columns, pictures, change, advise(run, base, health), typed_in,
+                 data_of(run) if images else NOTHING)  # fmt: skip
     try:
         write_text(path, page(shown))
     except OSError as fault:

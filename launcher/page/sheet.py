@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.page.facts import Copy, Preview, Run
 
-SIDES = ((60, 384), (200, 256), (400, 160))  # up to so many pictures: longest side in pixels
+SIDES = ((60, 768), (200, 384), (400, 256))  # up to so many pictures: longest side in pixels
 MOST_PICTURES = SIDES[-1][0]
 MOST_BYTES = 12 * 2**20  # of all data URLs together
 

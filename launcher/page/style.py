@@ -20,10 +20,16 @@ pre { background: var(--box); border-radius: 6px; padding: .5rem .8rem; margin: 
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: 14px }
 th, td { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line) }
 td { overflow-wrap: anywhere; min-width: 4rem } th { font-weight: 600; white-space: nowrap }
-.sheet td { font-size: 13px; min-width: 9rem } .option { white-space: nowrap } details { margin-top: 1rem }
+.sheet td { font-size: 13px; min-width: 9rem; width: 22% } .option { white-space: nowrap } details { margin-top: 1rem }
 .sheet td:first-child { position: sticky; left: 0; background: var(--ground) }
 td h3 { margin: .8rem 0 0; white-space: nowrap }
-.prompt { display: block; width: 11rem } .sheet img { display: block; min-width: 128px; max-width: 256px }
+.prompt { display: block; min-width: 8rem; white-space: normal; font-weight: 400 }
+.sheet img { display: block; width: 100%; min-width: 128px; max-width: 256px; cursor: zoom-in; border-radius: 4px }
+.zoom input { position: absolute; opacity: 0 } .zoom input:focus-visible + img { outline: 3px solid var(--c0) }
+.zoom input:checked + img { position: fixed; inset: 0; z-index: 9; width: 100vw; height: 100vh; max-width: none;
+  object-fit: contain; background: #000d; cursor: zoom-out; border-radius: 0 }
+.data { display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: .8rem; margin-top: .8rem }
+.data figure { margin: 0; font-size: 13px; overflow-wrap: anywhere } .data img { display: block; max-width: 100% }
 figure { margin: 1rem 0 } svg { width: 100%; height: auto; display: block } summary { cursor: pointer }
 svg path { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round }
 svg text { fill: var(--soft); font-size: 12px } svg .small { font-size: 10px }

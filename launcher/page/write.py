@@ -13,6 +13,7 @@ from launcher.command import quoted
 from launcher.files import without_secrets
 from launcher.page.advice import Suggestion, Trend, first_lost
 from launcher.page.curves import Curve, chart, moving_average
+from launcher.page.data import NOTHING, Data, bundled
 from launcher.page.facts import Run, last_name, shareable
 from launcher.page.sheet import Embedded, Moment
 from launcher.page.style import STYLE
@@ -21,7 +22,9 @@ from schemas.config import table, to_flat
 MARK = "<!doctype html>\n<!-- kohyakit report -->\n"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 HOME = re.compile(r"(?:/home|/Users|[A-Za-z]:[\\/]+Users)[\\/]+[^\\/\s\"'<>]+")
+FOLDERS = re.compile(r"(?:[A-Za-z]:)?[\\/](?:[^\s\\/,;:'\"]+[\\/])+")  # of a path, all but its last name
 COLOURS = 8  # classes c0 to c7 of the style
+ACROSS = 4  # moments that fit beside each other
 SHOWN = 200  # characters of a value; the rest is in its title
 
 
@@ -36,11 +39,17 @@ class Page:
     trend: Trend | None
     suggestions: Sequence[Suggestion]
     typed_in: str
+    data: Data = NOTHING
 
 
 def text(value: Any) -> str:
     """A value of the user's as HTML text: secrets blanked, the name of the home folder left out."""
     return html.escape(HOME.sub("~", without_secrets(str(value))))
+
+
+def _short(said: str) -> str:
+    """A message without the folders that it names."""
+    return text(FOLDERS.sub("", said))
 
 
 def page(shown: Page) -> str:
@@ -56,8 +65,9 @@ def page(shown: Page) -> str:
             f"<h1>{text(run.name)}</h1>{_summary(shown)}",
             f"<h2>What to try next</h2>{_advice(shown)}",
             f"<h2>Curves</h2>{_curves(run)}",
-            f"<h2>Side by side</h2>{_sheet(shown)}",
+            f"<h2>Side by side</h2>{_which(shown)}{_sheet(shown)}",
             f"<h2>Saved files</h2>{_files(shown)}",
+            f"<h2>Training images</h2>{_data(shown.data)}",
             f"<h2>Settings</h2>{_settings(run)}",
             f"<h2>Starts</h2>{_starts(run)}",
             f"<h2>Made with</h2>{_versions(run)}",
@@ -163,11 +173,52 @@ def _sheet(shown: Page) -> str:
     columns = [column for column in shown.columns if column.previews or column.copies]
     if not columns:
         return "<p>Neither files nor previews are there.</p>"
-    head = ["", *(text(column.title) for column in columns)]
-    saved = ["<b>saved</b>", *(_saved(column) for column in columns)]
     indices = sorted({index for column in columns for index in column.previews})
-    lines = [[_prompt(shown.run, index), *(_picture(shown, column, index) for column in columns)] for index in indices]
-    return rows(head, [saved, *lines]).replace("<table", '<table class="sheet"', 1) + _limits(shown)
+    cells = [[_picture(shown, column, index) for index in indices] for column in columns]
+    prompts = [_prompt(shown.run, index) for index in indices]
+    if len(columns) > max(len(indices), ACROSS):  # many epochs run down the page, which has no end
+        head = ["", *prompts]
+        lines = [
+            [f"<b>{text(one.title)}</b><br>{_saved(one)}", *line] for one, line in zip(columns, cells, strict=True)
+        ]
+    else:
+        head = ["", *(text(column.title) for column in columns)]
+        saved = ["<b>saved</b>", *(_saved(column) for column in columns)]
+        lines = [saved, *([prompt, *line] for prompt, *line in zip(prompts, *cells, strict=True))]
+    return rows(head, lines).replace("<table", '<table class="sheet"', 1) + _limits(shown)
+
+
+def _which(shown: Page) -> str:
+    """How to choose an epoch by eye, which the loss cannot do."""
+    if not any(column.previews for column in shown.columns):
+        return ""
+    return (
+        "<p>Which epoch to keep? The loss does not tell; the previews do. Keep the first one that shows what you "
+        "trained wherever its word stands in the prompt. Where prompts without the word begin to look like your "
+        "images, or all images begin to look alike, training has gone on for too long.</p>"
+    )
+
+
+def _data(data: Data) -> str:
+    """The images that were trained on, folded, and what is wrong with them."""
+    if data.count is None:
+        return "<p>They are not here any more, or not shown.</p>"
+    cells = "".join(
+        f'<figure><img src="{one.url}" alt="{text(one.name)}"><figcaption>{text(one.caption or "no caption")}'
+        "</figcaption></figure>"
+        if one.url
+        else f"<figure>{text(one.name)} cannot be read</figure>"
+        for one in data.images
+    )
+    found = "".join(
+        f"<li>{text(problem.severity)}: {_short(problem.must)}{f' ({count} times)' if count > 1 else ''}"
+        f"{f'; {_short(problem.fix)}' if problem.fix else ''}</li>"
+        for problem, count in bundled(data.problems)
+    )
+    listed = f"<ul>{found}</ul>" if found else "<p>Nothing is wrong with them.</p>"
+    title = f"{data.count} images" if len(data.images) == data.count else f"{len(data.images)} of {data.count} images"
+    note = '<p class="small">kohyakit report --no-images leaves them out, for a page that you give away.</p>'
+    return f'{listed}<details><summary>{title}</summary><div class="data">{cells}</div></details>{note}'
 
 
 def _saved(column: Moment) -> str:
@@ -187,7 +238,10 @@ def _picture(shown: Page, column: Moment, index: int) -> str:
         return "left out"
     url = shown.pictures.urls[preview.path]
     name = text(preview.path.name)
-    return f'<img src="{url}" alt="{name}" title="{name}">' if url else f"{name} cannot be read"
+    if not url:
+        return f"{name} cannot be read"
+    zoom = f'<input type="checkbox" aria-label="enlarge {name}">'  # no script is allowed here
+    return f'<label class="zoom" title="{name}: click to enlarge">{zoom}<img src="{url}" alt="{name}"></label>'
 
 
 def _limits(shown: Page) -> str:
@@ -233,7 +287,7 @@ def _settings(run: Run) -> str:
         run.record.get("file")) else ""  # fmt: skip
     values = rows(["option", "value", "set by"], lines)
     note = '<p class="small">Everything else is at its default. Of paths only the last name is shown.</p>'
-    return f"{source}{adapted}<details open><summary>Values and who set them</summary>{values}</details>{note}"
+    return f"{source}{adapted}<details><summary>Values and who set them</summary>{values}</details>{note}"
 
 
 def _setting(name: str, doc: str, value: Any, origin: dict[str, Any] | None) -> list[str]:

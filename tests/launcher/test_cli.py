@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from launcher.cli import COMMANDS, cli
@@ -112,3 +114,29 @@ def test_version(kohyakit) -> None:
 
 def test_an_unknown_format_is_a_wrong_command_line(kohyakit) -> None:
     assert kohyakit("plan", "toy", "--from", "no-such").exit_code == 2
+
+
+def test_every_command_shows_examples_that_its_own_parser_takes() -> None:
+    from launcher.cli import cli
+    from launcher.commands.examples import EXAMPLES
+
+    context = click.Context(cli)
+    group = cli.get_command(context, "dataset")
+    assert isinstance(group, click.Group)
+    found = {name: cli.get_command(context, name) for name in cli.list_commands(context) if name != "dataset"}
+    found |= dict(group.commands)
+    assert {"launch" if name == "train" else name for name in found} == set(EXAMPLES)
+    for name, examples in EXAMPLES.items():
+        shown = found[name].get_help(click.Context(found[name]))
+        for line in examples:
+            assert line in shown
+            words = shlex.split(line.removeprefix("kohyakit ").removeprefix("dataset "))
+            assert words[0] == name
+            found[name].make_context(name, words[1:])
+
+
+def test_help_of_schema_names_every_format() -> None:
+    from launcher.commands.configs import schema
+    from launcher.json_schemas import SCHEMAS
+
+    assert all(name in schema.get_help(click.Context(schema)) for name in SCHEMAS)

@@ -41,26 +41,36 @@ def test_shares_are_counted_from_the_verdicts(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(demo_sheet.subprocess, "run", run)
     (epoch,) = demo_sheet.rated(demo_sheet.previews(tmp_path, "frog"), ASKED, {})
-    assert epoch.taught == 0.5  # the second frog stands on grass, not in the night
-    assert epoch.kept == 1.0
+    assert (epoch.taught, epoch.taught_of) == (1, 2)  # the second frog stands on grass, not in the night
+    assert (epoch.kept, epoch.kept_of) == (1, 1)
 
 
 @pytest.mark.parametrize(
-    ("number", "taught", "kept", "rating"),
+    ("counts", "number"),
     [
-        (0, 0, 1, "before"),
-        (1, 0.5, 1, "under-trained"),
-        (2, 1, 0.9, "good"),
-        (8, 1, 0.5, "over-trained"),
-        (9, 0.5, 0, "over-trained"),
+        ([(0, 4), (2, 4), (4, 4), (4, 3)], 2),  # the last has lost one of the others
+        ([(0, 4), (4, 4), (4, 4)], 1),  # of equal ones the first
+        ([(0, 4), (1, 4), (4, 1)], 1),  # more frogs do not make up for what is lost
+        ([(0, 4), (0, 4), (3, 2)], 2),  # without a frog it is no candidate
     ],
 )
-def test_rating(number: int, taught: float, kept: float, rating: str) -> None:
-    assert Epoch(number, {}, taught, kept).rating == rating
+def test_the_epoch_with_most_frogs_among_those_that_kept_most_is_chosen(counts: list[Any], number: int) -> None:
+    epochs = [Epoch(n, {}, taught, 4, kept, 4) for n, (taught, kept) in enumerate(counts)]
+    best = demo_sheet.chosen(epochs)
+    assert best is not None
+    assert best.number == number
+    assert f"chosen: epoch {number}," in demo_sheet.reason(epochs)
+    assert f"{best.taught} of 4" in demo_sheet.reason(epochs)
+
+
+def test_without_a_frog_nothing_is_chosen() -> None:
+    epochs = [Epoch(0, {}, 0, 4, 4, 4), Epoch(1, {}, 0, 4, 4, 4)]
+    assert demo_sheet.chosen(epochs) is None
+    assert "train longer" in demo_sheet.reason(epochs)
 
 
 def test_sheet_has_a_column_for_each_epoch(tmp_path: Path) -> None:
-    epochs = [Epoch(n, {i: preview(tmp_path, n, i) for i in range(3)}, 1, 1) for n in range(2)]
+    epochs = [Epoch(n, {i: preview(tmp_path, n, i) for i in range(3)}, 1, 2, 1, 1) for n in range(2)]
     demo_sheet.draw(epochs, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as page:
         assert page.size == (6 + 2 * 134, 40 + 3 * 134)

@@ -16,7 +16,7 @@ from launcher.resume import find
 
 CONFIG = """
 pretrained_model_name_or_path = "/home/joan/models/base.safetensors"
-train_data_dir = "/home/joan/photos"
+train_data_dir = "PHOTOS"
 output_name = "frog"
 learning_rate = 0.001
 unet_lr = 0.001
@@ -50,11 +50,11 @@ class Page(HTMLParser):
 def made(tmp_path: Path, lora):
     """out/frog.run of 40 steps in 2 epochs over 4 pictures of 50 repeats; two files, two prompts with previews."""
 
-    def make(losses=None, *, config="", rates=(1e-4, 1e-3), files=True, **changes) -> Path:
+    def make(losses=None, *, config="", rates=(1e-4, 1e-3), files=True, images=None, **changes) -> Path:
         out = tmp_path / "out"
         folder = out / "frog.run"
         folder.mkdir(parents=True)
-        (folder / "config.toml").write_text(CONFIG + config)
+        (folder / "config.toml").write_text(CONFIG.replace("PHOTOS", str(images or "/home/joan/photos")) + config)
         (folder / "prompt.txt").write_text("a <b>frog</b> --d 1\na toad --d 2\n")
         start = {"begin": "2026-01-31T12:00:00+01:00", "end": "2026-01-31T13:00:00+01:00", "exit": 0, "mode": "launch"}
         (folder / "run.json").write_text(json.dumps({
@@ -311,8 +311,8 @@ def test_previews_are_bounded_in_number_and_bytes(tmp_path: Path) -> None:
 
 def test_pictures_are_scaled_down(made) -> None:
     run = read_run(find(str(made())), "frog")
-    assert embed(run.previews).side == 384
-    assert embed(run.previews * 30).side == 256
+    assert embed(run.previews).side == 768
+    assert embed(run.previews * 30).side == 384
 
 
 def test_a_log_with_broken_lines_is_read(tmp_path: Path) -> None:
@@ -360,3 +360,69 @@ def test_a_copy_within_an_epoch_belongs_to_the_epoch_after_those_its_header_coun
     lora("out/frog-step00000030.safetensors", metadata={"ss_steps": "30", "ss_epoch": "1"})
     copies = {copy.path.name: (copy.step, copy.epoch) for copy in read_run(find(str(folder)), str(folder)).copies}
     assert copies["frog-step00000030.safetensors"] == (30, 2)
+
+
+def test_many_epochs_run_down_the_page_and_few_across(made, kohyakit) -> None:
+    folder = made(config="\n")
+    kohyakit("report", folder)
+    few = (folder / "report.html").read_text()
+    assert "<thead><tr><th></th><th>epoch 1, step 20</th>" in few.partition('class="sheet"')[2]
+    record = json.loads((folder / "run.json").read_text())
+    record["steps"] = {"updates_per_epoch": 5, "total": 40}
+    (folder / "run.json").write_text(json.dumps(record))
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**entry, "epoch": (entry["step"] + 4) // 5}) for entry in log]
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+    for epoch in range(1, 9):
+        for index in range(2):
+            name = f"frog_e{epoch:06d}_{index:02d}_20260131123{epoch}00_{index + 1}.png"
+            Image.new("RGB", (64, 64), (20 * epoch, 30, 30)).save(folder.parent / "sample" / name)
+    kohyakit("report", folder)
+    sheet = (folder / "report.html").read_text().partition('class="sheet"')[2].partition("</table>")[0]
+    assert sheet.count("<th>") == 3
+    assert sheet.count("<tr>") == 1 + 8
+
+
+def test_previews_can_be_enlarged_without_a_script(made, kohyakit) -> None:
+    folder = made()
+    kohyakit("report", folder)
+    page = Page((folder / "report.html").read_text())
+    boxes = [attrs for tag, attrs in page.tags if tag == "input"]
+    assert len(boxes) == 4
+    assert all(attrs["type"] == "checkbox" and str(attrs["aria-label"]).startswith("enlarge ") for attrs in boxes)
+
+
+def test_the_settings_are_folded(made, kohyakit) -> None:
+    folder = made()
+    kohyakit("report", folder)
+    assert [attrs for tag, attrs in Page((folder / "report.html").read_text()).tags if tag == "details"] == [{}]
+
+
+@pytest.fixture
+def with_images(made, tmp_path: Path) -> Path:
+    """A run whose five training images are here, one of them without a caption."""
+    images = tmp_path / "photos" / "10_frog"
+    images.mkdir(parents=True)
+    for number in range(5):
+        Image.new("RGB", (512, 384), (50 * number, 90, 40)).save(images / f"{number}.png")
+        if number:
+            (images / f"{number}.caption").write_text(f"a frog <{number}>")
+    return made(config='resolution = "512,512"\nenable_bucket = true\n', images=images.parent)
+
+
+def test_training_images_and_their_problems_are_on_the_page(with_images: Path, kohyakit) -> None:
+    kohyakit("report", with_images)
+    text = (with_images / "report.html").read_text()
+    section = text.partition("<h2>Training images</h2>")[2].partition("<h2>")[0]
+    assert section.count("<img ") == 5
+    assert "a frog &lt;3&gt;" in section
+    assert "<li>warning: " in section
+    assert str(with_images.parent.parent) not in text
+    assert kohyakit("report", with_images, "--no-images").exit_code == 0
+    assert "a frog &lt;3&gt;" not in (with_images / "report.html").read_text()
+
+
+def test_images_that_are_not_here_are_no_fault(made, kohyakit) -> None:
+    folder = made()
+    assert kohyakit("report", folder).exit_code == 0
+    assert "They are not here any more" in (folder / "report.html").read_text()

@@ -339,3 +339,19 @@ def test_ddp_timeout_is_in_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     prepare.make_accelerator(config(ddp_timeout=5))
     assert asked == [timedelta(minutes=5)]
+
+
+@pytest.mark.parametrize(
+    ("rates", "shown"),
+    [
+        ({"textencoder": 5e-5, "unet": 1e-4}, "0.0001 (text encoder 5e-05)"),
+        ({"textencoder": 1e-4, "unet": 1e-4}, "0.0001"),
+        ({"unet_block1": 1e-5, "unet_block2": 2e-5}, "2e-05"),
+        ({"textencoder": 5e-5}, "5e-05"),
+        ({}, "0"),
+    ],
+)
+def test_the_rate_shown_is_the_unets(rates: dict[str, float], shown: str) -> None:
+    from trainer.report import shown_rate
+
+    assert shown_rate(rates) == shown
