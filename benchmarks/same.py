@@ -1,8 +1,8 @@
 """`python -m benchmarks.same record|check DIR [--files FOLDER] [--only NAME]`: what a rebuild must not change.
 
-`record` trains about thirty small runs and keeps the loss of every step and a hash of every LoRA file's tensors; of each
-config file in FOLDER it keeps the documents of `validate --json` and `plan --json` and every conversion. `check` does the
-same again and says what is different; exit code 1 where a loss or a tensor is.
+`record` trains about thirty small runs and keeps the loss of every step and a hash of every LoRA file's tensors; of
+each config file in FOLDER it keeps the documents of `validate --json` and `plan --json` and every conversion. `check`
+does the same again and says what is different; exit code 1 where a loss or a tensor is.
 """
 
 from __future__ import annotations
