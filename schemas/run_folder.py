@@ -47,19 +47,38 @@ def read_object(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+# What run.json holds, by the kind of each entry, and the numbers in those entries.
+OBJECTS = ("origins", "options", "accelerate", "steps", "versions", "machine", "dataset", "model", "vae")
+LISTS = ("starts", "remarks", "adapted")
+COUNTS = {"accelerate": ("num_processes",), "steps": ("total", "updates_per_epoch"), "dataset": ("images", "repeats")}
+
+
 def read_record(run: Path) -> dict[str, Any]:
-    """run.json with every entry of the kind it must have; those that are not, are left out."""
+    """run.json with every entry of the kind it must have; what is not is left out. Empty when there is none."""
     record = read_object(run / RECORD)
-    for name in ("origins", "options", "accelerate", "steps", "versions", "machine", "dataset", "model", "vae"):
-        if not isinstance(record.get(name, {}), dict):
+    for name in OBJECTS:
+        if name in record and not isinstance(record[name], dict):
             del record[name]
-    for name in ("starts", "remarks"):
+    for name in LISTS:
         if name in record:
             held = record[name] if isinstance(record[name], list) else []
             record[name] = [entry for entry in held if isinstance(entry, dict)]
+    for name, counts in COUNTS.items():
+        for count in counts:
+            if type(record.get(name, {}).get(count, 0)) is not int:
+                del record[name][count]
+    if "origins" in record:
+        record["origins"] = {name: entry for name, entry in record["origins"].items() if isinstance(entry, dict)}
+    if "files" in record.get("dataset", {}) and not _is_fingerprints(record["dataset"]["files"]):
+        del record["dataset"]["files"]
     if not isinstance(record.get("family", ""), str):
         del record["family"]
     return record
+
+
+def _is_fingerprints(files: Any) -> bool:
+    """Whether these are, by image, the fingerprints of its pixels and of its caption."""
+    return isinstance(files, dict) and all(isinstance(marks, list) and len(marks) == 2 for marks in files.values())
 
 
 def read_log(run: Path) -> Iterator[dict[str, Any]]:
