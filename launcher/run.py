@@ -64,6 +64,8 @@ def launch(plan: Plan, *, write: Callable[[bytes], Any], say: Callable[[str], An
         in_the_way = paths.overwrite_problem(plan.checked.resolved)
         if in_the_way is not None and not plan.launch.machine_rank:  # another start was quicker
             raise ConfigError([in_the_way])
+        if (paths.run_folder(plan.checked.resolved) / LOG).is_file() and not plan.config.overwrite:
+            say("the earlier start ended before its first state: this one starts from the beginning")
         prepare(plan)
         mode = "resume" if plan.config.resume else "launch"
         return start(plan, mode=mode, write=write, say=say, terminal=terminal, token=token)

@@ -70,7 +70,8 @@ def _named(asked: Path) -> Choice:
     if state.whole:
         return Choice(state, _of_before(state))
     run = asked.parent
-    other = newest_whole(run, below=asked)[0] or newest_whole(run)[0]
+    match = STATE.fullmatch(asked.name)
+    other = newest_whole(run, before=int(match[1]) if match else None)[0] or newest_whole(run)[0]
     fix = f"go on from {other.path}, which is whole" if other else FURTHER.format(run=run)
     if not asked.exists():
         raise _refused("no-state", "does not exist", asked, fix)

@@ -240,12 +240,12 @@ def states_in(run: Path) -> list[State]:
     return sorted((judge(path) for path in folders), key=lambda state: (state.step, state.path.name))
 
 
-def newest_whole(run: Path, *, below: Path | None = None) -> tuple[State | None, list[State]]:
-    """(newest state whose every byte is as it was written, the damaged newer ones); `below` that state only."""
+def newest_whole(run: Path, *, before: int | None = None) -> tuple[State | None, list[State]]:
+    """(newest state whose every byte is as it was written, the damaged newer ones); of steps `before` that one only."""
     damaged: list[State] = []
-    found = states_in(run)
-    end = next((number for number, state in enumerate(found) if below and same_place(state.path, below)), len(found))
-    for state in reversed(found[:end]):
+    for state in reversed(states_in(run)):
+        if before is not None and state.step >= before:
+            continue
         state = judge(state.path, contents=True) if state.whole else state
         if state.whole:
             return state, damaged

@@ -275,7 +275,12 @@ def _finish(made: Plan, ended: Ended, as_json: bool) -> int:
 def resume(
     path: str, epochs: int | None, steps: int | None, to_end: bool, sets: tuple[str, ...], as_json: bool, **words: Any
 ) -> int:
-    """Go on with PATH: a run folder, a snapshot, an output folder or a LoRA file."""
+    """Go on with PATH: a run folder, a snapshot, an output folder or a LoRA file.
+
+    A run that was cut off goes on exactly, from its newest whole state. A finished one goes on as a new run, with
+    --epochs or --steps: its files are kept and get a new name first, NAME.safetensors becomes NAME-v1.safetensors and
+    so on; each is named before it happens. With --set output_name=OTHER nothing is renamed.
+    """
     from dataclasses import replace
 
     from launcher import older, show
