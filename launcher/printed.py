@@ -45,7 +45,7 @@ def printed_command(plan: Plan) -> Printed:
         fix = "kohyakit convert FILE --to sd-scripts -o OUT.toml, then print the command of OUT.toml"
         raise error("carried-files", f"{must}; one line cannot write those", file=resolved.draft.file, fix=fix)
     before = [f"mkdir -p {shlex.quote(folder)}"] if missing else []
-    before += [f"printf %s {shlex.quote(text)} > {shlex.quote(file)}" for file, text in missing.items()]
+    before += [f"{_printing(text)} > {shlex.quote(file)}" for file, text in missing.items()]
     notes = [
         f"note: {name} is not printed: set {SECRET_VARIABLES.get(name, name.upper())} in the environment"
         for name in secrets_of(resolved.config)
@@ -54,6 +54,11 @@ def printed_command(plan: Plan) -> Printed:
     if problem is not None:
         notes.append(f"warning: the trainer refuses this command while results are in the way: {problem}")
     return Printed(" && ".join([*before, quoted(words)]), words, missing, notes)
+
+
+def _printing(text: str) -> str:
+    """The words that print a text, line by line, so that the command itself stays one line."""
+    return shlex.join(["printf", "%s\\n", *text.removesuffix("\n").split("\n")])
 
 
 def _holds(file: str, text: str) -> bool:

@@ -74,7 +74,7 @@ class Continuation:
     found: Found
     said: list[str]
     processes: int | None = None
-    seen: tuple[Path, ...] = ()  # the whole states of that run when this one was chosen
+    seen: tuple[str, ...] = ()  # the whole states of that run when this one was chosen, by name
 
     @property
     def own(self) -> bool:
@@ -210,7 +210,7 @@ def _going_on(found: Found, resolved: Resolved, more: list[str]) -> Continuation
     if found.chosen and whole and not same_place(whole[-1], state.path):
         said.append(f"    goes back: newer states, down to {whole[-1].name}, and their records in the log are dropped")
     processes = (kept.get("accelerate") or {}).get("num_processes")
-    return Continuation("resume", resolved, found, said + more, processes, tuple(whole))
+    return Continuation("resume", resolved, found, said + more, processes, tuple(path.name for path in whole))
 
 
 def in_file(resolved: Resolved) -> Continuation | None:
@@ -428,6 +428,8 @@ def told(plan: Plan, way: Continuation) -> list[str]:
         "new run": ("not exactly", "a new run from here on: other data or options"),
     }[made]
     first, *rest = said
+    if plan.done and plan.steps is not None:  # the run may have another length by now
+        first = re.sub(r" of \S+, state ", f" of {plan.steps.total}, state ", first, count=1)
     return [first.replace("exactly", how, 1), *rest, *differs, f"    verdict: {meaning}"]
 
 
@@ -453,7 +455,7 @@ def start(
 def _refuse_meanwhile(plan: Plan, way: Continuation) -> None:
     """ConfigError where another start has gone on with the run since this command looked at it. Under the lock."""
     run = paths.run_folder(plan.checked.resolved)
-    now = tuple(state.path for state in states_in(run) if state.whole)
+    now = tuple(state.path.name for state in states_in(run) if state.whole)
     if now != way.seen and not plan.launch.machine_rank:
         must, fix = "has been gone on with by another start meanwhile; nothing was changed", "run the command again"
         raise error("run-in-use", must, file=str(run), fix=fix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ from schemas.run_folder import (
     states_in,
 )
 
-FURTHER = "kohyakit resume {run} --epochs N starts a new run from its weights"
 # Not compared: where things are, and what is said of the start alone.
 ELSEWHERE = ("resume", "output_dir", "output_name", "config_file", "output_config", "overwrite", "trust",
              "debug_dataset", "network_weights")  # fmt: skip
@@ -53,16 +53,24 @@ def state_meant(asked: Path, run: Path) -> Choice:
         return Choice(newest, said + _of_before(newest))
     if damaged:
         must = f"holds no state that is whole: {damaged[0].path.name}: {damaged[0].said}"
-        fix = f"{FURTHER.format(run=asked)}, or begin again with overwrite and no resume"
-        raise _refused("damaged-state", must, asked, fix)
+        raise _refused("damaged-state", must, asked, _anew(asked))
     if same_place(asked, run):
         return Choice(None, ("there is no state yet: training starts from the beginning",) if asked.is_dir() else ())
     if not asked.is_dir():
         must = "is no folder" if asked.exists() else "does not exist"
         raise _refused("no-file", must, asked, "name a run folder (NAME.run) or a state in one")
+    if (asked / CONFIG).is_file():
+        raise _refused("no-state", "holds no training state any more", asked, _anew(asked))
     runs = sorted(str(place) for place in asked.glob("*.run"))
     fix = f"name {' or '.join(runs[:3])}" if runs else "name a run folder (NAME.run) or a state in one"
     raise _refused("no-state", "holds no training state", asked, fix)
+
+
+def _anew(run: Path) -> str:
+    """The command for a run that cannot be gone on with as it is."""
+    if any(run.parent.glob(f"{glob.escape(run.name.removesuffix('.run'))}*.safetensors")):
+        return f"kohyakit resume {run} --epochs N starts a new run from its weights"
+    return "leave resume out and set overwrite to begin again"
 
 
 def _named(asked: Path) -> Choice:
@@ -72,7 +80,7 @@ def _named(asked: Path) -> Choice:
     run = asked.parent
     match = STATE.fullmatch(asked.name)
     other = newest_whole(run, before=int(match[1]) if match else None)[0] or newest_whole(run)[0]
-    fix = f"go on from {other.path}, which is whole" if other else FURTHER.format(run=run)
+    fix = f"go on from {other.path}, which is whole" if other else _anew(run)
     if not asked.exists():
         raise _refused("no-state", "does not exist", asked, fix)
     raise _refused("damaged-state", f"is not a finished training state: {state.said}", asked, fix)
@@ -114,7 +122,7 @@ def not_on_resume(before: TrainConfig, now: TrainConfig, run: Path) -> Iterator[
             continue
         if name == "seed" and new is None:
             continue
-        yield cannot_change(name, old, new, f"--set {name}={_word(old)}, or {FURTHER.format(run=run)}")
+        yield cannot_change(name, old, new, f"--set {name}={_word(old)}, or {_anew(run)}")
 
 
 def cannot_change(name: str, old: object, new: object, fix: str) -> Problem:

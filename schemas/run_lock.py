@@ -121,7 +121,7 @@ def _pids(said: dict[str, Any]) -> list[int]:
 def _refusal(run: Path, said: dict[str, Any]) -> ConfigError:
     process = next(iter(_pids(said)), "?")
     must = f"is being trained by process {process} on {said.get('host', '?')}; nothing was changed"
-    fix = "wait for it or stop it, or choose another --output_name"
+    fix = "wait for it or stop it, or choose another output_name"
     return error("run-in-use", must, key="output_name", got=str(run), fix=fix)
 
 
@@ -144,7 +144,7 @@ def _open(path: Path) -> IO[str]:
 
 def _unwritable(folder: Path, fault: OSError) -> ConfigError:
     must = f"cannot be written: {fault.strerror}"
-    return error("not-writable", must, key="output_dir", got=str(folder), fix="choose another --output_dir")
+    return error("not-writable", must, key="output_dir", got=str(folder), fix="choose another output_dir")
 
 
 def _free(path: Path, stream: IO[str], owner: int, made: Sequence[Path]) -> None:

@@ -12,7 +12,7 @@ from launcher.commands import command, from_option, print_json, refuse, set_opti
 from schemas.problems import ConfigError, Problem, errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from launcher.command import LaunchOptions
     from launcher.plan import Plan
@@ -166,8 +166,7 @@ def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int
     if words["overwrite"]:
         given["overwrite"] = "true"
     resolved = resolve(file, given, format=words["format_name"])
-    if not words["print_command"]:
-        _refuse_in_use(paths.run_folder(resolved))
+    _refuse_in_use(paths.run_folder(resolved), words, resolved.draft.accelerate)
     if words["backend"] == "sd-scripts":
         from launcher.backend import sd_scripts
 
@@ -189,11 +188,17 @@ def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int
     return _finish(made, run.launch(made, **_outlets(as_json)), as_json)
 
 
-def _refuse_in_use(run: Path) -> None:
-    """ConfigError at once while a launcher or a trainer is at work; asked again under the lock."""
+def _refuse_in_use(run: Path, words: dict[str, Any], accelerate: Mapping[str, Any] | None = None) -> None:
+    """ConfigError at once while a launcher or a trainer is at work; asked again under the lock.
+
+    Of several machines the first one has the lock, and the others join it.
+    """
+    from launcher.command import decide
+    from launcher.machine import this_machine
     from schemas.run_lock import in_use
 
-    busy = in_use(run)
+    joins = decide(_processes(words), accelerate or {}, "no", this_machine()).machine_rank
+    busy = None if joins or words["print_command"] else in_use(run)
     if busy is not None:
         raise busy
 
@@ -291,8 +296,8 @@ def resume(
 
     given = with_trust(split_sets(sets), words["trust"])
     found = going_on.find(path)
-    if found.run and not words["print_command"]:
-        _refuse_in_use(found.run)
+    if found.run:
+        _refuse_in_use(found.run, words)
     way = going_on.go_on(path, given, epochs=epochs, steps=steps, to_end=to_end)
     options = _processes(words)
     if options.processes is None and way.processes is not None:

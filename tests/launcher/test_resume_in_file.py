@@ -149,3 +149,12 @@ def test_a_damaged_state_in_a_file_is_refused_with_its_line(kohyakit, cut: Path,
     assert "frog.json:" in found.stderr
     assert "optimizer.pt is missing" in found.stderr
     assert "state-00000004, which is whole" in found.stderr
+
+
+def test_relative_places_are_the_same_run(kohyakit, cut: Path, preset, monkeypatch) -> None:
+    monkeypatch.chdir(cut.parent.parent)
+    for words in (("resume", "out"), ("launch", preset(output_dir="out", resume="out/frog.run"))):
+        (cut.parent / "frog.safetensors").unlink(missing_ok=True)
+        found = kohyakit(*words)
+        assert found.exit_code == 0, found.output
+        assert found.stdout.startswith("resume: exactly, from step 6")

@@ -208,7 +208,7 @@ def test_the_lock_is_asked_again_before_anything_is_written(
 ) -> None:
     from launcher.commands import runs
 
-    monkeypatch.setattr(runs, "_refuse_in_use", lambda run: None)
+    monkeypatch.setattr(runs, "_refuse_in_use", lambda *words: None)
     at_work(cut, "trainer")
     before = tree(cut.parent)
     for words in (("launch", preset(), "--overwrite"), ("resume", cut)):
@@ -264,3 +264,10 @@ def test_states_of_sd_scripts_are_refused_by_name(kohyakit, preset, trainer, tmp
 def test_copies_of_states_are_judged_alike_anywhere(cut: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(cut / "state-00000006", tmp_path / "NAME-state")
     assert judge(copy, contents=True).step == 6
+
+
+def test_another_machine_joins_the_run_that_the_first_one_holds(kohyakit, preset, trainer, at_work, tmp_path) -> None:
+    at_work(tmp_path / "out" / "frog.run", "launcher")
+    words = ("--machines", "2", "--processes", "2", "--main-ip", "10.0.0.1", "--main-port", "29501")
+    assert kohyakit("launch", preset(), *words, "--machine-rank", "0").exit_code == 1
+    assert kohyakit("launch", preset(), *words, "--machine-rank", "1").exit_code == 0
