@@ -58,7 +58,10 @@ def state_meant(asked: Path, run: Path) -> Choice:
         return Choice(None, ("there is no state yet: training starts from the beginning",) if asked.is_dir() else ())
     if not asked.is_dir():
         must = "is no folder" if asked.exists() else "does not exist"
-        raise _refused("no-file", must, asked, "name a run folder (NAME.run) or a state in one")
+        fix = "name a run folder (NAME.run) or a state in one"
+        if asked.suffix.lower() in (".safetensors", ".ckpt", ".pt"):
+            fix = "a LoRA file is started from with network_weights, and no resume"
+        raise _refused("no-file", must, asked, fix)
     if (asked / CONFIG).is_file():
         raise _refused("no-state", "holds no training state any more", asked, _anew(asked))
     runs = sorted(str(place) for place in asked.glob("*.run"))

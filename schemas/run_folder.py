@@ -47,10 +47,14 @@ def read_object(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-# What run.json holds, by the kind of each entry, and the numbers in those entries.
+# What run.json holds, by the kind of each entry, and the numbers in those entries with the most that each can be.
 OBJECTS = ("origins", "options", "accelerate", "steps", "versions", "machine", "dataset", "model", "vae")
 LISTS = ("starts", "remarks", "adapted")
-COUNTS = {"accelerate": ("num_processes",), "steps": ("total", "updates_per_epoch"), "dataset": ("images", "repeats")}
+COUNTS = {
+    "accelerate": {"num_processes": 4096},
+    "steps": {"total": MOST_STEPS, "updates_per_epoch": MOST_STEPS},
+    "dataset": {"images": MOST_STEPS, "repeats": MOST_STEPS},
+}
 
 
 def read_record(run: Path) -> dict[str, Any]:
@@ -64,16 +68,29 @@ def read_record(run: Path) -> dict[str, Any]:
             held = record[name] if isinstance(record[name], list) else []
             record[name] = [entry for entry in held if isinstance(entry, dict)]
     for name, counts in COUNTS.items():
-        for count in counts:
-            if type(record.get(name, {}).get(count, 0)) is not int:
+        for count, most in counts.items():
+            if count in record.get(name, {}) and not _is_count(record[name][count], 1, most):
                 del record[name][count]
     if "origins" in record:
-        record["origins"] = {name: entry for name, entry in record["origins"].items() if isinstance(entry, dict)}
+        record["origins"] = {name: entry for name, entry in record["origins"].items() if _is_origin(entry)}
+    for start in record.get("starts", []):
+        if not isinstance(start.get("versions", {}), dict):
+            del start["versions"]
     if "files" in record.get("dataset", {}) and not _is_fingerprints(record["dataset"]["files"]):
         del record["dataset"]["files"]
     if not isinstance(record.get("family", ""), str):
         del record["family"]
     return record
+
+
+def _is_count(value: Any, least: int, most: int = MOST_STEPS) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_origin(entry: Any) -> bool:
+    """Whether this says who set an option: a word, and the key of the file or nothing."""
+    words = (entry.get("origin"), entry.get("from") or "") if isinstance(entry, dict) else (None,)
+    return all(isinstance(word, str) for word in words)
 
 
 def _is_fingerprints(files: Any) -> bool:
@@ -96,7 +113,7 @@ def _records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(entry, dict) and type(entry.get("step")) is int:
+        if isinstance(entry, dict) and _is_count(entry.get("step"), 0):
             yield entry
 
 
@@ -191,7 +208,7 @@ def _progress_fault(folder: Path, progress: Any, *, sealed: bool) -> str | None:
         return "is no object with a step"
     for name, least in LEAST.items():
         value = progress.get(name, least)
-        if type(value) is not int or not least <= value <= MOST_STEPS:
+        if not _is_count(value, least):
             return f"says {name} {_short(value)}, which no run can reach"
     saves = progress.get("saves", [])
     if not isinstance(saves, list) or not all(isinstance(name, str) for name in saves):

@@ -153,7 +153,7 @@ def _step(entry: dict[str, Any]) -> Step:
     rates = entry.get("lr") if isinstance(entry.get("lr"), dict) else {}
     return Step(
         entry["step"],
-        entry["epoch"] if isinstance(entry.get("epoch"), int) else 1,
+        entry["epoch"] if isinstance(entry.get("epoch"), int) and 0 < entry["epoch"] <= run_folder.MOST_STEPS else 1,
         _number(entry.get("loss")),
         {str(name): _number(rate) for name, rate in (rates or {}).items()},
         _number(entry.get("seconds")),
@@ -162,7 +162,10 @@ def _step(entry: dict[str, Any]) -> Step:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else math.nan
+    try:
+        return float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def _copies(run: Run) -> Iterator[Copy]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
 import subprocess
 import sys
@@ -271,3 +273,40 @@ def test_another_machine_joins_the_run_that_the_first_one_holds(kohyakit, preset
     words = ("--machines", "2", "--processes", "2", "--main-ip", "10.0.0.1", "--main-port", "29501")
     assert kohyakit("launch", preset(), *words, "--machine-rank", "0").exit_code == 1
     assert kohyakit("launch", preset(), *words, "--machine-rank", "1").exit_code == 0
+
+
+SAMPLE = int(os.environ.get("KOHYAKIT_SAMPLE", "25"))
+JUNK = (None, 5, -1, "x", [], [5], {}, {"a": [1]}, 1e400, 10**400, True, "\u001b[31m")
+
+
+def places(document: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a document of JSON."""
+    parts = document if isinstance(document, dict) else dict(enumerate(document)) if isinstance(document, list) else {}
+    return [at, *(place for name, value in parts.items() for place in places(value, (*at, name)))]
+
+
+def replaced(document: Any, place: tuple[Any, ...], value: Any) -> Any:
+    if not place:
+        return value
+    copy = document.copy()
+    copy[place[0]] = replaced(document[place[0]], place[1:], value)
+    return copy
+
+
+@pytest.mark.parametrize("name", ["run.json", "log.jsonl", "state-00000006/progress.json", "state-00000006/complete"])
+def test_no_entry_of_what_a_run_leaves_can_break_a_command(kohyakit, cut: Path, name: str) -> None:
+    file = cut / name
+    text = file.read_text().splitlines()[0] if name == "log.jsonl" else file.read_text()
+    document = json.loads(text)
+    if name == "run.json":
+        document["remarks"] = [{"code": "c", "text": "t", "fix": "f", "step": 1}]
+        document["adapted"] = [{"argument": "a", "from": 1, "to": 2, "why": "w"}]
+        document["options"] = {"network_dim": 4}
+        document["versions"] = {"torch": "1"}
+    spoiled = [(place, junk) for place in places(document) for junk in JUNK]
+    for place, junk in random.Random(name).sample(spoiled, min(SAMPLE, len(spoiled))):
+        file.write_text(json.dumps(replaced(document, place, junk)) + "\n")
+        for words in (("report", cut, "--json"), ("resume", cut, "--print-command")):
+            found = kohyakit(*words)
+            assert isinstance(found.exception, SystemExit | None), (place, junk, words, found.exception)
+            assert found.exit_code in (0, 1)
