@@ -157,7 +157,8 @@ def go_on(
             return _exact(found, sets)
         if found.cut_off and found.run and found.weights is None:
             return _from_the_beginning(found, sets)
-    if to_end or found.cut_off:
+    finished = found.weights is not None and found.weights.stem == found.name  # though nobody wrote that down
+    if to_end or (found.cut_off and not finished):
         fix = "--epochs N or --steps N starts a new run from the weights"
         raise error("no-state", "has no state to resume from exactly", file=str(found.run or found.output), fix=fix)
     fix = "--epochs N or --steps N starts a new run from its weights"
