@@ -34,20 +34,20 @@ class Choice:
     said: tuple[str, ...] = ()
 
 
-def state_meant(asked: Path, run: Path) -> Choice:
+def state_meant(asked: Path, run: Path, *, contents: bool = True) -> Choice:
     """The state that `resume` names in a start of the run folder `run`: itself, or the newest whole one of a run.
 
-    Every byte of it has been read and compared. ConfigError where it is damaged, with the damage by file and the state
-    to use instead; nothing is ever taken for it. A run's own folder without any state means from the beginning, so
-    that one command starts a run and goes on with it after any kill.
+    Every byte of it has been read and compared; without `contents`, sizes alone. ConfigError where it is damaged, with
+    the damage by file and the state to use instead; nothing is ever taken for it. A run's own folder without any state
+    means from the beginning, so that one command starts a run and goes on with it after any kill.
     """
     if (asked / MANIFEST).exists() or STATE.fullmatch(asked.name):
-        return _named(asked)
+        return _named(asked, contents)
     if is_foreign_state(asked):
         must = "is a state of sd-scripts, whose optimizer and position cannot be read here"
         fix = "start from its weights: network_weights set to the LoRA file that was saved with it, and no resume"
         raise _refused("foreign-state", must, asked, fix)
-    newest, damaged = newest_whole(asked)
+    newest, damaged = newest_whole(asked, contents=contents)
     said = tuple(f"warning: {state.path} is damaged and not used: {state.said}" for state in damaged)
     if newest is not None:
         return Choice(newest, said + _of_before(newest))
@@ -76,14 +76,14 @@ def _anew(run: Path) -> str:
     return "leave resume out and set overwrite to begin again"
 
 
-def _named(asked: Path) -> Choice:
-    state = judge(asked, contents=True)
+def _named(asked: Path, contents: bool) -> Choice:
+    state = judge(asked, contents=contents)
     if state.whole:
         return Choice(state, _of_before(state))
     run = asked.parent
     match = STATE.fullmatch(asked.name)
     other = newest_whole(run, before=int(match[1]) if match else None)[0] or newest_whole(run)[0]
-    fix = f"go on from {other.path}, which is whole" if other else _anew(run)
+    fix = f"kohyakit resume {other.path}, which is whole" if other else _anew(run)
     if not asked.exists():
         raise _refused("no-state", "does not exist", asked, fix)
     raise _refused("damaged-state", f"is not a finished training state: {state.said}", asked, fix)

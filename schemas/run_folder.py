@@ -257,13 +257,13 @@ def states_in(run: Path) -> list[State]:
     return sorted((judge(path) for path in folders), key=lambda state: (state.step, state.path.name))
 
 
-def newest_whole(run: Path, *, before: int | None = None) -> tuple[State | None, list[State]]:
+def newest_whole(run: Path, *, before: int | None = None, contents: bool = True) -> tuple[State | None, list[State]]:
     """(newest state whose every byte is as it was written, the damaged newer ones); of steps `before` that one only."""
     damaged: list[State] = []
     for state in reversed(states_in(run)):
         if before is not None and state.step >= before:
             continue
-        state = judge(state.path, contents=True) if state.whole else state
+        state = judge(state.path, contents=contents) if state.whole else state
         if state.whole:
             return state, damaged
         damaged.append(state)

@@ -89,7 +89,7 @@ def test_a_damaged_state_that_is_asked_for_is_refused_and_nothing_is_lost(kohyak
     found = kohyakit("resume", cut / "state-00000006")
     assert (found.exit_code, tree(cut.parent), len(trainer.starts)) == (1, before, 1)
     assert said in found.stderr
-    assert f"fix: go on from {cut / 'state-00000004'}, which is whole" in found.stderr
+    assert f"fix: kohyakit resume {cut / 'state-00000004'}, which is whole" in found.stderr
 
 
 def test_a_state_that_is_not_there_is_refused_and_nothing_is_lost(kohyakit, cut: Path, trainer) -> None:

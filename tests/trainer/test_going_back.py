@@ -51,7 +51,7 @@ def test_a_state_that_is_not_there_costs_no_other(start: Start, run: Path, capsy
     assert tree(run.parent) == before
     said = capsys.readouterr().err
     assert "does not exist" in said
-    assert f"go on from {run / 'state-00000004'}, which is whole" in said
+    assert f"kohyakit resume {run / 'state-00000004'}, which is whole" in said
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_damaged_state_is_named_and_costs_no_other(
     assert tree(run.parent) == before
     told = capsys.readouterr().err
     assert said in told
-    assert f"go on from {run / 'state-00000004'}" in told
+    assert f"kohyakit resume {run / 'state-00000004'}" in told
 
 
 def test_the_newest_whole_state_is_gone_on_from(

@@ -34,5 +34,6 @@ def nothing_left(config: TrainConfig, steps: Steps, state: State, *, own: bool) 
         if not saved or not names or (end.state and end.state_name not in names):
             return None
     must = f"is of step {done}, and the run is {steps.total} steps long: there is nothing left to train"
-    fix = "make it longer (max_train_steps, max_train_epochs), or kohyakit resume RUN --epochs N for a new run"
+    further = f"kohyakit resume {state.path.parent} --epochs N starts a new run from its weights"
+    fix = f"a longer max_train_steps or max_train_epochs goes on from there; {further}"
     return Problem(code="nothing-left", key="resume", got=str(state.path), must=must, fix=fix)
