@@ -56,17 +56,13 @@ def _options(plan: Plan, kept: Mapping[str, Any]) -> Iterator[Change]:
             continue
         default = list(option.default) if isinstance(option.default, tuple) else option.default
         old, new = before.get(name, default), after.get(name, default)
-        if old == new or _same_number(old, new):
+        if old == new:
             continue
         makes: Verdict = "exact" if option.resumable else "new run"
         if name in LENGTHS or name in ROUNDING:
             makes = "equivalent"
         allowed = "may change" if option.resumable else "may not change on a resume"
         yield Change(f"{name}: {old!r} -> {new!r} ({allowed})", makes)
-
-
-def _same_number(old: Any, new: Any) -> bool:
-    return type(old) in (int, float) and type(new) in (int, float) and float(old) == float(new)
 
 
 def _data(plan: Plan, kept: Mapping[str, Any]) -> Iterator[Change]:

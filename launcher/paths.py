@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from launcher.resolve import Resolved
 from schemas.config import Option, table
 from schemas.problems import Problem
+from schemas.run_folder import last_step
 
 OUTPUTS = ("output_dir", "logging_dir", "console_log_file")
 LEFT_TO_OTHERS = ("pretrained_model_name_or_path", "config_file", "tokenizer_cache_dir", "offload_optimizer_nvme_path",
@@ -122,8 +123,12 @@ def existing_results(resolved: Resolved) -> list[Path]:
     pattern = re.compile(rf"{re.escape(name)}(-\d{{6}}|-step\d{{8}})?(\.safetensors|\.ckpt|\.pt|-state)")
     found = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
     run = folder / f"{name}.run"
-    begun = run.is_dir() and ((run / "log.jsonl").exists() or any(run.glob("state-*")))
-    return [*found, run] if begun else found
+    return [*found, run] if has_begun(run) else found
+
+
+def has_begun(run: Path) -> bool:
+    """Whether a run folder holds a state or a step; a start that was killed before those has left nothing to keep."""
+    return run.is_dir() and (any(run.glob("state-*")) or last_step(run) is not None)
 
 
 def bytes_there(resolved: Resolved) -> int:

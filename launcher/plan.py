@@ -36,6 +36,7 @@ class Plan:
     memory: Memory | None = None
     problems: list[Problem] = field(default_factory=list)
     fits: list[dict[str, Any]] | None = None
+    done: int = 0  # steps that the state has behind it from which the run goes on
 
     @property
     def config(self) -> TrainConfig:
@@ -80,6 +81,7 @@ class Plan:
             "processes": self.steps.processes,
             "saves": saves,
             "previews": self.previews,
+            **({"done": self.done} if self.done else {}),
         }
 
     def memory_json(self) -> dict[str, Any] | None:

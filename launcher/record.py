@@ -16,6 +16,7 @@ from launcher import paths
 from launcher.files import write_json
 from launcher.plan import Plan
 from schemas.config import Option, table
+from schemas.run_folder import RECORD, last_step, read_record, states_in
 
 PACKAGES = ("kohyakit", "torch", "accelerate", "diffusers", "transformers", "peft", "safetensors", "lycoris_lora",
             "bitsandbytes", "xformers", "prodigyopt", "numpy", "pillow")  # fmt: skip
@@ -131,15 +132,6 @@ def model_fingerprint(model: str | None) -> dict[str, Any]:
     return {"name": path.name, "size": size, "fingerprint": digest.hexdigest()}
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """run.json of a run folder; empty when there is none or it cannot be read."""
-    try:
-        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def now() -> str:
     """Local time with its offset, to the second."""
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
@@ -147,8 +139,10 @@ def now() -> str:
 
 def begin(folder: Path, plan: Plan, *, mode: str) -> None:
     """Adds a start; the entry has no end while the run goes on."""
-    record = read_record(folder) or describe(plan)
-    record.setdefault("starts", []).append(
+    record = read_record(folder)
+    if "options" not in record:  # the first start, or a file that was lost or damaged since
+        record = {**describe(plan), **record}
+    record["starts"].append(
         {
             "begin": now(),
             "end": None,
@@ -160,7 +154,7 @@ def begin(folder: Path, plan: Plan, *, mode: str) -> None:
             "versions": versions(),
         }
     )
-    write_json(folder / "run.json", record)
+    write_json(folder / RECORD, record)
 
 
 def end(folder: Path, code: int) -> dict[str, Any]:
@@ -168,42 +162,13 @@ def end(folder: Path, code: int) -> dict[str, Any]:
     record = read_record(folder)
     if record.get("starts"):
         record["starts"][-1] |= {"end": now(), "exit": code, "last_step": last_step(folder)}
-        write_json(folder / "run.json", record)
+        write_json(folder / RECORD, record)
     return record
 
 
-def last_step(folder: Path) -> int | None:
-    """The step of the newest whole line of log.jsonl."""
-    try:
-        with (folder / "log.jsonl").open("rb") as stream:
-            stream.seek(0, 2)
-            stream.seek(max(0, stream.tell() - 65536))
-            lines = stream.read().splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        try:
-            step = json.loads(line).get("step")
-        except (ValueError, AttributeError):
-            continue
-        if isinstance(step, int):
-            return step
-    return None
-
-
 def newest_state(folder: Path) -> Path | None:
-    """The whole state with the highest step."""
-    states = [path for path in folder.glob("state-*") if path.name[6:].isdigit() and is_whole(path)]
-    return max(states, key=lambda path: int(path.name[6:]), default=None)
-
-
-def is_whole(state: Path) -> bool:
-    """Whether every file that its last-written one lists has its full length."""
-    try:
-        sizes = json.loads((state / "complete").read_text(encoding="utf-8"))
-        return all((state / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, AttributeError):
-        return False
+    """The whole state with the highest step, as far as sizes tell."""
+    return next((state.path for state in reversed(states_in(folder)) if state.whole), None)
 
 
 def saved_files(plan: Plan, since: float = 0.0) -> list[Path]:

@@ -11,6 +11,7 @@ from launcher.failures import Failure
 from launcher.machine import Machine
 from launcher.plan import Plan, largest_bucket
 from schemas.config import TrainConfig, read_value, table
+from schemas.run_folder import last_step
 
 ROOM = 0.9  # of the card: other programs and the allocator's gaps take the rest
 
@@ -25,7 +26,7 @@ def fix_command(failure: Failure, plan: Plan, machine: Machine) -> str | None:
     run = paths.run_folder(resolved)
     command = ["kohyakit", "resume", str(run)]
     if not all(table()[name].resumable for name in words) or record.newest_state(run) is None:
-        step, total = record.last_step(run) or 0, plan.steps.total if plan.steps else 0
+        step, total = last_step(run) or 0, plan.steps.total if plan.steps else 0
         if _has_weights(run.parent, run.stem) and 0 < step < total:
             command += ["--steps", str(total - step)]
         elif resolved.draft.file is None:

@@ -6,23 +6,30 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher import paths, record
+from launcher import paths
 from launcher.changes import changes, verdict
 from launcher.data import DATASET, PROMPTS
 from launcher.formats.base import Draft, Setting
+from launcher.older import keep_older, moves, renamed
 from launcher.plan import Plan
+from launcher.preflight import unique
 from launcher.resolve import ACCELERATE, Resolved, UsageError, settle
 from launcher.run import Ended
 from schemas.config import BadValue, read_value, table
 from schemas.problems import ConfigError, Problem, error, nearest
+from schemas.resuming import Choice, cannot_change, kept_config, kept_seed, not_on_resume, state_meant
+from schemas.run_folder import CONFIG, MANIFEST, STATE, read_record, same_place, states_in
 
-Mode = Literal["resume", "continue"]
+Mode = Literal["resume", "continue", "launch"]
+LENGTHS = {"max_train_steps", "max_train_epochs"}
 # Places that may change on a resume, renamed or on another machine: what stands there is compared by its content.
 MOVABLE = ("train_data_dir", "reg_data_dir", "in_json", "pretrained_model_name_or_path", "vae")
 COPY = re.compile(r"(?P<name>.+?)(?P<copy>-\d{6}|-step\d{8})?\.(safetensors|ckpt|pt)")
+ELSE = "--epochs N starts a new run from its weights"
 SNAPSHOT = re.compile(r"(?P<name>.+)_\d{8}-\d{6}\.json")
 
 
@@ -37,17 +44,25 @@ class Found:
     source: Path | None = None  # a snapshot, or the LoRA itself, where there is no run folder
     chosen: Path | None = None  # a state that was named instead of its run
 
+    @cached_property
+    def choice(self) -> Choice:
+        """The state to go on from, read and compared; ConfigError where the one named, or every one, is damaged."""
+        return state_meant(self.chosen or self.run, self.run) if self.run else Choice(None)
+
     @property
     def state(self) -> Path | None:
-        return self.chosen or (record.newest_state(self.run) if self.run else None)
+        return self.choice.state.path if self.choice.state else None
 
     @property
     def cut_off(self) -> bool:
-        """Whether the last start of the run did not come to its end, or is to be gone back on."""
-        if self.chosen:
-            return True
-        starts = record.read_record(self.run).get("starts") if self.run else None
-        return starts is not None and len(starts) > 0 and starts[-1].get("exit") != 0
+        """Whether the last start of the run did not come to its end, or is to be gone back on.
+
+        Without a record of starts the states alone tell; whether anything is left of the run shows in its plan.
+        """
+        if self.chosen or self.run is None:
+            return self.chosen is not None
+        starts = read_record(self.run).get("starts")
+        return starts[-1].get("exit") != 0 if starts else bool(states_in(self.run)) or self.weights is None
 
 
 @dataclass(frozen=True)
@@ -59,19 +74,29 @@ class Continuation:
     found: Found
     said: list[str]
     processes: int | None = None
+    seen: tuple[str, ...] = ()  # the whole states of that run when this one was chosen, by name
+
+    @property
+    def own(self) -> bool:
+        """Whether it goes on in the run folder that it comes from."""
+        run = self.found.run
+        return self.mode == "resume" and run is not None and same_place(run, paths.run_folder(self.resolved))
 
 
 def find(path: str) -> Found:
     """The run, snapshot or weights that `path` names; ConfigError `nothing-to-resume` when there is none."""
     place = Path(path)
+    run = place.resolve().parent
+    if (run / CONFIG).is_file() and run.suffix == ".run":  # a part of a run folder, such as a state of it
+        found = _in_folder(run)
+        if STATE.fullmatch(place.name) or (place / MANIFEST).exists():
+            return replace(found, chosen=place)
+        if place.exists():
+            return found
     if not place.exists():
         raise error(
             "no-file", "does not exist", file=path, fix="name a run folder, a snapshot, an output folder or a LoRA"
         )
-    run = place.resolve().parent
-    if (run / "config.toml").is_file() and run.suffix == ".run":  # a part of a run folder, such as a state of it
-        found = _in_folder(run)
-        return replace(found, chosen=place) if place.is_dir() and record.is_whole(place) else found
     if place.is_dir():
         return _in_folder(place)
     if place.suffix == ".safetensors":
@@ -84,13 +109,16 @@ def find(path: str) -> Found:
 
 
 def _in_folder(place: Path) -> Found:
-    if (place / "config.toml").is_file():
+    if (place / CONFIG).is_file():
         name = place.name.removesuffix(".run")
         return Found(place.parent, name, place, _newest_weights(place.parent, name))
-    runs = sorted(place.glob("*.run/config.toml"), key=lambda file: file.stat().st_mtime)
+    runs = sorted(place.glob(f"*.run/{CONFIG}"), key=lambda file: file.stat().st_mtime)
     runs = [run for run in runs if not re.search(r"-v\d+\.run$", run.parent.name)] or runs
     if runs:
         return _in_folder(runs[-1].parent)
+    if states_in(place):
+        must, fix = f"holds states, but no {CONFIG} to train by", f"kohyakit launch FILE --set resume={place}"
+        raise error("nothing-to-resume", must, file=str(place), fix=fix)
     loras = sorted(place.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
     if not loras:
         raise error("nothing-to-resume", "holds no run and no LoRA", file=str(place), fix="name the LoRA file itself")
@@ -99,7 +127,7 @@ def _in_folder(place: Path) -> Found:
 
 def _run_of(folder: Path, name: str) -> Path | None:
     run = folder / f"{name}.run"
-    return run if (run / "config.toml").is_file() else None
+    return run if (run / CONFIG).is_file() else None
 
 
 def _newest_weights(folder: Path, name: str) -> Path | None:
@@ -122,43 +150,127 @@ def go_on(
     if sum((epochs is not None, steps is not None, to_end)) > 1:
         raise UsageError("--epochs, --steps and --to-end exclude each other")
     found = find(path)
-    if to_end or (epochs is None and steps is None and found.cut_off and found.state):
-        return _exact(found, sets)
-    if epochs is None and steps is None:
-        what = "was stopped before its first state" if found.cut_off else "is complete"
-        raise error(
-            "nothing-to-resume",
-            f"{what}, so say how much further",
-            file=path,
-            fix="--epochs N or --steps N starts a new run from its weights",
-        )
-    return _further(found, sets, epochs, steps)
+    if epochs is not None or steps is not None:
+        return _further(found, sets, epochs, steps)
+    if to_end or found.cut_off or (found.state and not LENGTHS.isdisjoint(sets)):
+        if found.state:
+            return _exact(found, sets)
+        if found.cut_off and found.run and found.weights is None:
+            return _from_the_beginning(found, sets)
+    finished = found.weights is not None and found.weights.stem == found.name  # though nobody wrote that down
+    if to_end or (found.cut_off and not finished):
+        fix = "--epochs N or --steps N starts a new run from the weights"
+        raise error("no-state", "has no state to resume from exactly", file=str(found.run or found.output), fix=fix)
+    fix = "--epochs N or --steps N starts a new run from its weights"
+    raise error("nothing-to-resume", "is complete, so say how much further", file=path, fix=fix)
 
 
 def _exact(found: Found, sets: Mapping[str, str]) -> Continuation:
-    state = found.state
-    if found.run is None or state is None:
-        raise error(
-            "no-state",
-            "has no state to resume from exactly",
-            file=str(found.run or found.output),
-            fix="--epochs N or --steps N starts a new run from the weights",
-        )
+    assert found.run is not None
+    assert found.state is not None
+    draft = _own_draft(found, sets)
+    # The newest state is chosen again by the trainer, under its lock; a state that was named is that one.
+    resolved = settle(draft, sets).change("resume", str(found.chosen or found.run), "computed")
+    return _going_on(found, resolved, [] if read_record(found.run) else _changed(sets))
+
+
+def _from_the_beginning(found: Found, sets: Mapping[str, str]) -> Continuation:
+    resolved = settle(_own_draft(found, sets), sets).change("resume", str(found.run), "computed")
+    said = [f"resume: from the beginning: {found.run} was stopped before its first state"]
+    kept = read_record(found.run) if found.run else {}
+    processes = (kept.get("accelerate") or {}).get("num_processes")
+    return Continuation("resume", resolved, found, said + _changed(sets), processes)
+
+
+def _own_draft(found: Found, sets: Mapping[str, str]) -> Draft:
     draft = _kept_draft(found, carried=False)
     _take_launch_words(draft, sets)
     _refuse_changes(draft, sets)
     draft.arguments.pop("resume_from_huggingface", None)
-    resolved = settle(draft, sets).change("resume", str(state), "computed")
-    kept = record.read_record(found.run)
-    progress = _json(state / "progress.json")
-    newest = record.newest_state(found.run)
-    step, total = progress.get("step", "?"), (kept.get("steps") or {}).get("total", "?")
-    said = [f"resume: exactly, from step {step} of {total}, state {state}"]
-    if newest is not None and newest.resolve() != state.resolve():
-        said.append(f"    goes back: newer states, down to {newest.name}, and their records in the log are dropped")
-    if not kept:
-        said += [f"    changed: {name}={value}" for name, value in sets.items()]
-    return Continuation("resume", resolved, found, said, (kept.get("accelerate") or {}).get("num_processes"))
+    return draft
+
+
+def _changed(sets: Mapping[str, str]) -> list[str]:
+    return [f"    changed: {name}={'***' if _secret(name) else value}" for name, value in sets.items()]
+
+
+def _secret(name: str) -> bool:
+    return name in table() and table()[name].secret
+
+
+def _going_on(found: Found, resolved: Resolved, more: list[str]) -> Continuation:
+    """The way from a state that has been read and compared."""
+    state, run = found.choice.state, found.run
+    assert state is not None
+    assert run is not None
+    kept = read_record(run)
+    total = (kept.get("steps") or {}).get("total", "?")
+    said = [f"resume: exactly, from step {state.step} of {total}, state {state.path}"]
+    said += [f"    {line}" for line in found.choice.said]
+    whole = [one.path for one in states_in(run) if one.whole]
+    if found.chosen and whole and not same_place(whole[-1], state.path):
+        said.append(f"    goes back: newer states, down to {whole[-1].name}, and their records in the log are dropped")
+    processes = (kept.get("accelerate") or {}).get("num_processes")
+    return Continuation("resume", resolved, found, said + more, processes, tuple(path.name for path in whole))
+
+
+def in_file(resolved: Resolved) -> Continuation | None:
+    """What `kohyakit resume` does, for a file that sets `resume` itself; None where it does not.
+
+    The options are the file's: `counted` refuses those that would make it another run. Its own run folder without a
+    state means a start from the beginning.
+    """
+    asked = resolved.config.resume
+    if not asked or resolved.config.resume_from_huggingface or (paths.foreign(asked) and not Path(asked).exists()):
+        return None
+    run = paths.run_folder(resolved)
+    try:
+        choice = state_meant(Path(asked), run)
+    except ConfigError as fault:
+        raise ConfigError([resolved.placed(problem) for problem in fault.problems]) from None
+    if choice.state is None:
+        if _newest_weights(run.parent, paths.run_name(resolved)) is None:
+            beginning = resolved.change("resume", None, "computed")
+            return Continuation("launch", beginning, Found(run.parent, paths.run_name(resolved)), [*choice.said])
+        must, fix = f"is complete: {run} holds no state, and the LoRA is saved", f"kohyakit resume {run} --epochs N"
+        raise ConfigError([resolved.placed(Problem(code="nothing-left", key="resume", got=asked, must=must, fix=fix))])
+    source = choice.state.path.parent
+    chosen = choice.state.path if same_place(choice.state.path, Path(asked)) else None
+    found = Found(source.parent, source.name.removesuffix(".run"), source, chosen=chosen)
+    found.__dict__["choice"] = choice  # read once
+    more = []
+    if same_place(source, run) and resolved.config.overwrite:
+        resolved = resolved.change("overwrite", False, "computed")
+        more = ["    overwrite has no effect: this goes on with the run that is there"]
+    seed = kept_seed(str(choice.state.path))
+    if resolved.config.seed is None and seed is not None:
+        resolved = resolved.change("seed", seed, "computed")
+    return _going_on(found, resolved, more)
+
+
+def counted(plan: Plan, way: Continuation) -> Plan:
+    """The plan from the state on; with errors for options that make it another run, and where nothing is left."""
+    state = way.found.choice.state if way.mode == "resume" else None
+    if state is None:
+        return plan
+    from trainer.plan.remaining import nothing_left, steps_done
+
+    resolved = plan.checked.resolved
+    before = kept_config(state.path)
+    problems = list(not_on_resume(before, resolved.config, state.path.parent)) if before else []
+    done = 0
+    if plan.steps is not None:
+        left = nothing_left(resolved.config, plan.steps, state, own=way.own)
+        problems += [left] if left else []
+        done = steps_done(state, plan.steps) or 0
+    return replace(
+        plan,
+        done=done,
+        saves=[save for save in plan.saves if save.step > done],
+        previews=[step for step in plan.previews if step > done],
+        rates=[point for point in plan.rates if point[0] >= done],
+        problems=unique([*plan.problems, *(resolved.placed(problem) for problem in problems)]),
+    )
 
 
 def _take_launch_words(draft: Draft, sets: Mapping[str, str]) -> None:
@@ -184,15 +296,7 @@ def _refuse_changes(draft: Draft, sets: Mapping[str, str]) -> None:
         except BadValue:
             continue  # told by `settle`
         if not (option.resumable or name in (*MOVABLE, "trust") or same):
-            problems.append(
-                Problem(
-                    code="not-on-resume",
-                    key=f"--set {name}",
-                    got=text,
-                    must=f"is {before!r} in this run and cannot change on an exact resume",
-                    fix="--epochs N starts a new run from its weights",
-                )
-            )
+            problems.append(cannot_change(f"--set {name}", before, text, ELSE))
     if problems:
         raise ConfigError(problems)
 
@@ -204,8 +308,8 @@ def _kept_draft(found: Found, *, carried: bool) -> Draft:
     run = found.run
     if run is None:
         return formats.read(found.source or found.output)
-    draft = formats.read(run / "config.toml", format="sd-scripts")
-    kept = record.read_record(run)
+    draft = formats.read(run / CONFIG, format="sd-scripts")
+    kept = read_record(run)
     draft.family, draft.gui_steps, draft.keys = kept.get("family"), None, {}
     origins = kept.get("origins") or {}
     for name, setting in list(draft.arguments.items()):
@@ -308,71 +412,26 @@ def _place(draft: Draft, found: Found) -> None:
 
 def told(plan: Plan, way: Continuation) -> list[str]:
     """The first lines to print: which way it is, what is not as at the first start, and what going on therefore is."""
-    kept = record.read_record(way.found.run) if way.found.run else {}
-    if not kept:
-        return way.said
+    kept = read_record(way.found.run) if way.found.run else {}
+    said = way.said
+    if way.mode == "continue":
+        said = said + [f"    renames: {path} -> {target.name}" for path, target in moves(plan)]
+    if "options" not in kept or way.mode == "launch" or (way.mode == "resume" and way.found.state is None):
+        return said
     found = changes(plan, kept)
     differs = [f"    differs: {change}" for change in found] or ["    nothing differs from the first start"]
     if way.mode == "continue":
-        return [*way.said, *differs, "    verdict: a new run"]
+        return [*said, *differs, "    verdict: a new run"]
     made = verdict(found)
     how, meaning = {
         "exact": ("exactly", "exact: the same numbers as without the interruption"),
         "equivalent": ("equivalently", "equivalent: the same run up to rounding and order, not bit for bit"),
         "new run": ("not exactly", "a new run from here on: other data or options"),
     }[made]
-    first, *rest = way.said
+    first, *rest = said
+    if plan.done and plan.steps is not None:  # the run may have another length by now
+        first = re.sub(r" of \S+, state ", f" of {plan.steps.total}, state ", first, count=1)
     return [first.replace("exactly", how, 1), *rest, *differs, f"    verdict: {meaning}"]
-
-
-def moves(plan: Plan) -> list[tuple[Path, Path]]:
-    """(result that stands in the way of a new run, the numbered name that it gets)."""
-    resolved = plan.checked.resolved
-    folder, name = paths.output_dir(resolved), paths.run_name(resolved)
-    there = paths.existing_results(resolved)
-    run = paths.run_folder(resolved)
-    if run.is_dir() and run not in there:
-        there.append(run)
-    number = 1
-    while any(folder.glob(f"{name}-v{number}[.-]*")):
-        number += 1
-    return [(path, folder / f"{name}-v{number}{path.name.removeprefix(name)}") for path in there]
-
-
-def renamed(plan: Plan, way: Continuation) -> Plan:
-    """The plan with `network_weights` under the name that the file will have when training starts."""
-    resolved = plan.checked.resolved
-    weights = resolved.config.network_weights
-    if way.mode == "resume" or not weights:
-        return plan
-    for path, target in moves(plan):
-        if path.resolve() == Path(weights).resolve():
-            resolved = resolved.change("network_weights", str(target), "computed")
-    return replace(plan, checked=replace(plan.checked, resolved=resolved))
-
-
-def keep_older(plan: Plan) -> None:
-    """Moves results that stand in the way to a numbered name; all of them, or none and a ConfigError."""
-    moved: list[tuple[Path, Path]] = []
-    try:
-        for path, target in moves(plan):
-            path.rename(target)
-            moved.append((path, target))
-    except OSError as fault:
-        for path, target in reversed(moved):
-            target.rename(path)
-        must, folder = f"cannot be renamed: {fault.strerror}", paths.output_dir(plan.checked.resolved)
-        raise error("not-writable", must, file=str(folder), fix="check its owner") from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    import json
-
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def start(
@@ -383,10 +442,21 @@ def start(
 
     plan = renamed(run.settled(plan), way)
     run.probe_writing(plan)
-    if way.mode == "resume":
-        run.write_config(plan)
-        return run.start(plan, mode="resume", write=write, say=say, terminal=terminal)
-    if not plan.launch.machine_rank:
-        keep_older(plan)
-    run.prepare(plan)
-    return run.start(plan, mode="continue", write=write, say=say, terminal=terminal)
+    with run.locked(plan) as token:
+        if way.own:
+            _refuse_meanwhile(plan, way)
+            run.write_config(plan)
+        else:
+            if not plan.launch.machine_rank:
+                keep_older(plan)
+            run.prepare(plan)
+        return run.start(plan, mode=way.mode, write=write, say=say, terminal=terminal, token=token)
+
+
+def _refuse_meanwhile(plan: Plan, way: Continuation) -> None:
+    """ConfigError where another start has gone on with the run since this command looked at it. Under the lock."""
+    run = paths.run_folder(plan.checked.resolved)
+    now = tuple(state.path.name for state in states_in(run) if state.whole)
+    if now != way.seen and not plan.launch.machine_rank:
+        must, fix = "has been gone on with by another start meanwhile; nothing was changed", "run the command again"
+        raise error("run-in-use", must, file=str(run), fix=fix)

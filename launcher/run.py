@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from launcher.remedies import consent_words, fix_command
 from launcher.spill import SpillWatch
 from schemas.config import write as config_text
 from schemas.problems import ConfigError, Problem, errors
+from schemas.run_folder import CONFIG, LOG, RECORD, last_step
+from schemas.run_lock import VARIABLE as LOCK_VARIABLE
+from schemas.run_lock import hold_for_launcher
 from trainer.plan.listing import listing
 
 FAILED = 3
@@ -57,8 +61,31 @@ def launch(plan: Plan, *, write: Callable[[bytes], Any], say: Callable[[str], An
         return Ended(0, [])
     plan = settled(plan)
     probe_writing(plan)
-    prepare(plan)
-    return start(plan, mode="launch", write=write, say=say, terminal=terminal)
+    with locked(plan) as token:
+        in_the_way = paths.overwrite_problem(plan.checked.resolved)
+        if in_the_way is not None and not plan.launch.machine_rank:  # another start was quicker
+            raise ConfigError([in_the_way])
+        if (paths.run_folder(plan.checked.resolved) / LOG).is_file() and not plan.config.overwrite:
+            say("the earlier start ended before its first state: this one starts from the beginning")
+        prepare(plan)
+        mode = "resume" if plan.config.resume else "launch"
+        return start(plan, mode=mode, write=write, say=say, terminal=terminal, token=token)
+
+
+@contextmanager
+def locked(plan: Plan) -> Iterator[str | None]:
+    """The run folder is this launcher's: nothing is written or removed before. Gives the token for the trainer.
+
+    ConfigError while another launcher or a trainer is at work there. Of several machines the first one holds it.
+    """
+    if plan.launch.machine_rank:
+        yield None
+        return
+    lock, token = hold_for_launcher(paths.run_folder(plan.checked.resolved))
+    try:
+        yield token
+    finally:
+        lock.free()
 
 
 def settled(plan: Plan) -> Plan:
@@ -99,8 +126,7 @@ def prepare(plan: Plan) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_config(plan)
         return
-    if resolved.config.overwrite:
-        clear(folder)
+    clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_config(plan)
     keep_source(plan)
@@ -121,10 +147,13 @@ def write_config(plan: Plan) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Removes what an earlier run under this name left in its run folder, and nothing else."""
+    """Removes what an earlier run under this name left in its run folder, and nothing else.
+
+    To be called under the lock, when that may be overwritten or never came to a state.
+    """
     for path in folder.glob("state-*"):
         shutil.rmtree(path)
-    for name in ("log.jsonl", "run.json", "config.toml"):
+    for name in (LOG, RECORD, CONFIG):
         (folder / name).unlink(missing_ok=True)
     for path in folder.glob("source.*"):
         path.unlink()
@@ -150,9 +179,15 @@ def keep_source(plan: Plan) -> None:
 
 
 def start(
-    plan: Plan, *, mode: str, write: Callable[[bytes], Any], say: Callable[[str], Any], terminal: bool = False
+    plan: Plan,
+    *,
+    mode: str,
+    write: Callable[[bytes], Any],
+    say: Callable[[str], Any],
+    terminal: bool = False,
+    token: str | None = None,
 ) -> Ended:
-    """Runs the trainer in the run folder as it stands, and records begin and end."""
+    """Runs the trainer in the run folder as it stands, and records begin and end; `token` is of the lock held."""
     folder = paths.run_folder(plan.checked.resolved)
     if not plan.launch.machine_rank:
         record.begin(folder, plan, mode=mode)
@@ -160,28 +195,37 @@ def start(
     for name, secret in secrets_of(plan.config).items():
         variables.setdefault(SECRET_VARIABLES.get(name, name.upper()), secret)
     variables["KOHYAKIT_LAUNCHED"] = "1"
+    if token is not None:
+        variables[LOCK_VARIABLE] = token
     since = time.time() if mode == "launch" else 0.0
     cards = [gpu.memory for gpu in machine.this_machine().gpus if gpu.memory]
-    spill = SpillWatch(folder / "log.jsonl", min(cards, default=None), say)
+    spill = SpillWatch(folder / LOG, min(cards, default=None), say)
 
     def passed_on(data: bytes) -> None:
         write(data)
         spill.look()
 
+    before = _size(folder / LOG)
     finished = run_child(plan.command, variables, passed_on, terminal=terminal)
-    return report(plan, finished, say, since=since)
+    return report(plan, finished, say, since=since, trained=_size(folder / LOG) != before)
 
 
-def report(plan: Plan, finished: Finished, say: Callable[[str], Any], *, since: float = 0.0) -> Ended:
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def report(
+    plan: Plan, finished: Finished, say: Callable[[str], Any], *, since: float = 0.0, trained: bool = True
+) -> Ended:
     """Says how the run ended, closes its record, and turns the trainer's exit code into the command's."""
     folder = paths.run_folder(plan.checked.resolved)
     code = finished.code
     outcome = code if code in (0, 1, INTERRUPTED) else FAILED
-    if outcome == 1 and (last_error(finished.lines) or record.last_step(folder) is not None):
+    if outcome == 1 and (last_error(finished.lines) or trained):
         outcome = FAILED  # Python itself ends with 1 too
     if not plan.launch.machine_rank:
         record.end(folder, outcome)
-    saved, step = record.saved_files(plan, since), record.last_step(folder)
+    saved, step = record.saved_files(plan, since), last_step(folder)
     total = plan.steps.total if plan.steps else None
     if outcome == 0:
         say(f"done: {saved[0] if saved else folder}")

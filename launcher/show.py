@@ -113,6 +113,8 @@ def _steps(plan: Plan) -> Iterator[str]:
     if steps is None:
         return
     yield row("steps", derivation(plan))
+    if plan.done:
+        yield row("", f"{plan.done} of them are done, {steps.total - plan.done} are left")
     names = [save.file for save in plan.saves]
     yield row("saves", f"{len(names)}: {_some(names)}")
     if plan.config.sample_prompts and plan.previews:

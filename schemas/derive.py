@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from schemas.config import Option, table
+from schemas.config import Option, TrainConfig, table, to_flat
 from schemas.options import DeprecatedOptions
 from schemas.rules.optimizers import OPTIMIZERS
 from schemas.rules.schedule import SCHEDULERS, TORCH_SCHEDULERS
@@ -37,6 +37,21 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         groups[option.group].add_argument(
             f"--{option.name}", default=argparse.SUPPRESS, help=_help(option).replace("%", "%%"), **shape
         )
+
+
+def typed_words(config: TrainConfig) -> list[str]:
+    """The options of a config as words that `add_flags` and `from_flat` read back to the same; secrets left out."""
+    words: list[str] = []
+    for name, value in to_flat(config).items():
+        if value is None or name in ("config_file", "output_config"):
+            continue
+        if isinstance(value, bool):
+            words += [f"--{name}"] if value else []
+        elif isinstance(value, list) and len(value) != 1:  # one word with = may begin with a dash
+            words += [f"--{name}", *(str(one) for one in value)]
+        else:
+            words.append(f"--{name}={value[0] if isinstance(value, list) else value}")
+    return words
 
 
 def _metavar(option: Option) -> str:

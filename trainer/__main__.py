@@ -21,10 +21,12 @@ from typing import Any
 
 from schemas import ConfigError, Problem, TrainConfig, config, errors, pickles, rules, weights
 from schemas.derive import add_flags
+from schemas.resuming import state_meant
 from trainer.dataset.checks import bucket_steps
 from trainer.dataset.files import Scan, scan
 from trainer.plan.adapt import adapt_to
 from trainer.plan.listing import listing
+from trainer.run_folder import RunFolder
 
 FAILED, INTERRUPTED = 3, 130
 
@@ -67,6 +69,8 @@ def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:
     problems += [*found.problems, *bucket_steps(found.specs, read, family)]
     if errors(problems):
         raise ConfigError(problems)
+    if read.resume and not read.resume_from_huggingface:  # early; what counts is read again under the lock
+        state_meant(Path(read.resume), RunFolder.of(read).path, contents=False)
     return family, found, problems
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate.utils import gather_object
 
+from schemas.run_folder import judge
 from trainer import states
 from trainer.batches import Batch
 from trainer.remarks import Remarks
@@ -89,6 +90,8 @@ def finite(weights: Sequence[torch.Tensor]) -> bool:
 def go_back(run: Run, results: Results) -> None:
     """The weights of the newest state that are numbers; there always is one of the start."""
     for folder in reversed(states.states_in(results.folder.path)):
+        if not judge(folder, contents=True, only=("adapter.safetensors",)).whole:
+            continue
         run.at.step = int(states.load_state(folder, {"adapter": run.adapter})["step"])
         if finite(run.adapter.parameters()):
             return

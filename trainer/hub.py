@@ -20,7 +20,7 @@ from typing import Any
 
 from schemas import ConfigError, TrainConfig, error
 from schemas.rules.hub import state_place
-from trainer.states import COMPLETE, is_whole
+from schemas.run_folder import MANIFEST, judge
 
 SPOOL = "uploads"  # in the run folder: what waits for the background thread
 FETCHED = "from-hub"  # in the run folder: the state that resume_from_huggingface names
@@ -190,7 +190,7 @@ class HubState:
             lambda: self.api.list_repo_files(place.repo, revision=place.revision, repo_type=place.kind),
             "resume", str(self.config.resume), self.config,
         )  # fmt: skip
-        states = sorted(name.removesuffix(f"/{COMPLETE}") for name in files if name.endswith(f"/{COMPLETE}"))
+        states = sorted(name.removesuffix(f"/{MANIFEST}") for name in files if name.endswith(f"/{MANIFEST}"))
         if place.path not in states:
             fix = f"name one of {', '.join(states[-5:])}" if states else "name a repository with states of kohyakit"
             raise error("no-state", f"is no finished state in {place.repo}", key="resume", got=place.path, fix=fix)
@@ -204,11 +204,11 @@ class HubState:
                                                local_dir=folder, allow_patterns=[f"{glob.escape(place.path)}/*"]),
             "resume", str(self.config.resume), self.config,
         )  # fmt: skip
-        state = folder / place.path
-        if not is_whole(state):
-            raise error("unfinished-state", "has come incomplete from the hub", key="resume", got=str(state),
-                        fix="start the run once more, or name another state")  # fmt: skip
-        return state
+        state = judge(folder / place.path, contents=True)
+        if not state.whole:
+            raise error("unfinished-state", f"has come incomplete from the hub: {state.said}", key="resume",
+                        got=str(state.path), fix="start the run once more, or name another state")  # fmt: skip
+        return state.path
 
 
 def remove_fetched(run_folder: Path) -> None:

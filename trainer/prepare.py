@@ -20,6 +20,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from schemas import TrainConfig, table, to_flat
+from schemas.resuming import kept_seed
 from trainer import connection
 from trainer.adapters import Adapter, import_plugin, is_plugin, merge_by_plugin, merge_weights
 from trainer.cache import LatentCache, TextCache
@@ -91,8 +92,9 @@ def loggable(config: TrainConfig) -> dict[str, Any]:
 
 
 def drawn_seed(config: TrainConfig, accelerator: Accelerator) -> TrainConfig:
-    """The config with a seed that all processes share: the user's, or one drawn now."""
-    seed = [config.seed if config.seed is not None else SystemRandom().randrange(2**32 - 1)]
+    """The config with a seed that all processes share: the user's, that of the run gone on with, or one drawn now."""
+    given = config.seed if config.seed is not None else kept_seed(config.resume)
+    seed = [given if given is not None else SystemRandom().randrange(2**32 - 1)]
     broadcast_object_list(seed)
     set_seed(seed[0])
     return replace(config, seed=seed[0])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from schemas.run_folder import RECORD, read_record
 from trainer.adapters import Adapter
 from trainer.dataset.captions import fixed
 from trainer.dataset.files import Sample, Scan
@@ -35,7 +36,7 @@ class Remarks:
     """Says remarks and keeps them in the `remarks` of run.json, where the launcher has made one."""
 
     def __init__(self, folder: Path, say: Callable[[str, str], Any], *, main: bool) -> None:
-        self.record, self.say, self.main = folder / "run.json", say, main
+        self.record, self.say, self.main = folder / RECORD, say, main
 
     def add(self, remark: Remark | None, step: int = 0) -> None:
         """A warning on the console, and in run.json unless an earlier start has left the same; None says nothing."""
@@ -61,11 +62,8 @@ class Remarks:
             self._change(noted)
 
     def _change(self, change: Callable[[dict[str, Any]], None]) -> None:
-        try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return
-        if isinstance(record, dict):
+        record = read_record(self.record.parent)
+        if record:
             change(record)
             write_text(self.record, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 

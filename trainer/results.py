@@ -19,7 +19,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from schemas import TrainConfig
+from schemas import ConfigError, TrainConfig
+from schemas.resuming import Choice, kept_config, not_on_resume, state_meant
+from schemas.run_folder import State
+from schemas.run_folder import states_in as all_states_in
+from schemas.run_lock import Lock, hold_for_trainer
 from trainer import checkpoint, states
 from trainer.adapters import is_plugin
 from trainer.dataset.files import Scan
@@ -27,11 +31,12 @@ from trainer.dataset.order import Assignment, batches_per_epoch
 from trainer.dataset.prompts import Prompt, read_prompts
 from trainer.hub import HubState, Uploads, remove_fetched
 from trainer.plan import marks
+from trainer.plan.remaining import nothing_left
 from trainer.plan.steps import Steps
 from trainer.read_back import UnsoundFile, untouched
 from trainer.report import Record
-from trainer.resuming import data_mark, going_on, state_named
-from trainer.run_folder import Lock, RunFolder
+from trainer.resuming import data_mark, going_on
+from trainer.run_folder import RunFolder
 from trainer.sampling import Preview, show_in_wandb, write_previews
 from trainer.stopping import TrainingStopped, disk_full, size_in_bytes
 
@@ -56,7 +61,8 @@ class Results:
         self.resumed: Path | None = None  # the state that this start goes on from
         self.uploads: Uploads | None = None
         self.logged = 0  # the records of the log that belong to it
-        self._lock = Lock(folder.path)
+        self._lock: Lock | None = None
+        self._own = False  # whether that state is one of this run folder
         self._marks: dict[str, Any] = {}
         self._began = self._state_due = time.monotonic()
         self._facts: checkpoint.RunFacts | None = None
@@ -76,33 +82,60 @@ class Results:
         self.resumed = chosen[0]
 
     def _open(self, found: Scan, pids: list[int]) -> Path | None:
+        """The state to go on from, read and compared under the lock; nothing of the run is removed or written yet."""
+        self._lock, before = hold_for_trainer(self.folder.path, pids)
+        try:
+            return self._chosen(found, before)
+        except ConfigError:
+            self._free_lock()
+            raise
+
+    def _free_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.free()
+
+    def _chosen(self, found: Scan, before: list[int]) -> Path | None:
         config, folder = self.config, self.folder
         remote = HubState(config) if config.resume_from_huggingface else None
         asked = Path(config.resume) if config.resume and not remote else None
-        own = asked is not None and folder.path.resolve() in (asked.resolve(), asked.resolve().parent)
-        if not (own or config.overwrite):
-            self._refuse_overwriting(states.states_in(folder.path))
+        self._own = asked is not None and folder.path.resolve() in (asked.resolve(), asked.resolve().parent)
+        if not (self._own or config.overwrite):
+            self._refuse_overwriting(all_states_in(folder.path))
         if remote:
             remote.check()
         if config.huggingface_repo_id:
             self.uploads = Uploads(config, folder.path)
             self.uploads.check()
-        before = self._lock.take(pids)
         states.sweep_states(folder.path)
         folder.sweep((sample.path for sample in found.samples), before)
-        state = remote.fetch(folder.path) if remote else state_named(asked, folder.path)
-        if own and state is None and not config.overwrite:
+        if remote:
+            return remote.fetch(folder.path)
+        choice = state_meant(asked, folder.path) if asked else Choice(None)
+        if choice.state is not None:
+            self._refuse_another_run(choice.state)
+        elif self._own and not config.overwrite:
             self._refuse_overwriting([])  # complete already
-        last = _progress(state).get("step", -1) if own and state else -1
-        for newer in states.states_in(folder.path):
-            if _progress(newer)["step"] > last:  # of a past that is being replaced, as are its records in the log
-                states.remove_state(newer)
-        folder.open(config)
-        return state
+        for line in choice.said:
+            print(line, flush=True)
+        return choice.state.path if choice.state else None
 
-    def _refuse_overwriting(self, there: list[Path]) -> None:
+    def _refuse_another_run(self, state: State) -> None:
+        """ConfigError for options that would make it another run than the state's, and where nothing is left of it."""
+        before = kept_config(state.path)
+        problems = list(not_on_resume(before, self.config, state.path.parent)) if before else []
+        done = nothing_left(self.config, self.steps, state, own=self._own)
+        if problems or done:
+            raise ConfigError([*problems, *([done] if done else [])])
+
+    def _drop_past(self, last: int) -> None:
+        """Removes the states of a past that is being replaced, as are its records in the log."""
+        for state in all_states_in(self.folder.path):
+            if state.step > last:
+                states.remove_state(state.path)
+
+    def _refuse_overwriting(self, there: list[State]) -> None:
         names = [save.file for save in marks.saves(self.config, self.steps)]
-        self.folder.refuse_overwriting(names, [state for state in there if _progress(state)["step"] > 0])
+        self.folder.refuse_overwriting(names, [state.path for state in there if state.step > 0])
 
     def describe(self, run: Run, found: Scan, assignment: Assignment) -> None:
         """What the header of every file of this run will say; the base model is hashed meanwhile."""
@@ -173,7 +206,7 @@ class Results:
         self._drop_unnamed()
         remove_fetched(self.folder.path)
         self._finish_uploads()
-        self._lock.free()
+        self._free_lock()
 
     def write_weights(self, run: Run, name: str, epoch: int) -> None:
         path = self.folder.output / name
@@ -239,6 +272,8 @@ class Results:
         self._began = time.monotonic()
         self._state_due = self._began + SOONEST
         if self.main and self.resumed is None:
+            self._drop_past(-1)
+            self.folder.open(self.config)
             self.save_state(run)
 
     def save_state(self, run: Run, name: str | None = None) -> None:
@@ -290,13 +325,13 @@ class Results:
     def load_state(self, run: Run) -> dict[str, int]:
         """Puts everything back where it was; the position to go on from."""
         assert self.resumed is not None
-        progress = states.load_state(self.resumed, self.parts(run))
+        progress = states.load_state(self.resumed, self.parts(run), verified=True)  # in `_open`
         self.logged = progress["step"]
         position, notes = going_on(progress, self._marks, self.steps, self.config)
-        if position["step"] != progress["step"] and isinstance(run.scheduler, torch.optim.lr_scheduler.LambdaLR):
-            run.scheduler.last_epoch = position["step"] - 1
-            run.scheduler.step()
+        set_rates(run.scheduler, position["step"])
         if self.main:
+            self._drop_past(progress["step"] if self._own else -1)
+            self.folder.open(self.config)
             for note in notes:
                 print(note, flush=True)
             for moment in marks.saves(self.config, self.steps):
@@ -319,7 +354,7 @@ class Results:
         self.write_weights(run, marks.step_name(self.config, run.at.step), run.at.epoch - 1)
         self.save_state(run)
         self._finish_uploads()
-        self._lock.free()
+        self._free_lock()
         print(f"stopped at step {run.at.step} of {self.steps.total}; saved {self.files[-1]}\n"
               f"go on with: kohyakit resume {self.folder.path}", flush=True)  # fmt: skip
 
@@ -372,6 +407,15 @@ class Results:
                 values[f"lr/d*lr/{group.get('name', 0)}"] = group["d"] * group["lr"]
         values |= run.norms
         run.accelerator.log(values, step=record.step)
+
+
+def set_rates(scheduler: Any, step: int) -> None:
+    """The rates of `step` by the schedule of this start: the state's are those of the length that the run had then."""
+    if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        bases = zip(scheduler.lr_lambdas, scheduler.base_lrs, strict=True)
+        scheduler.last_epoch, scheduler._last_lr = step, [base * factor(step) for factor, base in bases]
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+            group["lr"] = rate
 
 
 def _progress(state: Path) -> dict[str, Any]:

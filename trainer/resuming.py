@@ -1,31 +1,15 @@
-"""Which state a run goes on from, and where in the data: exactly there, or at the same batch cut differently."""
+"""Where in the data a run goes on from a state: exactly there, or at the same batch cut differently."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from schemas import TrainConfig
 from trainer.dataset.files import Scan
 from trainer.plan.steps import Steps
-from trainer.states import COMPLETE, newest_state
-
-
-def state_named(asked: Path | None, run_folder: Path) -> Path | None:
-    """The state that `resume` means: itself, or the newest in a run folder.
-
-    None means from the beginning: nothing asked, or this run's own folder that holds no state yet. So one command, with
-    resume set to its own run folder, starts a run and goes on with it after any kill.
-    """
-    if asked is None or (asked / COMPLETE).exists():
-        return asked
-    newest = newest_state(asked)
-    if newest is None and asked.resolve() == run_folder.resolve():
-        return None
-    return newest or asked
 
 
 def data_mark(found: Scan) -> str:
@@ -48,9 +32,9 @@ def going_on(
     notes = []
     if progress.get("data", now["data"]) != now["data"]:
         notes.append("warning: pictures or captions have changed since this state: the run goes on, but not exactly")
-    if progress.get("seed") != now["seed"]:
+    if progress.get("seed", now["seed"]) != now["seed"]:
         notes.append(f"warning: the seed was {progress.get('seed')}, now it is {now['seed']}: not an exact resume")
-    before = int(progress["processes"]), int(progress.get("batches", now["batches"]))
+    before = int(progress.get("processes", now["processes"])), int(progress.get("batches", now["batches"]))
     if before == (now["processes"], now["batches"]):
         return place, notes
     used = min(place["batch"] * before[0] + place["shift"], before[1])

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import re
-import socket
-import sys
 import time
-import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
 import psutil
 
 from schemas import ConfigError, Problem, TrainConfig
 from schemas import config as schema
+from schemas.run_folder import CONFIG, LOG
 
 DEFAULT_NAME = "last"  # the reference's name for the final file when output_name is unset
-LOCK = ".lock"  # there while a run is under way: who works on it
 IDLE_SECONDS = 60.0  # a cache file half written for longer has lost its writer, wherever that one ran
 TEMPORARY = re.compile(r"\.(?P<name>.+?)(?:\.(?P<pid>\d+))?\.(?:tmp|partial)")
 
@@ -43,7 +37,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        return self.path / "log.jsonl"
+        return self.path / LOG
 
     @property
     def samples(self) -> Path:
@@ -69,9 +63,9 @@ class RunFolder:
     def open(self, config: TrainConfig) -> None:
         """Makes the folder and keeps the config there, unless the launcher has put the same one there already."""
         self.path.mkdir(parents=True, exist_ok=True)
-        kept = self.path / "config.toml"
-        if not kept.is_file():
-            write_text(kept, schema.write(config))
+        kept = self.path / CONFIG
+        if not kept.is_file() or not os.environ.get("KOHYAKIT_LAUNCHED"):
+            write_text(kept, schema.write(replace(config, trust=())))  # consent is no file's to give
 
     def sweep(self, pictures: Iterable[Path], before: Sequence[int]) -> None:
         """Removes the temporary files of earlier starts that were killed, in this folder and beside the pictures.
@@ -105,81 +99,6 @@ def _idle(path: Path, pid: int) -> bool:
         return not psutil.pid_exists(pid) and time.time() - path.stat().st_mtime > IDLE_SECONDS
     except OSError:
         return False
-
-
-class Lock:
-    """Keeps a second trainer out of a run folder; a killed one's lock opens by itself.
-
-    The system lets go of it with the process; where the file system knows no locks there is none.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / LOCK
-        self._release: weakref.finalize[..., Lock] | None = None
-
-    def take(self, pids: Sequence[int]) -> list[int]:
-        """The processes of the last start if that was killed on this machine; ConfigError while it still runs."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        stream = self._path.open("a+", encoding="utf-8")
-        stream.seek(0)
-        text = stream.read()
-        try:
-            said = json.loads(text or "{}")
-        except ValueError:
-            said = {}
-        if not _locked(stream):
-            stream.close()
-            raise ConfigError(
-                [
-                    Problem(
-                        code="run-in-use",
-                        key="output_name",
-                        got=str(self._path.parent),
-                        must=f"is being trained by process {said.get('pids', ['?'])[0]} on {said.get('host', '?')}",
-                        fix="wait for it or stop it, or choose another --output_name",
-                    )
-                ]
-            )
-        self._release = weakref.finalize(self, _free, self._path, stream, os.getpid())
-        stream.truncate(0)
-        stream.write(json.dumps({"host": socket.gethostname(), "pids": list(pids)}))
-        stream.flush()
-        here = said.get("host") == socket.gethostname()
-        return [int(pid) for pid in said.get("pids", []) if here and pid not in pids]
-
-    def free(self) -> None:
-        """The work is over, well or not: nothing is left of the lock."""
-        if self._release is not None:
-            self._release()
-
-
-def _free(path: Path, stream: IO[str], owner: int) -> None:
-    if os.getpid() != owner:  # a data worker, which has only inherited it
-        return
-    if sys.platform == "win32":  # an open file cannot be removed there
-        stream.close()
-    path.unlink(missing_ok=True)
-    stream.close()
-
-
-def _locked(stream: IO[str]) -> bool:
-    """Whether the lock is ours now; True as well where locks are not to be had."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        stream.seek(0x7FFFFFF)  # a place beyond the text, which stays readable
-        try:
-            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-    import fcntl
-
-    try:
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: data workers would inherit it and outlive us
-    except OSError as fault:  # anything else than "taken": not every network file system has locks
-        return fault.errno not in (errno.EACCES, errno.EAGAIN)
-    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from schemas.problems import ConfigError, error
+from schemas.run_folder import MANIFEST, PROGRESS, judge, manifest_of, sealed
+from schemas.run_folder import states_in as all_states_in
 from trainer.lora_file import sync_folder, write_atomically
 
-COMPLETE = "complete"  # written last; lists the bytes of every other file
-PROGRESS = "progress.json"
 UNDER_WAY = re.compile(r"\.(?P<name>.*state.*)\.\d+\.(?:tmp|old)")  # temporary names of a state folder
 
 
@@ -35,8 +35,8 @@ def save_state(folder: Path, parts: Mapping[str, Any], progress: Mapping[str, An
         scratch.mkdir()
         for name, part in parts.items():
             _write_part(scratch, name, part)
-        _write_json(scratch / PROGRESS, progress)
-        _write_json(scratch / COMPLETE, {path.name: path.stat().st_size for path in _parts_in(scratch)})
+        _write_json(scratch / PROGRESS, sealed(progress))
+        _write_json(scratch / MANIFEST, manifest_of(scratch))
         if folder.exists():
             old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
             folder.rename(old)  # a kill between the two renames is mended by `sweep_states`
@@ -54,11 +54,6 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomically(path, lambda stream: stream.write(text))
 
 
-def _parts_in(folder: Path) -> Iterator[Path]:
-    """The files that must not change any more; progress may be written anew."""
-    return (path for path in folder.iterdir() if path.name not in (COMPLETE, PROGRESS))
-
-
 def _write_part(folder: Path, name: str, part: Any) -> None:
     if hasattr(part, "exact_state"):
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in part.exact_state().items()}
@@ -69,11 +64,15 @@ def _write_part(folder: Path, name: str, part: Any) -> None:
         write_atomically(folder / f"{name}.pt", lambda stream: torch.save(state, stream))
 
 
-def load_state(folder: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Put every part back and return the progress; ConfigError when the state is unfinished, damaged or another's."""
-    if not is_whole(folder):
-        raise error("unfinished-state", "is not a finished training state", key="resume", got=str(folder),
-                    fix="name an older state")  # fmt: skip
+def load_state(folder: Path, parts: Mapping[str, Any], *, verified: bool = False) -> dict[str, Any]:
+    """Put every part back and return the progress; ConfigError when the state is unfinished, damaged or another's.
+
+    Nothing is put back before every file of these parts has its checksum, unless the caller has `verified` that.
+    """
+    state = judge(folder, contents=not verified, only={_file_of(name, part) for name, part in parts.items()})
+    if not state.whole:
+        raise error("unfinished-state", f"is not a finished training state: {state.said}", key="resume",
+                    got=str(folder), fix="name an older state")  # fmt: skip
     for name, part in parts.items():
         try:
             _read_part(folder, name, part)
@@ -83,52 +82,41 @@ def load_state(folder: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
             reason = str(fault).partition("\n")[0] or type(fault).__name__
             raise error("state-mismatch", f"has a part that does not fit this run: {name} ({reason})", key="resume",
                         got=str(folder), fix="resume with the options of the first run") from fault  # fmt: skip
-    return read_progress(folder) or {}
+    return dict(state.progress)
+
+
+def _file_of(name: str, part: Any) -> str:
+    return f"{name}.safetensors" if hasattr(part, "exact_state") else f"{name}.pt"
 
 
 def _read_part(folder: Path, name: str, part: Any) -> None:
     if hasattr(part, "exact_state"):
-        tensors: dict[str, Tensor] = safetensors.torch.load_file(folder / f"{name}.safetensors")
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(folder / _file_of(name, part))
         part.load_exact_state(tensors)
     else:
         # weights_only: a state may come from elsewhere, and pickle runs code
-        part.load_state_dict(torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True))
+        part.load_state_dict(torch.load(folder / _file_of(name, part), map_location="cpu", weights_only=True))
 
 
 def is_whole(folder: Path) -> bool:
     """Whether a state is finished and every file of it has its full length (a copy may have been cut off)."""
-    try:
-        text = (folder / COMPLETE).read_text(encoding="utf-8")
-        sizes: dict[str, int] = json.loads(text)
-        return all((folder / name).stat().st_size == size for name, size in sizes.items()) and bool(
-            read_progress(folder)
-        )
-    except (OSError, ValueError, AttributeError):
-        return False
+    return judge(folder).whole
 
 
 def read_progress(folder: Path) -> dict[str, Any] | None:
-    """progress.json of a state; None when it cannot be read."""
-    try:
-        found = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) and int(found["step"]) >= 0 else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """The progress of a state; None when it is not whole."""
+    state = judge(folder)
+    return dict(state.progress) if state.whole else None
 
 
 def write_progress(folder: Path, progress: Mapping[str, Any]) -> None:
     """A new progress for a finished state: the weights are the same, the position may be another name for it."""
-    _write_json(folder / PROGRESS, progress)
+    _write_json(folder / PROGRESS, sealed(progress))
 
 
 def states_in(run_folder: Path) -> list[Path]:
     """The finished states of a run folder, by step."""
-    found = []
-    for folder in run_folder.glob("*state*") if run_folder.is_dir() else ():
-        if not folder.name.startswith(".") and is_whole(folder):
-            progress = read_progress(folder)
-            found.append((int(progress["step"]) if progress else -1, folder.name, folder))
-    return [folder for _, _, folder in sorted(found)]
+    return [state.path for state in all_states_in(run_folder) if state.whole]
 
 
 def newest_state(run_folder: Path) -> Path | None:

@@ -12,9 +12,12 @@ from launcher.commands import command, from_option, print_json, refuse, set_opti
 from schemas.problems import ConfigError, Problem, errors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from launcher.command import LaunchOptions
     from launcher.plan import Plan
+    from launcher.resolve import Resolved
+    from launcher.resume import Continuation
     from launcher.run import Ended
 
 vram_option = click.option(
@@ -64,14 +67,14 @@ def plan(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int:
     resolved = resolve(file, with_trust(split_sets(sets), words["trust"]), format=words["format_name"])
     machine, vram = this_machine(), words["vram"]
     options = LaunchOptions(processes=words["processes"], keep_samples=words["keep_samples"])
-    made = _strictly(make_plan(resolved, machine, options, vram=vram), words["strict"])
+    made, _, said = _plan_of(resolved, options, words)
     if as_json:
-        print_json(made.as_json())
+        print_json({**made.as_json(), **({"said": said} if said else {})})
         tell(errors(made.problems))
     else:
         wrong = errors(made.problems)
         tell(wrong)  # first, where they are not overlooked
-        for line in show.plan_lines(made):
+        for line in (*said, *show.plan_lines(made)):
             click.echo(line)
         if made.launch.num_processes > 1:
             for line in show.process_lines(made, make_plan(resolved, machine, LaunchOptions(processes=1), vram=vram)):
@@ -80,6 +83,43 @@ def plan(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int:
         if wrong:
             click.echo(f"not ok: {len(wrong)} error{'' if len(wrong) == 1 else 's'}, said above", err=True)
     return 1 if errors(made.problems) else 0
+
+
+def _plan_of(
+    resolved: Resolved, options: LaunchOptions, words: dict[str, Any], *, keep_results: bool = False
+) -> tuple[Plan, Continuation | None, list[str]]:
+    """The plan of a file, the way on where it sets `resume`, and what that is, in lines."""
+    from dataclasses import replace
+
+    from launcher import resume as going_on
+    from launcher.machine import this_machine
+    from launcher.plan import make_plan
+
+    way = going_on.in_file(resolved)
+    if way is not None and options.processes is None and "num_processes" not in resolved.draft.accelerate:
+        options = replace(options, processes=way.processes)
+    made = make_plan(
+        way.resolved if way else resolved,
+        this_machine(),
+        options,
+        resuming=way is not None and way.own,
+        vram=words["vram"],
+        keep_results=keep_results,
+    )
+    if way is not None:
+        made = going_on.counted(made, way)
+    made = _strictly(made, words["strict"])
+    return made, way, _told(made, way) if way else []
+
+
+def _told(made: Plan, way: Continuation) -> list[str]:
+    """The first lines of going on; no verdict while the input is wrong, for there is none."""
+    from launcher import resume as going_on
+
+    said = going_on.told(made, way)
+    if not errors(made.problems):
+        return said
+    return [line for line in said if not line.lstrip().startswith(("nothing differs", "verdict: "))]
 
 
 def _strictly(made: Plan, strict: bool) -> Plan:
@@ -122,33 +162,64 @@ def _word(value: Any) -> str:
 @strict_option
 def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int:
     """Validate and plan FILE (or a shipped preset), then train."""
-    from launcher import run, show
-    from launcher.command import quoted
-    from launcher.machine import this_machine
-    from launcher.plan import make_plan
+    from launcher import paths, run, show
+    from launcher import resume as going_on
     from launcher.resolve import resolve, split_sets
 
     given = with_trust(split_sets(sets), words["trust"])
     if words["overwrite"]:
         given["overwrite"] = "true"
     resolved = resolve(file, given, format=words["format_name"])
+    _refuse_in_use(paths.run_folder(resolved), words, resolved.draft.accelerate)
     if words["backend"] == "sd-scripts":
         from launcher.backend import sd_scripts
 
         return sd_scripts(resolved, words["sd_scripts_dir"], only_print=words["print_command"], as_json=as_json)
-    made = make_plan(
-        resolved, this_machine(), _processes(words), vram=words["vram"], keep_results=words["print_command"]
-    )
-    made = _strictly(made, words["strict"])
+    made, way, said = _plan_of(resolved, _processes(words), words, keep_results=words["print_command"])
     if errors(made.problems):
+        for line in said:
+            click.echo(line, err=True)
         raise ConfigError(made.problems)
     if words["print_command"]:
-        print_json({"command": made.command}) if as_json else click.echo(quoted(made.command))
-        return 0
+        return _print_command(made, said, as_json)
+    for line in said:
+        click.echo(line, err=as_json)
     tell(made.problems, notes=False)
     for line in show.plan_lines(made):
         click.echo(line, err=as_json)
+    if way is not None and way.own:
+        return _finish(made, going_on.start(made, way, **_outlets(as_json)), as_json)
     return _finish(made, run.launch(made, **_outlets(as_json)), as_json)
+
+
+def _refuse_in_use(run: Path, words: dict[str, Any], accelerate: Mapping[str, Any] | None = None) -> None:
+    """ConfigError at once while a launcher or a trainer is at work; asked again under the lock.
+
+    Of several machines the first one has the lock, and the others join it.
+    """
+    from launcher.command import decide
+    from launcher.machine import this_machine
+    from schemas.run_lock import in_use
+
+    joins = decide(_processes(words), accelerate or {}, "no", this_machine()).machine_rank
+    busy = None if joins or words["print_command"] else in_use(run)
+    if busy is not None:
+        raise busy
+
+
+def _print_command(made: Plan, said: list[str], as_json: bool) -> int:
+    """What starts the trainer without the launcher, as it can be typed; nothing is written."""
+    from launcher.printed import printed_command
+
+    printed = printed_command(made)
+    for note in printed.notes:
+        click.echo(note, err=True)
+    if as_json:
+        files = {"files": printed.files} if printed.files else {}
+        print_json({"command": printed.words, **files, **({"said": said} if said else {})})
+    else:
+        click.echo(printed.line)
+    return 0
 
 
 def _processes(words: dict[str, Any]) -> Any:
@@ -213,34 +284,42 @@ def _finish(made: Plan, ended: Ended, as_json: bool) -> int:
 def resume(
     path: str, epochs: int | None, steps: int | None, to_end: bool, sets: tuple[str, ...], as_json: bool, **words: Any
 ) -> int:
-    """Go on with PATH: a run folder, a snapshot, an output folder or a LoRA file."""
+    """Go on with PATH: a run folder, a snapshot, an output folder or a LoRA file.
+
+    A run that was cut off goes on exactly, from its newest whole state. A finished one goes on as a new run, with
+    --epochs or --steps: its files are kept and get a new name first, NAME.safetensors becomes NAME-v1.safetensors and
+    so on; each is named before it happens. With --set output_name=OTHER nothing is renamed.
+    """
     from dataclasses import replace
 
+    from launcher import older, show
     from launcher import resume as going_on
-    from launcher import show
-    from launcher.command import quoted
     from launcher.machine import this_machine
     from launcher.plan import make_plan
     from launcher.resolve import split_sets
 
     given = with_trust(split_sets(sets), words["trust"])
+    found = going_on.find(path)
+    if found.run:
+        _refuse_in_use(found.run, words)
     way = going_on.go_on(path, given, epochs=epochs, steps=steps, to_end=to_end)
     options = _processes(words)
     if options.processes is None and way.processes is not None:
         options = replace(options, processes=way.processes)
-    made = _strictly(make_plan(way.resolved, this_machine(), options, resuming=True), words["strict"])
-    said = going_on.told(made, way)
+    made = going_on.counted(make_plan(way.resolved, this_machine(), options, resuming=True), way)
+    made = _strictly(made, words["strict"])
+    if words["print_command"]:
+        made = older.unmoved(made, way)
+    said = _told(made, way)
     if errors(made.problems):
         for line in said:
-            if not line.lstrip().startswith(("nothing differs", "verdict: ")):  # there is none while input is wrong
-                click.echo(line, err=True)
+            click.echo(line, err=True)
         raise ConfigError(made.problems)
     if words["print_command"]:
-        print_json({"command": made.command, "said": said}) if as_json else click.echo(quoted(made.command))
-        return 0
-    made = going_on.renamed(made, way)
+        return _print_command(made, said, as_json)
     for line in said:
         click.echo(line, err=as_json)
+    made = older.renamed(made, way)
     tell(made.problems, notes=False)
     for line in show.plan_lines(made):
         click.echo(line, err=as_json)

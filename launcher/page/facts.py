@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -10,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
-from launcher import record
 from launcher.data import PROMPTS
 from launcher.paths import DEFAULT_NAME
 from launcher.resume import COPY, Found
+from schemas import run_folder
 from schemas.config import TrainConfig, read, table
 from schemas.problems import ConfigError, error
+from schemas.run_folder import read_record
 from trainer.plan.marks import read_preview_name
 
 RUN_OF_DIGITS = re.compile(r"\D")
@@ -136,7 +136,7 @@ def read_run(found: Found, given: str) -> Run:
         fix = "it begins with the first step; kohyakit launch or kohyakit resume starts the training"
         raise error("no-log", "has no step yet, so there is nothing to report", file=str(found.run), fix=fix)
     config, _ = read(found.run / "config.toml")
-    kept = record.read_record(found.run)
+    kept = read_record(found.run)
     bare = Run(found.name, found.run, found.output, config, kept, steps, [], [], _prompts(found.run, config))
     copies = sorted(_copies(bare), key=lambda copy: (copy.step, copy.path.name))
     pictures = sorted(_previews(bare), key=lambda picture: (picture.step, picture.index))
@@ -145,18 +145,7 @@ def read_run(found: Found, given: str) -> Run:
 
 def read_log(path: Path) -> list[Step]:
     """Every whole record in the order of steps; of one that stands there twice, the later."""
-    found: dict[int, Step] = {}
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            found[entry["step"]] = _step(entry)
+    found = {entry["step"]: _step(entry) for entry in run_folder.read_log(path.parent)}
     return [found[step] for step in sorted(found)]
 
 
@@ -164,7 +153,7 @@ def _step(entry: dict[str, Any]) -> Step:
     rates = entry.get("lr") if isinstance(entry.get("lr"), dict) else {}
     return Step(
         entry["step"],
-        entry["epoch"] if isinstance(entry.get("epoch"), int) else 1,
+        entry["epoch"] if isinstance(entry.get("epoch"), int) and 0 < entry["epoch"] <= run_folder.MOST_STEPS else 1,
         _number(entry.get("loss")),
         {str(name): _number(rate) for name, rate in (rates or {}).items()},
         _number(entry.get("seconds")),
@@ -173,7 +162,10 @@ def _step(entry: dict[str, Any]) -> Step:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else math.nan
+    try:
+        return float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def _copies(run: Run) -> Iterator[Copy]:
@@ -232,7 +224,7 @@ def _windows(run: Run) -> list[tuple[str, str]]:
         _digits(start.get("begin"))
         for folder in run.output.glob("*.run")
         if folder.name.startswith(pattern) and folder != run.folder
-        for start in (record.read_record(folder).get("starts") or [])
+        for start in (read_record(folder).get("starts") or [])
     ]
     found = []
     for start, begin in zip(run.starts, own, strict=True):

@@ -16,6 +16,7 @@ from PIL import Image
 from launcher import machine, run
 from launcher.child import Finished
 from launcher.cli import cli
+from schemas.run_folder import manifest_of, sealed
 
 UNET = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 SHAPES = {
@@ -42,6 +43,17 @@ def safetensors(
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + body)
     return path
+
+
+def add_state(run: Path, step: int, **progress: Any) -> Path:
+    """A whole state of a run, as the trainer leaves it, with two parts that hold no weights."""
+    state = run / f"state-{step:08d}"
+    state.mkdir(parents=True)
+    for name in ("adapter.safetensors", "optimizer.pt"):
+        (state / name).write_bytes(f"{name} {step}".encode() * 20)
+    (state / "progress.json").write_text(json.dumps(sealed({"step": step, **progress})), encoding="utf-8")
+    (state / "complete").write_text(json.dumps(manifest_of(state)), encoding="utf-8")
+    return state
 
 
 @pytest.fixture
@@ -139,6 +151,18 @@ def preset(tmp_path: Path, photos: Path, checkpoint: Callable[[str], Path]) -> C
         return path
 
     return make
+
+
+@pytest.fixture
+def cut(kohyakit, preset, trainer, tmp_path: Path) -> Path:
+    """The run folder of a run that was killed at step 8 of 12, with states of steps 2, 4 and 6."""
+    trainer.code, trainer.steps, trainer.leaves = -9, 8, ()
+    kohyakit("launch", preset())
+    run = tmp_path / "out" / "frog.run"
+    for step in (2, 4, 6):
+        add_state(run, step)
+    trainer.code, trainer.steps, trainer.leaves = 0, 12, ("frog.safetensors",)
+    return run
 
 
 @pytest.fixture(autouse=True)

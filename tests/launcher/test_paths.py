@@ -73,7 +73,7 @@ def test_an_output_folder_that_is_a_file(preset, tmp_path: Path) -> None:
 def test_results_of_an_earlier_run_are_seen(preset, tmp_path: Path, name) -> None:
     result = tmp_path / "out" / name
     result.parent.mkdir(parents=True)
-    result.write_text("")
+    result.write_text('{"step": 1}')
     found = paths.overwrite_problem(resolve(str(preset())))
     assert found is not None
     assert name.partition("/")[0] in found.must

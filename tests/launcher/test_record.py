@@ -16,8 +16,8 @@ def test_the_newest_state_is_the_finished_one_with_the_highest_step(tmp_path: Pa
     for name in ("state-00000002", "state-00000010", "state-00000012"):
         (tmp_path / name).mkdir()
     for name in ("state-00000002", "state-00000010"):
-        (tmp_path / name / "progress.json").write_text("{}")
-        (tmp_path / name / "complete").write_text('{"progress.json": 2}')
+        (tmp_path / name / "progress.json").write_text(json.dumps({"step": int(name[6:])}))
+        (tmp_path / name / "complete").write_text("{}")
     assert record.newest_state(tmp_path) == tmp_path / "state-00000010"
 
 

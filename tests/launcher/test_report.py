@@ -13,6 +13,7 @@ from launcher.page.curves import Curve, chart, moving_average, thinned, ticks
 from launcher.page.facts import Preview, read_log, read_run, shareable
 from launcher.page.sheet import Moment, embed, fitting, moments
 from launcher.resume import find
+from tests.launcher.conftest import add_state
 
 CONFIG = """
 pretrained_model_name_or_path = "/home/joan/models/base.safetensors"
@@ -245,9 +246,7 @@ def test_a_trainer_that_stopped_itself_is_not_resumed(made, kohyakit, lora) -> N
 
 def test_a_state_is_resumed_from(made, kohyakit) -> None:
     folder = made([0.1] * 30, start={"exit": 130})
-    (folder / "state-00000020").mkdir()
-    (folder / "state-00000020" / "progress.json").write_text("{}")
-    (folder / "state-00000020" / "complete").write_text("{}")
+    add_state(folder, 20)
     said = json.loads(kohyakit("report", folder, "--json").stdout)["suggestions"]
     assert said[0]["command"] == ["kohyakit", "resume", str(folder)]
 

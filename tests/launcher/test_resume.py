@@ -11,7 +11,7 @@ from PIL import Image
 from launcher.resume import find, go_on
 from schemas import read
 from schemas.problems import ConfigError
-from tests.launcher.conftest import safetensors
+from tests.launcher.conftest import add_state, safetensors
 
 
 def results(folder: Path) -> list[str]:
@@ -197,7 +197,9 @@ def test_a_run_that_was_cut_off_goes_on_exactly(kohyakit, cut: Path, trainer) ->
     state = cut / "frog.run" / "state-00000006"
     assert found.stdout.startswith(f"resume: exactly, from step 6 of 12, state {state}")
     assert "nothing differs" in found.stdout
-    assert read(cut / "frog.run" / "config.toml")[0].resume == str(state)
+    assert read(cut / "frog.run" / "config.toml")[0].resume == str(
+        cut / "frog.run"
+    )  # the newest, chosen under the lock
     starts = json.loads((cut / "frog.run" / "run.json").read_text())["starts"]
     assert [(start["mode"], start["exit"]) for start in starts] == [("launch", 3), ("resume", 0)]
 
@@ -312,14 +314,6 @@ def test_another_base_model_under_another_name_is_no_exact_resume(kohyakit, cut:
     assert "a new run from here on" in said
 
 
-def add_state(run: Path, step: int) -> Path:
-    state = run / f"state-{step:08d}"
-    state.mkdir()
-    size = (state / "progress.json").write_text(json.dumps({"step": step}))
-    (state / "complete").write_text(json.dumps({"progress.json": size}))
-    return state
-
-
 def test_a_state_may_be_named_to_go_back_to_it(kohyakit, cut: Path) -> None:
     add_state(cut / "frog.run", 8)
     state = cut / "frog.run" / "state-00000006"
@@ -366,7 +360,7 @@ def test_a_moved_folder_still_resumes(kohyakit, cut: Path, tmp_path: Path) -> No
     shutil.move(cut, moved)
     assert kohyakit("resume", moved / "frog.run").exit_code == 0
     config, _ = read(moved / "frog.run" / "config.toml")
-    assert (config.output_dir, config.resume) == (str(moved), str(moved / "frog.run" / "state-00000006"))
+    assert (config.output_dir, config.resume) == (str(moved), str(moved / "frog.run"))
 
 
 def test_an_unfinished_state_does_not_count(kohyakit, cut: Path) -> None:
@@ -390,7 +384,27 @@ def test_nothing_to_resume(kohyakit, tmp_path: Path) -> None:
     assert kohyakit("resume", tmp_path / "missing").exit_code == 1
 
 
-def test_print_command_moves_nothing(kohyakit, done: Path, trainer) -> None:
-    before = results(done)
+def test_print_command_moves_nothing(kohyakit, done: Path, trainer, files) -> None:
+    before = files(done)
     found = kohyakit("resume", done, "--epochs", "1", "--print-command")
-    assert (found.exit_code, results(done), len(trainer.starts)) == (0, before, 1)
+    assert (found.exit_code, files(done), len(trainer.starts)) == (0, before, 1)
+    assert f"--network_weights={done / 'frog.safetensors'}" in found.stdout  # where it is now
+    assert "--output_name=frog-v1" in found.stdout  # beside the finished run, which is not renamed
+    assert "config.toml" not in found.stdout
+    document = json.loads(kohyakit("resume", done, "--epochs", "1", "--print-command", "--json").stdout)
+    assert list(document["files"].values()) == ["a frog\n"]
+    assert not any("renames" in line for line in document["said"])
+
+
+def test_what_is_renamed_is_said_before_it_happens(kohyakit, done: Path, lora, trainer) -> None:
+    lora("out/frog-000001.safetensors")
+    found = kohyakit("resume", done, "--epochs", "3")
+    plan = found.stdout.partition("verdict:")[0]
+    for old, new in (("frog.safetensors", "frog-v1.safetensors"), ("frog.run", "frog-v1.run"),
+                     ("frog-000001.safetensors", "frog-v1-000001.safetensors")):  # fmt: skip
+        assert f"renames: {done / old} -> {new}" in plan
+        assert (done / new).exists()
+
+
+def test_the_help_says_that_older_results_are_renamed(kohyakit) -> None:
+    assert "NAME-v1" in kohyakit("resume", "--help").stdout

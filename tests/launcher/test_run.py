@@ -13,6 +13,7 @@ from launcher.plan import make_plan
 from launcher.resolve import resolve
 from schemas import read
 from schemas.problems import ConfigError
+from tests.launcher.conftest import add_state
 
 
 def test_a_run_leaves_its_folder_and_its_snapshot(kohyakit, preset, trainer, tmp_path: Path) -> None:
@@ -110,9 +111,7 @@ def test_a_failure_gives_a_command_that_mends_it(kohyakit, preset, trainer, tmp_
     found = json.loads(kohyakit("launch", preset(max_data_loader_n_workers=2), "--json").stdout)
     assert found["keys"] == ["max_data_loader_n_workers", "persistent_data_loader_workers"]
     assert found["fix"].startswith(f"kohyakit launch {tmp_path / 'frog.json'} --overwrite --set max_data_loader_n_wo")
-    state = tmp_path / "out" / "frog.run" / "state-00000004"
-    state.mkdir()
-    (state / "complete").write_text("{}")
+    add_state(tmp_path / "out" / "frog.run", 4)
     found = kohyakit("launch", preset(max_data_loader_n_workers=2), "--overwrite")
     assert "go on with: kohyakit launch" in found.stderr  # --overwrite has swept that state
 
@@ -180,9 +179,7 @@ def test_a_stop_without_a_save_says_where_going_on_starts(kohyakit, preset, trai
     trainer.code, trainer.steps, trainer.leaves = 130, 8, ()
     assert "step 8 of 12, before there was anything to go on from" in kohyakit("launch", preset()).stderr
     for step, said in ((6, ", which was not saved: going on starts again at step 6"), (8, "")):
-        state = tmp_path / "out" / "frog.run" / f"state-{step:08d}"
-        state.mkdir()
-        (state / "complete").write_text("{}")
+        state = add_state(tmp_path / "out" / "frog.run", step)
         assert run._lost(state.parent, 8) == said
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import TrainConfig
+from schemas import ConfigError, TrainConfig
+from schemas.resuming import state_meant
 from trainer.dataset.order import BatchIndex, shard
 from trainer.plan.steps import Steps, count
-from trainer.resuming import going_on, state_named
+from trainer.resuming import going_on
 from trainer.states import save_state
 
 
@@ -77,10 +79,12 @@ def test_changed_data_are_told_and_never_lead_past_the_epoch() -> None:
 
 def test_a_run_folder_stands_for_its_newest_state(tmp_path: Path) -> None:
     run = tmp_path / "n0m3.run"
-    assert state_named(run, run) is None
-    assert state_named(None, run) is None
-    assert state_named(tmp_path, run) == tmp_path  # no state, no run folder: refused on loading
+    assert state_meant(run, run).state is None
+    with pytest.raises(ConfigError, match="holds no training state"):
+        state_meant(tmp_path, run)
     for step in (2, 4):
         save_state(run / f"state-{step:08d}", {}, {"step": step})
-    assert state_named(run, run) == run / "state-00000004"
-    assert state_named(run / "state-00000002", run) == run / "state-00000002"
+    for asked, meant in ((run, 4), (run / "state-00000002", 2)):
+        state = state_meant(asked, run).state
+        assert state is not None
+        assert state.path == run / f"state-{meant:08d}"

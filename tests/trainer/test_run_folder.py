@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from schemas import ConfigError
-from trainer.run_folder import IDLE_SECONDS, Lock, RunFolder
+from schemas.run_lock import hold_for_launcher, hold_for_trainer
+from trainer.run_folder import IDLE_SECONDS, RunFolder
 
 GONE = 2**22 + 1  # no process has this number: Linux counts to 2^22
 
@@ -49,17 +50,19 @@ def test_half_written_caches_go_when_their_writer_was_ours_or_is_long_gone(tmp_p
 
 
 def test_a_second_trainer_is_kept_out_until_the_first_is_gone(tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from trainer.run_folder import Lock; lock = Lock(Path({str(tmp_path)!r})); "
-    code += "lock.take([4194305]); print('taken', flush=True); input()"
+    code = "from pathlib import Path; from schemas.run_lock import hold_for_trainer as hold; "
+    code += f"held = hold(Path({str(tmp_path)!r}), [4194305]); print('taken', flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2])  # fmt: skip
     assert other.stdout is not None
     assert b"taken" in other.stdout.readline()
     with pytest.raises(ConfigError, match="is being trained by process 4194305"):
-        Lock(tmp_path).take([1])
+        hold_for_trainer(tmp_path, [1])
+    with pytest.raises(ConfigError, match="is being trained by process 4194305"):
+        hold_for_launcher(tmp_path)
     other.kill()
     other.wait()
-    lock = Lock(tmp_path)
-    assert lock.take([1]) == [GONE]
+    lock, before = hold_for_trainer(tmp_path, [1])
+    assert before == [GONE]
     lock.free()
     assert left(tmp_path) == set()

@@ -86,7 +86,8 @@ def test_eight_bit_states_stay_eight_bit(tmp_path):
 
 def test_progress_can_be_read_by_people(tmp_path):
     save_state(tmp_path / "s", run("AdamW", 1), {"step": 1, "epoch": 2})
-    assert json.loads((tmp_path / "s" / "progress.json").read_text()) == {"step": 1, "epoch": 2}
+    said = json.loads((tmp_path / "s" / "progress.json").read_text())
+    assert {name: said[name] for name in ("step", "epoch")} == {"step": 1, "epoch": 2}
     assert {path.name for path in (tmp_path / "s").iterdir()} == {
         "adapter.safetensors", "optimizer.pt", "scheduler.pt", "scaler.pt", "progress.json", "complete",
     }  # fmt: skip
