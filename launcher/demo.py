@@ -136,7 +136,13 @@ def _kohyakit(*words: str) -> None:
 def run_module(module: str, *words: str) -> int:
     """`python -m MODULE WORDS` with this installation's packages; the exit code."""
     sys.stdout.flush()
-    return subprocess.run([sys.executable, "-P", "-m", module, *words], env=environment()).returncode
+    child = subprocess.Popen([sys.executable, "-P", "-m", module, *words], env=environment())
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        child.terminate()  # one wish with the terminal's own signal, if that has come there, too
+        child.wait()
+        raise
 
 
 def environment() -> dict[str, str]:

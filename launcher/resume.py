@@ -384,9 +384,7 @@ def start(
     plan = renamed(run.settled(plan), way)
     run.probe_writing(plan)
     if way.mode == "resume":
-        run.write_config(plan)
-        return run.start(plan, mode="resume", write=write, say=say, terminal=terminal)
+        return run.start(plan, mode="resume", ready=run.write_config, write=write, say=say, terminal=terminal)
     if not plan.launch.machine_rank:
         keep_older(plan)
-    run.prepare(plan)
-    return run.start(plan, mode="continue", write=write, say=say, terminal=terminal)
+    return run.start(plan, mode="continue", ready=run.prepare, write=write, say=say, terminal=terminal)

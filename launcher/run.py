@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launcher import machine, paths, record
-from launcher.child import INTERRUPTED, Finished, run_child
+from launcher.child import Finished, run_child
 from launcher.command import environment, launch_command, quoted
 from launcher.data import anchored, carried_files
 from launcher.failures import Failure, diagnose, last_error
@@ -24,9 +26,12 @@ from launcher.remedies import consent_words, fix_command
 from launcher.spill import SpillWatch
 from schemas.config import write as config_text
 from schemas.problems import ConfigError, Problem, errors
+from schemas.signals import INTERRUPTED, held_off
+from schemas.writing import disk_advice, disk_fault
 from trainer.plan.listing import listing
 
 FAILED = 3
+PROBED = 2**20  # bytes that a start writes at most: config, record, snapshot, the user's file
 SECRET_VARIABLES = {"wandb_api_key": "WANDB_API_KEY", "huggingface_token": "HF_TOKEN"}
 
 
@@ -56,8 +61,7 @@ def launch(plan: Plan, *, write: Callable[[bytes], Any], say: Callable[[str], An
         return Ended(0, [])
     plan = settled(plan)
     probe_writing(plan)
-    prepare(plan)
-    return start(plan, mode="launch", write=write, say=say, terminal=terminal)
+    return start(plan, mode="launch", ready=prepare, write=write, say=say, terminal=terminal)
 
 
 def settled(plan: Plan) -> Plan:
@@ -70,21 +74,57 @@ def settled(plan: Plan) -> Plan:
 
 
 def probe_writing(plan: Plan) -> None:
-    """ConfigError where the output folder cannot really be written; access rights alone do not tell."""
+    """ConfigError where the output folder cannot really be written; access rights and free room alone do not tell.
+
+    What it has made until then is gone again.
+    """
     folder = paths.output_dir(plan.checked.resolved)
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".kohyakit"):
-            pass
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".kohyakit") as probe:
+            probe.write(bytes(PROBED))
+            probe.flush()
+            os.fsync(probe.fileno())
     except OSError as fault:
-        problem = Problem(
-            code="not-writable",
-            key="output_dir",
-            got=str(folder),
-            must=f"cannot be written: {fault.strerror}",
-            fix="--set output_dir=PATH",
-        )
-        raise ConfigError([plan.checked.resolved.placed(problem)]) from None
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise _unwritable(plan, fault) from None
+
+
+@contextmanager
+def refused_when_full(plan: Plan) -> Iterator[None]:
+    """Before the first step a disk that takes no more is a fault of the input: new files go again, nothing began."""
+    folder, output = paths.run_folder(plan.checked.resolved), paths.output_dir(plan.checked.resolved)
+    before = {*_files(folder), *_files(output)}
+    try:
+        yield
+    except OSError as fault:
+        with contextlib.suppress(OSError):
+            for path in {*_files(folder), *_files(output)} - before:
+                path.unlink()
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        raise _unwritable(plan, fault) from None
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+
+
+def _unwritable(plan: Plan, fault: OSError) -> ConfigError:
+    fix = "--set output_dir=PATH"
+    if disk_fault(fault):
+        fix = f"{disk_advice(fault)}, or {fix}"
+    problem = Problem(
+        code="not-writable",
+        key="output_dir",
+        got=str(paths.output_dir(plan.checked.resolved)),
+        must=f"cannot be written: {fault.strerror}",
+        fix=fix,
+    )
+    return ConfigError([plan.checked.resolved.placed(problem)])
 
 
 def prepare(plan: Plan) -> None:
@@ -149,26 +189,38 @@ def keep_source(plan: Plan) -> None:
 
 
 def start(
-    plan: Plan, *, mode: str, write: Callable[[bytes], Any], say: Callable[[str], Any], terminal: bool = False
+    plan: Plan,
+    *,
+    mode: str,
+    ready: Callable[[Plan], None],
+    write: Callable[[bytes], Any],
+    say: Callable[[str], Any],
+    terminal: bool = False,
 ) -> Ended:
-    """Runs the trainer in the run folder as it stands, and records begin and end."""
+    """Makes the run folder `ready`, runs the trainer in it, and records begin and end."""
     folder = paths.run_folder(plan.checked.resolved)
-    if not plan.launch.machine_rank:
-        record.begin(folder, plan, mode=mode)
+    with refused_when_full(plan):
+        ready(plan)
+        if not plan.launch.machine_rank:
+            record.begin(folder, plan, mode=mode)
     variables = environment(plan.launch, os.environ)
     for name, secret in secrets_of(plan.config).items():
         variables.setdefault(SECRET_VARIABLES.get(name, name.upper()), secret)
     variables["KOHYAKIT_LAUNCHED"] = "1"
     since = time.time() if mode == "launch" else 0.0
-    cards = [gpu.memory for gpu in machine.this_machine().gpus if gpu.memory]
-    spill = SpillWatch(folder / "log.jsonl", min(cards, default=None), say)
+    try:
+        cards = [gpu.memory for gpu in machine.this_machine().gpus if gpu.memory]
+        spill = SpillWatch(folder / "log.jsonl", min(cards, default=None), say)
 
-    def passed_on(data: bytes) -> None:
-        write(data)
-        spill.look()
+        def passed_on(data: bytes) -> None:
+            write(data)
+            spill.look()
 
-    finished = run_child(plan.command, variables, passed_on, terminal=terminal)
-    return report(plan, finished, say, since=since)
+        finished = run_child(plan.command, variables, passed_on, terminal=terminal)
+    except KeyboardInterrupt:  # just before the child was there
+        finished = Finished(INTERRUPTED, (), 1)
+    with held_off():
+        return report(plan, finished, say, since=since)
 
 
 def report(plan: Plan, finished: Finished, say: Callable[[str], Any], *, since: float = 0.0) -> Ended:
@@ -179,7 +231,7 @@ def report(plan: Plan, finished: Finished, say: Callable[[str], Any], *, since: 
     if outcome == 1 and (last_error(finished.lines) or record.last_step(folder) is not None):
         outcome = FAILED  # Python itself ends with 1 too
     if not plan.launch.machine_rank:
-        record.end(folder, outcome)
+        _close_record(folder, outcome, say)
     saved, step = record.saved_files(plan, since), record.last_step(folder)
     total = plan.steps.total if plan.steps else None
     if outcome == 0:
@@ -201,6 +253,14 @@ def report(plan: Plan, finished: Finished, say: Callable[[str], Any], *, since: 
     say("saved so far: " + (", ".join(str(path) for path in saved) or "nothing"))
     fix = _way_on(plan, failure, finished.lines, say)
     return Ended(outcome, saved, step, failure, fix)
+
+
+def _close_record(folder: Path, outcome: int, say: Callable[[str], Any]) -> None:
+    """A record without its end is that of a run that was killed; how it really ended is said here in any case."""
+    try:
+        record.end(folder, outcome)
+    except OSError as fault:
+        say(f"warning: the end of this run is not in {folder / 'run.json'}: {fault.strerror}")
 
 
 def _lost(folder: Path, step: int | None) -> str:

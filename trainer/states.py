@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from schemas.problems import ConfigError, error
-from trainer.lora_file import sync_folder, write_atomically
+from schemas.writing import sync_folder, write_atomically
 
 COMPLETE = "complete"  # written last; lists the bytes of every other file
 PROGRESS = "progress.json"
