@@ -52,7 +52,8 @@ class RunFolder:
 
     def refuse_overwriting(self, planned: Iterable[str], states: Sequence[Path]) -> None:
         """ConfigError naming every planned result that is already there, and states that could be gone on from."""
-        there = [name for name in planned if (self.output / name).exists()]
+        names = set(os.listdir(self.output)) if self.output.is_dir() else set()
+        there = [name for name in planned if name in names]
         there += [f"{self.path.name}/{state.name}" for state in states]
         if there:
             raise ConfigError(
