@@ -216,8 +216,8 @@ def run() -> None:
 
 
 def _unraisable(fault: Any) -> None:
-    """An interrupt that met a finaliser is remembered by the StopRequest."""
-    if not isinstance(fault.exc_value, KeyboardInterrupt):
+    """An interrupt that met a finaliser is remembered by the StopRequest; a full disk has been told."""
+    if not isinstance(fault.exc_value, KeyboardInterrupt) and disk_fault(fault.exc_value) is None:
         sys.__unraisablehook__(fault)
 
 
