@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,6 +222,26 @@ def _pass_on(child: subprocess.Popen[bytes], number: int) -> None:
             os.kill(pid, number if POSIX else getattr(signal, "CTRL_BREAK_EVENT", number))
         except OSError:
             pass
+
+
+@contextmanager
+def handed_down() -> Iterator[Wishes]:
+    """Signals go to the processes below this one, which end in order; a terminal has sent them its own already."""
+    wishes = Wishes()
+
+    def hear(number: int, frame: object) -> None:
+        wishes.hear()
+        for pid in _below(os.getpid(), deep=False):
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except OSError:
+                pass
+
+    before = install(hear)
+    try:
+        yield wishes
+    finally:
+        restore(before)
 
 
 def _below(pid: int, *, deep: bool = True) -> list[int]:

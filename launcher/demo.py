@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from launcher.child import handed_down
 from launcher.demo_sheet import Asked, Epoch, draw, previews, rated
 from trainer.toy.world import TOKEN
 
@@ -136,13 +137,11 @@ def _kohyakit(*words: str) -> None:
 def run_module(module: str, *words: str) -> int:
     """`python -m MODULE WORDS` with this installation's packages; the exit code."""
     sys.stdout.flush()
-    child = subprocess.Popen([sys.executable, "-P", "-m", module, *words], env=environment())
-    try:
-        return child.wait()
-    except KeyboardInterrupt:
-        child.terminate()  # one wish with the terminal's own signal, if that has come there, too
-        child.wait()
-        raise
+    with handed_down() as wishes:
+        code = subprocess.run([sys.executable, "-P", "-m", module, *words], env=environment()).returncode
+    if wishes.count and not code:  # it had come to its end when the signal came
+        raise KeyboardInterrupt
+    return code
 
 
 def environment() -> dict[str, str]:
