@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 
+INTERRUPTED = 130
+
 
 def main() -> None:
     """Entry point of the console script. A Ctrl-C during the first imports is no traceback either."""
@@ -16,7 +18,13 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         os.write(2, b"interrupted\n")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Python itself would end with SIGINT where the KeyboardInterrupt had come within an exec, as dataclasses use it.
+    os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

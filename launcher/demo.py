@@ -139,7 +139,7 @@ def run_module(module: str, *words: str) -> int:
     sys.stdout.flush()
     with handed_down() as wishes:
         code = subprocess.run([sys.executable, "-P", "-m", module, *words], env=environment()).returncode
-    if wishes.count and not code:  # it had come to its end when the signal came
+    if wishes.count:  # whatever became of that command
         raise KeyboardInterrupt
     return code
 

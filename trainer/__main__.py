@@ -12,6 +12,7 @@ if __name__ == "__main__":
     leave_on_signals()
 
 import argparse
+import atexit
 import importlib.util
 import logging
 import os
@@ -212,6 +213,9 @@ def run() -> None:
             code = INTERRUPTED
         deaf()
     deaf()
+    if code == INTERRUPTED:  # Python itself may end with SIGINT instead, see launcher/__main__.py
+        atexit._run_exitfuncs()
+        os._exit(code)
     sys.exit(code)
 
 
