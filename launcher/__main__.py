@@ -19,6 +19,9 @@ def main() -> None:
     except KeyboardInterrupt:
         os.write(2, b"interrupted\n")
     except SystemExit as end:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the answer is given; nothing is left to interrupt
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.SIG_IGN)
         if end.code != INTERRUPTED:
             raise
         sys.stdout.flush()
