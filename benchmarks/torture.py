@@ -209,7 +209,7 @@ def _count_writes(place: str, blow: Blow) -> list[int]:
         if writing and str(args[0]).startswith(place):
             written()
 
-    def fsync(handle: int) -> None:  # no audit event tells of it
+    def fsync(handle: Any) -> None:  # no audit event tells of it
         written()
         flush(handle)
 

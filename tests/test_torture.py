@@ -73,7 +73,7 @@ def test_any_kind_of_run_killed_at_random_equals_an_undisturbed_one(case: Case, 
     assert count.kills > 3
 
 
-# The launcher alone, with a resume at once or after its trainer has stopped; a rank; everything; inside the disk's calls.
+# The launcher alone, with a resume at once or later; a rank; everything; inside the disk's calls.
 LAUNCHED = [
     (1, [Hit("launcher", steps=5), Hit("all", steps=14)]),
     (1, [Hit("call", call="fsync", number=9), Hit("call", call="rename", number=12), Hit("starter", steps=10)]),
