@@ -14,6 +14,7 @@ import click
 
 from launcher.child import handed_down
 from launcher.demo_sheet import Asked, Epoch, draw, previews, rated
+from schemas.writing import disk_words
 from trainer.toy.world import TOKEN
 
 PRESET = "toy"
@@ -55,6 +56,10 @@ def run_demo(directory: Path) -> int:
         click.echo(f"\nThe demo stopped: the command above ended with exit code {fault.code}.", err=True)
         click.echo(f"What it has made so far lies in {directory}", err=True)
         return fault.code
+    except OSError as fault:
+        click.echo(f"\nThe demo stopped: {disk_words(fault)}", err=True)
+        click.echo(f"What it has made so far lies in {directory}", err=True)
+        return 3
     return 0
 
 

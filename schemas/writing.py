@@ -143,8 +143,11 @@ def disk_fault(fault: BaseException | None) -> OSError | None:
 
 
 def disk_words(fault: OSError) -> str:
-    """The system's words for it, and the file if it names one."""
-    return f"{fault.strerror}{f': {os.fspath(fault.filename)}' if isinstance(fault.filename, str) else ''}"
+    """The system's words for it, and the file if it names one; of several files the first one's."""
+    if isinstance(fault, shutil.Error):
+        _, _, why = fault.args[0][0] if isinstance(fault.args[0], list) else ("", "", fault)
+        return str(why)
+    return f"{fault.strerror or fault}{f': {os.fspath(fault.filename)}' if isinstance(fault.filename, str) else ''}"
 
 
 def disk_advice(fault: OSError) -> str:
