@@ -1,11 +1,12 @@
 """`python -m benchmarks.torture --minutes M`: many small runs killed at random moments, resumed, compared.
 
-A start is killed at a random time, or just before or shortly after a random one of its writes (open, rename, remove,
-mkdir), which hits saves, caches and previews half done. It is then started again with the same command, and so on until
-it comes to its end. The result must equal that of a run which nobody disturbed.
+A start is killed at a random time, or just before or shortly after a random one of its writes (open, fsync, rename,
+remove, mkdir), which hits saves, caches and previews half done. It is then started again with the same command, and so
+on until it comes to its end. The result must equal that of a run which nobody disturbed.
 
 Starts are forked from this process, which has imported everything: that is the trainer without its seconds of imports.
-Every few ones are `python -m trainer` itself (--cold says how many).
+Every few ones are `python -m trainer` itself (--cold says how many), and every few runs are `kohyakit launch` with all
+its processes (--launched; see torture_launched).
 """
 
 from __future__ import annotations
@@ -193,18 +194,26 @@ def _fork(words: list[str], environment: Mapping[str, str], log: Path, place: Pa
 
 def _count_writes(place: str, blow: Blow) -> list[int]:
     """Counts this process's writes below `place` in a list of one, and ends it at the chosen one."""
-    count = [0]
+    count, flush = [0], os.fsync
+
+    def written() -> None:
+        count[0] += 1
+        if count[0] == blow.write:
+            if blow.late:
+                signal.setitimer(signal.ITIMER_REAL, blow.late)  # SIGALRM ends a process as abruptly as SIGKILL
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def hear(event: str, args: tuple[Any, ...]) -> None:
         writing = event in WRITES or (event == "open" and bool((args[2] or 0) & (os.O_WRONLY | os.O_RDWR)))
         if writing and str(args[0]).startswith(place):
-            count[0] += 1
-            if count[0] == blow.write:
-                if blow.late:
-                    signal.setitimer(signal.ITIMER_REAL, blow.late)  # SIGALRM ends a process as abruptly as SIGKILL
-                else:
-                    os.kill(os.getpid(), signal.SIGKILL)
+            written()
 
+    def fsync(handle: Any) -> None:  # no audit event tells of it
+        written()
+        flush(handle)
+
+    os.fsync = fsync
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     sys.addaudithook(hear)
     return count
@@ -321,6 +330,18 @@ def torment(case: Case, inputs: Path, place: Path, whole: Undisturbed, count: Co
         shutil.rmtree(place)
 
 
+def launched(base: Path, number: int, counts: dict[str, Count]) -> None:
+    """A run of the launcher, on one process or two."""
+    from benchmarks import torture_launched
+
+    processes = 1 + (number // 8) % 2
+    name, whole = f"kohyakit launch, {processes} processes", base / f"whole-launched-{processes}"
+    if not whole.exists():
+        torture_launched.undisturbed(base / "inputs", whole, processes)
+    count = counts.setdefault(name, Count())
+    torture_launched.torment(base / "inputs", base / f"run-{number}", whole, processes, count)
+
+
 def table(counts: Mapping[str, Count]) -> str:
     """The figures as a Markdown table."""
     lines = ["| runs of the kind | runs | starts | kills | lost | corrupt | differ | hang |", "|---|" + "---:|" * 7]
@@ -343,6 +364,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0, help="of the blows; what they hit still depends on the clock")
     parser.add_argument("--cold", type=int, default=10, help="every how many runs are `python -m trainer`; 0 for none")
+    parser.add_argument("--launched", type=int, default=8, help="every how many runs are `kohyakit launch`; 0 for none")
+    parser.add_argument("--kills", type=int, default=0, help="go on until there were so many, whatever time it takes")
     parser.add_argument("--cases", type=int, nargs="*", help="numbers of the kinds of runs, from 0")
     parser.add_argument("--folder", type=Path, help="where to work; runs with faults stay there")
     given = parser.parse_args(argv)
@@ -358,8 +381,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     references: dict[str, Undisturbed] = {}
     for number in itertools.count(1):
         case = cases[number % len(cases)]
-        if time.monotonic() > end:
+        if time.monotonic() > end and sum(one.kills for one in counts.values()) >= given.kills:
             break
+        if given.launched and number % given.launched == 0:
+            launched(base, number, counts)
+            continue
         if case.name not in references:
             references[case.name] = undisturbed(case, base / "inputs", base / f"whole-{len(references)}")
         cold = bool(given.cold) and number % given.cold == 0

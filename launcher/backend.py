@@ -105,8 +105,9 @@ def command(checked: Checked, config_file: Path, folder: str) -> list[str]:
 
 def _start(checked: Checked, words: list[str], config_file: Path, folder: str, as_json: bool) -> int:
     from launcher import run
-    from launcher.child import INTERRUPTED, run_child
+    from launcher.child import run_child
     from launcher.formats import sd_scripts
+    from schemas.signals import INTERRUPTED
 
     resolved = checked.resolved
     output = paths.output_dir(resolved)

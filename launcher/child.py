@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 import select
@@ -11,12 +10,15 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from schemas.signals import INTERRUPTED, LIFELINE, Wishes, blocked, install, restore
+
 KEPT_LINES = 400
 POSIX = os.name == "posix"
-INTERRUPTED = 130
+FAILED = 3
 TRACEBACK = b"Traceback (most recent call last)"
 
 
@@ -88,18 +90,27 @@ def run_child(
 ) -> Finished:
     """Runs `words` until it and whatever still writes into its output have ended.
 
-    The first SIGINT or SIGTERM is passed to the trainer, which finishes its step and saves; the second kills.
+    The first wish to stop is passed to the trainer, which finishes its step and saves; the second kills. Our own
+    trainer (KOHYAKIT_LAUNCHED) hears of it by its lifeline alone, also if this process is killed; `accelerate launch`
+    between them is started deaf to signals, because it would kill the trainer or leave before it. Other programs get
+    a signal.
     """
     reader, writer = _output(terminal)
-    own_group: dict[str, Any] = (
+    options: dict[str, Any] = (
         {"start_new_session": True} if POSIX else {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
     )
-    lines = LineFilter(write)
-    with Signals() as signals:
-        child = subprocess.Popen(
-            words, env=dict(environment), stdin=subprocess.DEVNULL, stdout=writer, stderr=writer, **own_group
-        )
+    lines, variables, lifeline = LineFilter(write), dict(environment), None
+    if "KOHYAKIT_LAUNCHED" in variables:
+        options["stdin"], lifeline = os.pipe()
+        variables[LIFELINE] = "stdin"
+    with Signals(lifeline) as signals:
+        with blocked() if lifeline is not None else nullcontext():
+            child = subprocess.Popen(
+                words, env=variables, stdout=writer, stderr=writer, **{"stdin": subprocess.DEVNULL, **options}
+            )
         os.close(writer)
+        if lifeline is not None:
+            os.close(options["stdin"])
         signals.take(child)
         for data in _pieces(reader, signals.wakeup):
             lines.feed(data)
@@ -144,30 +155,35 @@ def _output(terminal: bool) -> tuple[int, int]:
 
 
 class Signals:
-    """SIGINT and SIGTERM on their way to the child: the first is passed on, the second kills. Counted in `heard`."""
+    """Wishes to stop on their way to the child: the first is passed on, the second kills. Counted in `heard`.
 
-    def __init__(self) -> None:
-        self.heard = 0
+    `lifeline` is the end to close of a pipe whose other end the trainer watches.
+    """
+
+    def __init__(self, lifeline: int | None = None) -> None:
         self.child: subprocess.Popen[bytes] | None = None
         self.wakeup, self._bell = os.pipe()
         os.set_blocking(self._bell, False)
+        self._lifeline = lifeline
+        self._wishes = Wishes()
         self._kept: dict[int, Any] = {}
         self._kept_bell = -1
 
+    @property
+    def heard(self) -> int:
+        return self._wishes.count
+
     def __enter__(self) -> Signals:
-        try:
+        self._kept = install(self._hear)
+        if self._kept:
             self._kept_bell = signal.set_wakeup_fd(self._bell, warn_on_full_buffer=False)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._kept[number] = signal.signal(number, self._hear)
-        except ValueError:  # not the main thread: nobody sends it signals
-            pass
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._kept:
             signal.set_wakeup_fd(self._kept_bell)
-        for number, handler in self._kept.items():
-            signal.signal(number, handler)
+        restore(self._kept)
+        self._let_go()
         os.close(self.wakeup)
         os.close(self._bell)
 
@@ -175,49 +191,72 @@ class Signals:
         """The child that signals go to, also one that came while it was being started."""
         self.child = child
         if self.heard:
-            _pass_on(child, signal.SIGINT)
+            self._stop(child, signal.SIGINT)
 
     def _hear(self, number: int, frame: object) -> None:
-        self.heard += 1
-        if self.child is None:
+        if not self._wishes.hear() or self.child is None:
             return
         if self.heard == 1:
-            _pass_on(self.child, number)
+            self._stop(self.child, number)
         else:
             _kill(self.child)
+
+    def _stop(self, child: subprocess.Popen[bytes], number: int) -> None:
+        if self._lifeline is None:
+            _pass_on(child, number)
+            return
+        self._let_go()
+        if not _below(child.pid):  # no trainer yet: nothing has begun
+            _kill(child)
+
+    def _let_go(self) -> None:
+        lifeline, self._lifeline = self._lifeline, None
+        if lifeline is not None:
+            os.close(lifeline)
 
 
 def _pass_on(child: subprocess.Popen[bytes], number: int) -> None:
     """To the trainer and not to `accelerate launch`, which would leave before the trainer has saved."""
-    for pid in _children(child.pid) or [child.pid]:
+    for pid in _below(child.pid, deep=False) or [child.pid]:
         try:
             os.kill(pid, number if POSIX else getattr(signal, "CTRL_BREAK_EVENT", number))
         except OSError:
             pass
 
 
-def _children(pid: int) -> list[int]:
-    """Processes that `pid` has started, from /proc where there is one."""
-    found = []
-    for file in glob.glob("/proc/[0-9]*/stat"):
-        try:
-            with open(file, encoding="utf-8", errors="replace") as stream:
-                parent = stream.read().rpartition(")")[2].split()[1]
-        except (OSError, IndexError):
-            continue
-        if int(parent) == pid:
-            found.append(int(file.split("/")[2]))
-    if found or os.path.isdir("/proc/self"):
-        return found
+@contextmanager
+def handed_down() -> Iterator[Wishes]:
+    """Signals go to the processes below this one, which end in order; a terminal has sent them its own already."""
+    wishes = Wishes()
+
+    def hear(number: int, frame: object) -> None:
+        wishes.hear()
+        for pid in _below(os.getpid(), deep=False):
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except OSError:
+                pass
+
+    before = install(hear)
+    try:
+        yield wishes
+    finally:
+        restore(before)
+
+
+def _below(pid: int, *, deep: bool = True) -> list[int]:
+    """Processes that `pid` has started, and if `deep` those that these have started."""
     import psutil
 
     try:
-        return [process.pid for process in psutil.Process(pid).children()]
+        return [process.pid for process in psutil.Process(pid).children(recursive=deep)]
     except psutil.Error:
         return []
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
+    """The child and all below it: of several trainers each has a session of its own."""
+    below = _below(child.pid)
     if POSIX:
         try:
             os.killpg(child.pid, signal.SIGKILL)
@@ -225,14 +264,25 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
             pass
     else:
         child.kill()
+    for pid in below:
+        try:
+            os.kill(pid, signal.SIGKILL if POSIX else signal.SIGTERM)
+        except OSError:
+            pass
 
 
 def exit_code(code: int, lines: Any, signals: int = 0) -> int:
-    """The trainer's own exit code: `accelerate launch` turns every failure into 1 and names the real one in words."""
+    """The trainer's own exit code: `accelerate launch` turns every failure into 1 and names the real one in words.
+
+    Of a run that was asked to stop only what the trainer itself calls a failure is one.
+    """
+    real = _real(code, lines)
+    return INTERRUPTED if signals and real not in (0, FAILED) else real
+
+
+def _real(code: int, lines: Any) -> int:
     if code in (0, INTERRUPTED):
         return code
-    if signals:
-        return INTERRUPTED if signals == 1 or code < 0 else code
     text = "\n".join(list(lines)[-60:])
     for pattern in (
         r"returned non-zero exit status (\d+)",

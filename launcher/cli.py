@@ -30,6 +30,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
 ALIASES = {"train": "launch"}
 
 
+class Interrupted(click.ClickException):
+    """A command was asked to stop; click itself would add a blank line."""
+
+
 class Commands(click.Group):
     """Loads a command's module when it is called, so that --help and errors are quick."""
 
@@ -57,6 +61,12 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
+
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
         """Exit codes: 2 the command line is wrong, 130 interrupted; --json gets its document even then."""
         words = list(sys.argv[1:] if args is None else args)
@@ -64,7 +74,11 @@ class Commands(click.Group):
             extra["color"] = False
         extra["standalone_mode"] = False
         try:
-            code = super().main(words, *rest, **extra)
+            try:
+                code = super().main(words, *rest, **extra)
+            except SystemExit as end:
+                code = end.code
+            sys.stdout.flush()  # what cannot be written shows now, not in the interpreter's last moments
         except click.UsageError as fault:
             if "--json" in words:
                 must = fault.format_message()
@@ -80,15 +94,38 @@ class Commands(click.Group):
                 click.echo(json.dumps({"ok": False, "problems": [problem]}))
             fault.show()
             code = 2
-        except (click.Abort, KeyboardInterrupt):
-            code = 130
+        except (Interrupted, click.Abort, KeyboardInterrupt):
+            code = _interrupted("--json" in words)
         except click.ClickException as fault:
             fault.show()
             code = 1
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the reader has left; nothing more can be said to it
             code = 1
+        except OSError as fault:  # what a command writes, or the file that its output goes to
+            code = _disk(fault)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupted(as_json: bool) -> int:
+    """One line; what was being written is gone, what was there is whole."""
+    from schemas.signals import INTERRUPTED, held_off
+
+    with held_off():
+        click.echo("interrupted", err=True)
+        if as_json:
+            click.echo(json.dumps({"ok": False, "interrupted": True, "problems": []}))
+    return INTERRUPTED
+
+
+def _disk(fault: OSError) -> int:
+    """A disk that takes no more, or anything else that the system refuses a file."""
+    from schemas.writing import disk_advice, disk_fault, disk_words
+
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is still in its buffer would fail again at the end
+    fix = f". {disk_advice(fault).capitalize()} and try again" if disk_fault(fault) else ""
+    click.echo(f"{click.style('error', fg='red')}: {disk_words(fault)}{fix}", err=True)
+    return 1
 
 
 def _shipped(module: str) -> bool:
@@ -117,4 +154,7 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the console script."""
-    cli()
+    from schemas.signals import interruptible
+
+    with interruptible():
+        cli()

@@ -135,7 +135,8 @@ def _kohya_gui(resolved: Resolved, beside: Path | None) -> Written:
 
 
 def _snapshot(resolved: Resolved, beside: Path | None) -> Written:
-    from launcher.snapshot import MARK, marks
+    from launcher.formats.kohya_gui.fates import SNAPSHOT as MARK
+    from launcher.snapshot import marks
 
     text, lost = form_text(resolved, {MARK: marks(resolved, [])})
     return Written(text, ".json", {}, lost)

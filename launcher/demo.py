@@ -12,7 +12,9 @@ from pathlib import Path
 
 import click
 
+from launcher.child import handed_down
 from launcher.demo_sheet import Asked, Epoch, draw, previews, rated, reason
+from schemas.writing import disk_words
 from trainer.toy.world import TOKEN
 
 PRESET = "toy"
@@ -54,6 +56,10 @@ def run_demo(directory: Path) -> int:
         click.echo(f"\nThe demo stopped: the command above ended with exit code {fault.code}.", err=True)
         click.echo(f"What it has made so far lies in {directory}", err=True)
         return fault.code
+    except OSError as fault:
+        click.echo(f"\nThe demo stopped: {disk_words(fault)}", err=True)
+        click.echo(f"What it has made so far lies in {directory}", err=True)
+        return 3
     return 0
 
 
@@ -138,7 +144,11 @@ def _kohyakit(*words: str) -> None:
 def run_module(module: str, *words: str) -> int:
     """`python -m MODULE WORDS` with this installation's packages; the exit code."""
     sys.stdout.flush()
-    return subprocess.run([sys.executable, "-P", "-m", module, *words], env=environment()).returncode
+    with handed_down() as wishes:
+        code = subprocess.run([sys.executable, "-P", "-m", module, *words], env=environment()).returncode
+    if wishes.count:  # whatever became of that command
+        raise KeyboardInterrupt
+    return code
 
 
 def environment() -> dict[str, str]:

@@ -242,9 +242,17 @@ KINDS: tuple[Kind, ...] = (
         sets=("max_data_loader_n_workers=0", "persistent_data_loader_workers=false"),
     ),
     Kind(
+        "disk-error",
+        "the disk cannot be written or read any more",
+        (r"Input/output error", r"Read-only file system"),
+        "look after the disk and how it is mounted (dmesg tells), or output_dir on another one",
+        "OSError: [Errno 5] Input/output error: 'out/n0m3.safetensors'",
+        keys=("output_dir", "logging_dir"),
+    ),
+    Kind(
         "not-permitted",
         "a file or folder may not be read or written",
-        (r"Permission denied", r"Read-only file system", r"PermissionError"),
+        (r"Permission denied", r"PermissionError"),
         "check the owner of output_dir and of the pictures",
         "PermissionError: [Errno 13] Permission denied: 'out/n0m3.safetensors'",
         keys=("output_dir", "logging_dir"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from schemas.config import TrainConfig, table
+from schemas.writing import write_atomically
 
 TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|sk-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,})")
 NAMED = re.compile(
@@ -21,15 +21,7 @@ NAMED = re.compile(
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Temporary name, flush, rename."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_atomically(path, lambda stream: stream.write(data))
 
 
 def write_text(path: Path, text: str) -> None:

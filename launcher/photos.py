@@ -169,9 +169,10 @@ def check(*, directory: Path, caption_extension: str, resolution: str, sheet_fil
     """Say what is wrong, or could be better, in DIRECTORY; changes nothing."""
     found = _checked(directory, caption_extension, resolution)
     if sheet_file:
+        from launcher.files import write_text
         from launcher.pictures.sheet import sheet
 
-        sheet_file.write_text(sheet(found), encoding="utf-8")
+        write_text(sheet_file, sheet(found))
     if as_json:
         print_json(found.as_json())
     else:

@@ -445,12 +445,10 @@ def start(
     with run.locked(plan) as token:
         if way.own:
             _refuse_meanwhile(plan, way)
-            run.write_config(plan)
-        else:
-            if not plan.launch.machine_rank:
-                keep_older(plan)
-            run.prepare(plan)
-        return run.start(plan, mode=way.mode, write=write, say=say, terminal=terminal, token=token)
+        elif not plan.launch.machine_rank:
+            keep_older(plan)
+        ready = run.write_config if way.own else run.prepare
+        return run.start(plan, mode=way.mode, ready=ready, write=write, say=say, terminal=terminal, token=token)
 
 
 def _refuse_meanwhile(plan: Plan, way: Continuation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import machine, paths, record
-from launcher.child import INTERRUPTED, Finished, run_child
+from launcher.child import Finished, run_child
 from launcher.command import environment, launch_command, quoted
 from launcher.data import anchored, carried_files
 from launcher.failures import Failure, diagnose, last_error
@@ -29,9 +30,12 @@ from schemas.problems import ConfigError, Problem, errors
 from schemas.run_folder import CONFIG, LOG, RECORD, last_step
 from schemas.run_lock import VARIABLE as LOCK_VARIABLE
 from schemas.run_lock import hold_for_launcher
+from schemas.signals import INTERRUPTED, held_off
+from schemas.writing import disk_advice, disk_fault
 from trainer.plan.listing import listing
 
 FAILED = 3
+PROBED = 2**20  # bytes that a start writes at most: config, record, snapshot, the user's file
 SECRET_VARIABLES = {"wandb_api_key": "WANDB_API_KEY", "huggingface_token": "HF_TOKEN"}
 
 
@@ -67,9 +71,8 @@ def launch(plan: Plan, *, write: Callable[[bytes], Any], say: Callable[[str], An
             raise ConfigError([in_the_way])
         if (paths.run_folder(plan.checked.resolved) / LOG).is_file() and not plan.config.overwrite:
             say("the earlier start ended before its first state: this one starts from the beginning")
-        prepare(plan)
         mode = "resume" if plan.config.resume else "launch"
-        return start(plan, mode=mode, write=write, say=say, terminal=terminal, token=token)
+        return start(plan, mode=mode, ready=prepare, write=write, say=say, terminal=terminal, token=token)
 
 
 @contextmanager
@@ -98,21 +101,57 @@ def settled(plan: Plan) -> Plan:
 
 
 def probe_writing(plan: Plan) -> None:
-    """ConfigError where the output folder cannot really be written; access rights alone do not tell."""
+    """ConfigError where the output folder cannot really be written; access rights and free room alone do not tell.
+
+    What it has made until then is gone again.
+    """
     folder = paths.output_dir(plan.checked.resolved)
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".kohyakit"):
-            pass
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".kohyakit") as probe:
+            probe.write(bytes(PROBED))
+            probe.flush()
+            os.fsync(probe.fileno())
     except OSError as fault:
-        problem = Problem(
-            code="not-writable",
-            key="output_dir",
-            got=str(folder),
-            must=f"cannot be written: {fault.strerror}",
-            fix="--set output_dir=PATH",
-        )
-        raise ConfigError([plan.checked.resolved.placed(problem)]) from None
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise _unwritable(plan, fault) from None
+
+
+@contextmanager
+def refused_when_full(plan: Plan) -> Iterator[None]:
+    """Before the first step a disk that takes no more is a fault of the input: new files go again, nothing began."""
+    folder, output = paths.run_folder(plan.checked.resolved), paths.output_dir(plan.checked.resolved)
+    before = {*_files(folder), *_files(output)}
+    try:
+        yield
+    except OSError as fault:
+        with contextlib.suppress(OSError):
+            for path in {*_files(folder), *_files(output)} - before:
+                path.unlink()
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        raise _unwritable(plan, fault) from None
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+
+
+def _unwritable(plan: Plan, fault: OSError) -> ConfigError:
+    fix = "--set output_dir=PATH"
+    if disk_fault(fault):
+        fix = f"{disk_advice(fault)}, or {fix}"
+    problem = Problem(
+        code="not-writable",
+        key="output_dir",
+        got=str(paths.output_dir(plan.checked.resolved)),
+        must=f"cannot be written: {fault.strerror}",
+        fix=fix,
+    )
+    return ConfigError([plan.checked.resolved.placed(problem)])
 
 
 def prepare(plan: Plan) -> None:
@@ -182,15 +221,18 @@ def start(
     plan: Plan,
     *,
     mode: str,
+    ready: Callable[[Plan], None],
     write: Callable[[bytes], Any],
     say: Callable[[str], Any],
     terminal: bool = False,
     token: str | None = None,
 ) -> Ended:
-    """Runs the trainer in the run folder as it stands, and records begin and end; `token` is of the lock held."""
+    """Makes the run folder `ready`, runs the trainer in it, and records begin and end; `token` is of the lock held."""
     folder = paths.run_folder(plan.checked.resolved)
-    if not plan.launch.machine_rank:
-        record.begin(folder, plan, mode=mode)
+    with refused_when_full(plan):
+        ready(plan)
+        if not plan.launch.machine_rank:
+            record.begin(folder, plan, mode=mode)
     variables = environment(plan.launch, os.environ)
     for name, secret in secrets_of(plan.config).items():
         variables.setdefault(SECRET_VARIABLES.get(name, name.upper()), secret)
@@ -198,16 +240,20 @@ def start(
     if token is not None:
         variables[LOCK_VARIABLE] = token
     since = time.time() if mode == "launch" else 0.0
-    cards = [gpu.memory for gpu in machine.this_machine().gpus if gpu.memory]
-    spill = SpillWatch(folder / LOG, min(cards, default=None), say)
-
-    def passed_on(data: bytes) -> None:
-        write(data)
-        spill.look()
-
     before = _size(folder / LOG)
-    finished = run_child(plan.command, variables, passed_on, terminal=terminal)
-    return report(plan, finished, say, since=since, trained=_size(folder / LOG) != before)
+    try:
+        cards = [gpu.memory for gpu in machine.this_machine().gpus if gpu.memory]
+        spill = SpillWatch(folder / LOG, min(cards, default=None), say)
+
+        def passed_on(data: bytes) -> None:
+            write(data)
+            spill.look()
+
+        finished = run_child(plan.command, variables, passed_on, terminal=terminal)
+    except KeyboardInterrupt:  # just before the child was there
+        finished = Finished(INTERRUPTED, (), 1)
+    with held_off():
+        return report(plan, finished, say, since=since, trained=_size(folder / LOG) != before)
 
 
 def _size(path: Path) -> int:
@@ -224,7 +270,7 @@ def report(
     if outcome == 1 and (last_error(finished.lines) or trained):
         outcome = FAILED  # Python itself ends with 1 too
     if not plan.launch.machine_rank:
-        record.end(folder, outcome)
+        _close_record(folder, outcome, say)
     saved, step = record.saved_files(plan, since), last_step(folder)
     total = plan.steps.total if plan.steps else None
     if outcome == 0:
@@ -263,6 +309,14 @@ def what_next(plan: Plan, saved: Sequence[Path]) -> Iterator[str]:
         if word:
             yield f"    use it:       put the file into your program's LoRA folder, and {word!r} into the prompt"
     yield f"    train longer: {quoted(['kohyakit', 'resume', folder, '--epochs', '2'])}"
+
+
+def _close_record(folder: Path, outcome: int, say: Callable[[str], Any]) -> None:
+    """A record without its end is that of a run that was killed; how it really ended is said here in any case."""
+    try:
+        record.end(folder, outcome)
+    except OSError as fault:
+        say(f"warning: the end of this run is not in {folder / 'run.json'}: {fault.strerror}")
 
 
 def _lost(folder: Path, step: int | None) -> str:

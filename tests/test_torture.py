@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks import torture
+from benchmarks import torture, torture_launched
 from benchmarks.results import differences, unsound
 from benchmarks.torture import CASES, Blow, Case, Count, Undisturbed, make_inputs, torment, undisturbed
+from benchmarks.torture_launched import Hit
 from trainer.states import save_state
 
 
@@ -67,6 +71,61 @@ def test_any_kind_of_run_killed_at_random_equals_an_undisturbed_one(case: Case, 
         torment(case, inputs, tmp_path / f"run-{number}", whole, count)
     assert count.faults == []
     assert count.kills > 3
+
+
+# The launcher alone, with a resume at once or later; a rank; everything; inside the disk's calls.
+LAUNCHED = [
+    (1, [Hit("launcher", steps=5), Hit("all", steps=14)]),
+    (1, [Hit("call", call="fsync", number=9), Hit("call", call="rename", number=12), Hit("starter", steps=10)]),
+    (2, [Hit("rank", steps=8), Hit("call", call="mkdir", number=2)]),
+]
+
+
+@pytest.mark.parametrize(
+    ("processes", "hits"), LAUNCHED, ids=lambda one: one if isinstance(one, int) else one[0].victim
+)
+@pytest.mark.slow
+def test_launched_runs_that_lose_processes_come_to_the_same_end(
+    processes: int, hits: list[Hit], inputs: Path, tmp_path: Path
+) -> None:
+    random.seed(processes)
+    whole, count = torture_launched.undisturbed(inputs, tmp_path / "whole", processes), Count()
+    torture_launched.torment(inputs, tmp_path / "run", whole, processes, count, hits)
+    assert count.faults == []
+    assert count.kills >= len(hits) - 1  # a resume beside a trainer that is just ending may come to the end
+
+
+def test_a_launched_run_s_fault_is_seen(two: tuple[Path, Path]) -> None:
+    one, other = two
+    place = torture_launched.Place(other, 1)
+    assert torture_launched.ended(place, one) == []
+    (other / "out" / ".n0m3.safetensors.7@0badcafe.tmp").touch()
+    save_file({"x": torch.ones(2)}, other / "out" / "n0m3.safetensors")
+    assert [fault.rpartition(": ")[2] for fault in torture_launched.ended(place, one)] == [
+        "other tensors",
+        "left behind",
+    ]
+    (other / "out" / "n0m3.safetensors").unlink()
+    (other / "said.txt").touch()
+    assert torture_launched.ended(place, one) == ["no final weights\n"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename", "mkdir", "unlink"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_strike_ends_the_process_inside_its_call(number: int, call: str, tmp_path: Path) -> None:
+    (tmp_path / "victim.py").write_text(
+        "import os\n"
+        "for number in range(4):\n"
+        "    print(number, flush=True)\n"
+        "    handle = os.open('f', os.O_CREAT | os.O_WRONLY); os.fsync(handle); os.close(handle)\n"
+        "    os.rename('f', 'g'); os.unlink('g'); os.mkdir(str(number))\n"
+    )
+    places = os.pathsep.join([str(torture_launched.STRIKE), str(tmp_path)])
+    variables = {**os.environ, "PYTHONPATH": places, "STRIKE": f"victim:{call}:{number}:0"}
+    command = [sys.executable, "-m", "victim"]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert done.returncode == -9
+    assert done.stdout.split() == [str(each) for each in range(number)]
 
 
 @pytest.fixture

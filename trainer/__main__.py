@@ -6,11 +6,16 @@ written), 3 the run failed, 130 interrupted with the state saved.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from trainer.early import leave_on_signals
+
+    leave_on_signals()
+
 import argparse
+import atexit
 import importlib.util
 import logging
 import os
-import signal
 import sys
 import time
 import traceback
@@ -22,13 +27,17 @@ from typing import Any
 from schemas import ConfigError, Problem, TrainConfig, config, errors, pickles, rules, weights
 from schemas.derive import add_flags
 from schemas.resuming import state_meant
+from schemas.signals import outlast_terminal
+from schemas.writing import disk_advice, disk_fault, disk_words
 from trainer.dataset.checks import bucket_steps
 from trainer.dataset.files import Scan, scan
+from trainer.early import EARLY, INTERRUPTED
 from trainer.plan.adapt import adapt_to
 from trainer.plan.listing import listing
 from trainer.run_folder import RunFolder
+from trainer.signals import StopRequest, deaf
 
-FAILED, INTERRUPTED = 3, 130
+FAILED = 3
 
 
 def read_arguments(argv: Sequence[str]) -> tuple[TrainConfig, list[Problem]]:
@@ -123,9 +132,10 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, stop: StopRequest | None = None) -> int:
     """Runs a training; returns the exit code."""
     first = os.environ.get("RANK", "0") == "0"
+    stop = stop or StopRequest(begun=False)
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         read, notes = read_arguments(words)
@@ -149,7 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if first:
             for change in changes:
                 print(f"adapted: {change.argument}: {change.before} -> {change.after}, {change.why}", flush=True)
-        return INTERRUPTED if train(read, family, found).interrupted else 0
+        stop.begin()
+        return INTERRUPTED if train(read, family, found, stop).interrupted else 0
     except ConfigError as wrong:
         if not first:
             time.sleep(2)  # what the first process says too it has said by then, and its end has taken this one along
@@ -157,18 +168,37 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{problem.severity}: {process()}{problem}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        if first:
+            print(interrupted(stop), file=sys.stderr)
         return INTERRUPTED
     except Exception as fault:
-        if "trainer.connection" in sys.modules and sys.modules["trainer.connection"].lost_peer(fault):
-            print(f"{process()}another process of this run has ended; its own message says why, without one it was "
-                  "killed, often for want of memory", file=sys.stderr)  # fmt: skip
-            return FAILED
-        stopping = sys.modules.get("trainer.stopping")
-        if stopping is not None and isinstance(fault, stopping.TrainingStopped):  # says all that there is to say
-            print(traceback.format_exception_only(fault)[-1].rstrip(), file=sys.stderr)
-            return FAILED
-        traceback.print_exc()
+        return failed(fault, stop)
+
+
+def interrupted(stop: StopRequest) -> str:
+    """What an interrupt that saved nothing is called."""
+    return "stopped at once; what was saved before is whole" if stop.saves else EARLY
+
+
+def failed(fault: Exception, stop: StopRequest) -> int:
+    """Says why the run failed, in full only where nothing is known about it; the exit code."""
+    if "trainer.connection" in sys.modules and sys.modules["trainer.connection"].lost_peer(fault):
+        if stop.asked:  # the others were asked too
+            return INTERRUPTED
+        print(f"{process()}another process of this run has ended; its own message says why, without one it was "
+              "killed, often for want of memory", file=sys.stderr)  # fmt: skip
         return FAILED
+    stopping = sys.modules.get("trainer.stopping")
+    if stopping is not None and isinstance(fault, stopping.TrainingStopped):  # says all that there is to say
+        print(traceback.format_exception_only(fault)[-1].rstrip(), file=sys.stderr)
+        return FAILED
+    disk = disk_fault(fault)
+    if disk is not None:
+        print(f"trainer.stopping.TrainingStopped: {process()}{disk_words(disk)}. What was saved before is whole. "
+              f"{disk_advice(disk).capitalize()}, then start it again", file=sys.stderr)  # fmt: skip
+        return FAILED
+    traceback.print_exc()
+    return FAILED
 
 
 def process() -> str:
@@ -176,9 +206,28 @@ def process() -> str:
     return f"process {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
 
 
-if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    if code == INTERRUPTED:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+def run() -> None:
+    """The process: deaf once its outcome is known, and able to outlast its terminal and the launcher."""
+    outlast_terminal()
+    sys.unraisablehook = _unraisable
+    with StopRequest(begun=False) as stop:
+        try:
+            code = main(stop=stop)
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+        deaf()
+    deaf()
+    if code == INTERRUPTED:  # Python itself may end with SIGINT instead, see launcher/__main__.py
+        atexit._run_exitfuncs()
+        os._exit(code)
     sys.exit(code)
+
+
+def _unraisable(fault: Any) -> None:
+    """An interrupt that met a finaliser is remembered by the StopRequest; a full disk has been told."""
+    if not isinstance(fault.exc_value, KeyboardInterrupt) and disk_fault(fault.exc_value) is None:
+        sys.__unraisablehook__(fault)
+
+
+if __name__ == "__main__":
+    run()

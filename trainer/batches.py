@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from schemas.config import TrainConfig
 from schemas.problems import ConfigError, Problem
+from schemas.signals import STOPPING
 from trainer import pixels as pictures
 from trainer.cache import LatentCache, unreadable
 from trainer.dataset.draws import Drawn, Moment, draw
@@ -230,5 +231,5 @@ def _quiet(worker: int) -> None:
 
     SIGTERM too: batch systems send it to every process of a job. Workers end when the trainer lets them or is gone.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)

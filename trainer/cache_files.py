@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from schemas.problems import error
+from schemas.writing import disk_fault, write_atomically
 
 FINGERPRINT = "kohyakit_fingerprint"
 VERSION = 1  # raised whenever the same inputs would give other numbers
@@ -24,16 +26,13 @@ Arrays = dict[str, np.ndarray]
 
 
 def save(path: Path, arrays: Arrays, fingerprint: Mapping[str, Any]) -> None:
-    """Writes an .npz under a temporary name, then renames it. ConfigError when the folder cannot be written."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Writes an .npz whole. ConfigError when the folder may not be written; a full disk is no fault of the input."""
+    mark = np.array(json.dumps(fingerprint, sort_keys=True))
     try:
-        with open(scratch, "wb") as stream:
-            np.savez(stream, **arrays, **{FINGERPRINT: np.array(json.dumps(fingerprint, sort_keys=True))})  # type: ignore[arg-type]
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(scratch, path)
+        write_atomically(path, lambda stream: np.savez(stream, **arrays, **{FINGERPRINT: mark}))  # type: ignore[arg-type]
     except OSError as fault:
-        scratch.unlink(missing_ok=True)
+        if disk_fault(fault) and fault.errno != errno.EROFS:
+            raise
         raise error(
             "cannot-write-cache",
             f"cannot be written: {fault.strerror}",

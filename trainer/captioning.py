@@ -6,6 +6,11 @@ caption is written as soon as it is made, so that a run that was cut off goes on
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from trainer.early import leave_on_signals
+
+    leave_on_signals()
+
 import argparse
 import csv
 import json
@@ -21,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from schemas.problems import ConfigError, Problem, error
+from schemas.signals import interruptible, outlast_terminal
 from trainer import pixels
 from trainer.dataset.pictures import pictures_in
 from trainer.run_folder import write_text
@@ -244,4 +250,6 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    outlast_terminal()
+    with interruptible():
+        sys.exit(main())

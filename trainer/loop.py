@@ -41,7 +41,8 @@ from trainer.remarks import Movement, Remarks, empty_captions, resting_text_enco
 from trainer.report import Progress, Record, StepLog, log_epoch, memory_in_use
 from trainer.results import Results
 from trainer.run_folder import RunFolder
-from trainer.stopping import NotFinite, StopRequest
+from trainer.signals import StopRequest
+from trainer.stopping import NotFinite
 from trainer.texts import TextStates
 from trainer.validation import Validation
 
@@ -236,7 +237,7 @@ def fused_backward(run: Run, progress: Progress) -> FusedBackward | None:
     return FusedBackward(run.optimizer.optimizer)
 
 
-def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
+def train(config: TrainConfig, family_name: str, found: Scan, stop: StopRequest | None = None) -> Outcome:
     """Trains on the pictures `found` and leaves the LoRA, its copies, previews, states and log in output_dir.
 
     ConfigError where something only the models can show is wrong; TrainingStopped when the run cannot go on, with the
@@ -295,7 +296,7 @@ def train(config: TrainConfig, family_name: str, found: Scan) -> Outcome:
                          rank=accelerator.process_index, cache=caches.latents, max_train_steps=steps.total)  # fmt: skip
     step_log = StepLog(folder.log, keep_until=results.logged) if accelerator.is_main_process else None
     try:
-        with StopRequest() as stop, results.told_when_full(run):
+        with (stop or StopRequest()).saving() as stop, results.told_when_full(run):
             results.begin(run)
             interrupted = run_epochs(run, loader, results, progress, step_log, stop, remarks)
             if not interrupted:
@@ -365,6 +366,7 @@ def run_epochs(
             end_epoch(run, results)
         if stopping and at.step < steps.total:
             results.save_interrupted(run)
+            run.accelerator.wait_for_everyone()  # torchrun ends the others when one has ended
             return True
     return False
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
-import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from schemas.problems import error
 from schemas.weights import lora_family, read_header
+from schemas.writing import write_atomically
 from trainer.lora_keys import peft_settings, to_kohya, to_peft
 from trainer.pickles import load_pickle
 from trainer.read_back import read_back
@@ -27,38 +26,6 @@ if TYPE_CHECKING:
 
 PEFT_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
 HASHED_AT, HASHED_BYTES = 1 << 20, 1 << 16  # the old 8-digit hash reads 64 KiB at 1 MiB
-
-
-def write_atomically(
-    path: Path, write: Callable[[IO[bytes]], object], check: Callable[[Path], object] | None = None
-) -> None:
-    """Run `write` on a temporary file beside `path`, flush it to the disk, rename: readers see all or nothing.
-
-    What `check` raises about the temporary file leaves an older file as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if check is not None:
-            check(scratch)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` last; file systems that cannot are left alone."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def save_weights(

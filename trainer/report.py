@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -17,6 +16,7 @@ import psutil
 import torch
 
 from schemas.options import LoggingOptions
+from schemas.writing import write_atomically
 
 if sys.platform != "win32":
     import resource
@@ -52,17 +52,15 @@ class StepLog:
 
     def __init__(self, path: Path, *, keep_until: int) -> None:
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= keep_until]
-        scratch = path.with_suffix(".tmp")
-        with scratch.open("w", encoding="utf-8") as stream:
-            stream.writelines(kept)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(scratch, path)
-        self._stream = path.open("a", encoding="utf-8")
+        write_atomically(path, lambda stream: stream.write("".join(kept).encode("utf-8")))
+        # Unbuffered: what a full disk refuses is not tried again when the log is closed.
+        self._stream = path.open("ab", buffering=0)
 
     def write(self, record: Record) -> None:
-        self._stream.write(json.dumps(asdict(record)) + "\n")
-        self._stream.flush()
+        """One line; where the disk takes only a part of it, the disk's own error."""
+        line = memoryview((json.dumps(asdict(record)) + "\n").encode("utf-8"))
+        while line:
+            line = line[self._stream.write(line) or 0 :]
 
     def close(self) -> None:
         self._stream.close()

@@ -24,6 +24,7 @@ from schemas.resuming import Choice, kept_config, not_on_resume, state_meant
 from schemas.run_folder import State
 from schemas.run_folder import states_in as all_states_in
 from schemas.run_lock import Lock, hold_for_trainer
+from schemas.writing import disk_advice, disk_fault, disk_words
 from trainer import checkpoint, states
 from trainer.adapters import is_plugin
 from trainer.dataset.files import Scan
@@ -38,7 +39,7 @@ from trainer.report import Record
 from trainer.resuming import data_mark, going_on
 from trainer.run_folder import RunFolder
 from trainer.sampling import Preview, show_in_wandb, write_previews
-from trainer.stopping import TrainingStopped, disk_full, size_in_bytes
+from trainer.stopping import TrainingStopped, size_in_bytes
 
 if TYPE_CHECKING:
     from trainer.loop import Run
@@ -251,15 +252,17 @@ class Results:
             yield
         except (OSError, RuntimeError) as fault:
             self._finish_uploads()
-            if not disk_full(fault):
+            disk = disk_fault(fault)
+            if disk is None:
                 raise
             weights, state = size_in_bytes(run.adapter.state_dict()), self._state_bytes(run)
             kept = states.newest_state(self.folder.path)
             step = _progress(kept)["step"] if kept else 0
+            way_on = f"go on with: kohyakit resume {self.folder.path}" if kept else "start it again"
             raise TrainingStopped(
-                f"No space left on device: {_free(self.folder.output)} are left in {self.folder.output}; a LoRA takes "
+                f"{disk_words(disk)}: {_free(self.folder.output)} are left in {self.folder.output}; a LoRA takes "
                 f"{megabytes(weights)}, a training state {megabytes(state)}. What was saved before is whole, up to "
-                f"step {step}. Make room, then go on with: kohyakit resume {self.folder.path}"
+                f"step {step}. {disk_advice(disk).capitalize()}, then {way_on}"
             ) from fault
 
     # -- states --------------------------------------------------------------------------------------------------------
@@ -301,7 +304,7 @@ class Results:
         try:
             self.save_state(run)
         except (OSError, RuntimeError) as fault:
-            if not disk_full(fault):
+            if disk_fault(fault) is None:
                 raise
             self._state_due = time.monotonic() + LATEST
             print(f"warning: no room for a training state: it takes {megabytes(self._state_bytes(run))}, "

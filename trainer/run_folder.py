@@ -14,10 +14,11 @@ import psutil
 from schemas import ConfigError, Problem, TrainConfig
 from schemas import config as schema
 from schemas.run_folder import CONFIG, LOG
+from schemas.writing import TEMPORARY, remove, sweep, write_atomically
 
 DEFAULT_NAME = "last"  # the reference's name for the final file when output_name is unset
 IDLE_SECONDS = 60.0  # a cache file half written for longer has lost its writer, wherever that one ran
-TEMPORARY = re.compile(r"\.(?P<name>.+?)(?:\.(?P<pid>\d+))?\.(?:tmp|partial)")
+OLDER = re.compile(r"\.(?P<name>.+?)(?:\.(?P<pid>\d+))?\.(?:tmp|partial)")  # names that do not tell the machine
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class RunFolder:
 
     def refuse_overwriting(self, planned: Iterable[str], states: Sequence[Path]) -> None:
         """ConfigError naming every planned result that is already there, and states that could be gone on from."""
-        there = [name for name in planned if (self.output / name).exists()]
+        names = set(os.listdir(self.output)) if self.output.is_dir() else set()
+        there = [name for name in planned if name in names]
         there += [f"{self.path.name}/{state.name}" for state in states]
         if there:
             raise ConfigError(
@@ -70,24 +72,28 @@ class RunFolder:
     def sweep(self, pictures: Iterable[Path], before: Sequence[int]) -> None:
         """Removes the temporary files of earlier starts that were killed, in this folder and beside the pictures.
 
-        Whoever calls this holds the lock, so temporary results of this run's name are nobody's. Beside the pictures
-        other runs may be writing: there a file goes if a process of this run's last start (`before`) made it, or if
-        nobody has touched it for a while.
+        Whoever calls this holds the lock, so temporary results of this run's name are nobody's. Elsewhere other runs
+        may be writing: there a file goes whose process has ended. Under the names of earlier versions it goes if a
+        process of this run's last start (`before`) made it, or if nobody has touched it for a while.
         """
+        folders = {picture.parent for picture in pictures}
+        sweep([self.output, self.path, self.samples, *folders])
         base = re.escape(self.name)
         ours = re.compile(rf"\.{base}(-\d{{6}}|-step\d{{8}})?\.(safetensors|ckpt|pt)\.\d+\.tmp")
         half = [path for path in _files(self.output) if ours.fullmatch(path.name)]
-        half += [path for path in _files(self.path) if TEMPORARY.fullmatch(path.name) or path.name == "log.tmp"]
+        for path in _files(self.path):
+            if OLDER.fullmatch(path.name) or TEMPORARY.fullmatch(path.name) or path.name == "log.tmp":
+                half.append(path)
         shown = re.compile(rf"({base}_)?e?\d{{6}}_\d\d_\d{{14}}(_\d+)?\.tmp")
         half += [path for path in _files(self.samples) if shown.fullmatch(path.name)]
-        for folder in {picture.parent for picture in pictures}:
+        for folder in folders:
             for path in _files(folder):
-                match = TEMPORARY.fullmatch(path.name)
+                match = OLDER.fullmatch(path.name)
                 if match and match["pid"] and match["name"].endswith(".npz"):
                     if int(match["pid"]) in before or _idle(path, int(match["pid"])):
                         half.append(path)
         for path in half:
-            path.unlink(missing_ok=True)
+            remove(path)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -102,10 +108,5 @@ def _idle(path: Path, pid: int) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Temporary name, flush, fsync, rename: a half-written file is never taken for a whole one."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    with scratch.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(scratch, path)
+    """UTF-8, whole or not at all."""
+    write_atomically(path, lambda stream: stream.write(text.encode("utf-8")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from schemas import TrainConfig
+from schemas.writing import write_atomically
 from trainer.dataset.prompts import Prompt
 from trainer.families import Conditioning, Family, Models, Sizes
 from trainer.families.unet import device_of, joined, token_rows
@@ -73,10 +75,7 @@ def write_previews(
             for preview, states in zip(previews, words, strict=True):
                 latents = denoised(models, family, preview.prompt, states, config)
                 (image,) = decode(models.vae, latents / family.latent_scale)
-                preview.path.parent.mkdir(parents=True, exist_ok=True)
-                scratch = preview.path.with_suffix(".tmp")
-                image.save(scratch, format="PNG")
-                scratch.replace(preview.path)
+                write_atomically(preview.path, functools.partial(image.save, format="PNG"))
 
 
 def denoised(models: Models, family: Family, prompt: Prompt, words: Conditioning, config: TrainConfig) -> Tensor:

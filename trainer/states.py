@@ -17,7 +17,7 @@ from torch import Tensor
 from schemas.problems import ConfigError, error
 from schemas.run_folder import MANIFEST, PROGRESS, judge, manifest_of, sealed
 from schemas.run_folder import states_in as all_states_in
-from trainer.lora_file import sync_folder, write_atomically
+from schemas.writing import sync_folder, write_atomically
 
 UNDER_WAY = re.compile(r"\.(?P<name>.*state.*)\.\d+\.(?:tmp|old)")  # temporary names of a state folder
 

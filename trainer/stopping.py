@@ -1,11 +1,8 @@
-"""Why a run ends before its last step: a signal, or numbers that are not numbers any more."""
+"""Why a run ends before its last step: numbers that are not numbers any more, or a disk that takes no more."""
 
 from __future__ import annotations
 
-import errno
-import signal
 from collections.abc import Mapping
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -15,28 +12,6 @@ from schemas import TrainConfig
 
 class TrainingStopped(RuntimeError):
     """The run cannot go on; the text says why, and what of it was saved."""
-
-
-class StopRequest:
-    """SIGINT and SIGTERM as a wish: the step is finished, the state saved. A second signal stops at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._hear)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
 
 
 class NotFinite(TrainingStopped):
@@ -59,15 +34,6 @@ def likely_causes(config: TrainConfig) -> list[str]:
         causes.append(f"a learning rate of {max(rates):g} is high: try a tenth of it")
     causes.append("a broken picture or cache file: run `kohyakit dataset check`")
     return causes
-
-
-def disk_full(fault: BaseException | None) -> bool:
-    """Whether a full disk or quota is behind a fault; libraries wrap the system's own error."""
-    while fault is not None:
-        if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        fault = fault.__cause__ or fault.__context__
-    return False
 
 
 def size_in_bytes(value: Any) -> int:

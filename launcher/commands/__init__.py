@@ -58,8 +58,6 @@ def _run(function: Callable[..., int | None], as_json: bool, words: dict[str, An
     except ConfigError as fault:
         refuse(fault.problems, as_json)
         return 1
-    except KeyboardInterrupt:
-        return 130
 
 
 def refuse(problems: Iterable[Problem], as_json: bool, **document: Any) -> None:

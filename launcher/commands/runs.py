@@ -240,8 +240,9 @@ def _processes(words: dict[str, Any]) -> Any:
 def _outlets(as_json: bool) -> dict[str, Any]:
     """Where the trainer's output and our own words go."""
     from launcher import run
+    from schemas.signals import outlast_terminal
 
-    sys.stdout.flush()
+    outlast_terminal()
     return {
         "write": run.to_stderr if as_json else run.to_stdout,
         "say": lambda text: click.echo(text, err=True),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from launcher.pictures.check import Checkup
 from schemas.problems import error
+from schemas.writing import scratch_of, sweep
 
 
 def pack(found: Checkup, target: Path) -> list[str]:
@@ -23,7 +24,8 @@ def pack(found: Checkup, target: Path) -> list[str]:
     if doubled:
         raise error("same-stem", f"pictures share the name {', '.join(doubled[:5])}", fix="rename them: a zip is flat")
     names = []
-    staging = target.with_name(f".{target.name}.unfinished")
+    sweep([target.parent])  # what a pack that was killed has left
+    staging = scratch_of(target)
     try:
         with zipfile.ZipFile(staging, "w", zipfile.ZIP_STORED) as archive:
             for shot in found.shots:

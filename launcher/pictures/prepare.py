@@ -14,6 +14,7 @@ from typing import Any
 from launcher.pictures.picture import CAPTIONS, FAULTS, READABLE, TRAINABLE, UNREADABLE, open_picture
 from launcher.pictures.source import Entry, Source, read_source
 from schemas.problems import ConfigError, Problem, error
+from schemas.writing import disk_fault, scratch_of, sweep
 
 LOOKS = 400  # pictures x repeats of one epoch that auto repeats aim at
 SIBLINGS = ("result_current", "txt2img-images")
@@ -83,8 +84,8 @@ def prepare(
     parent = directory / "training_images"
     made = Prepared(directory, parent / f"{repeats}_{token}", token, repeats, left_out=left_out)
     created = _make_folders(parent)
-    staging = parent / f".{repeats}_{token}.unfinished"
-    shutil.rmtree(staging, ignore_errors=True)  # of a prepare that was killed
+    sweep([parent])  # what a prepare that was killed has left
+    staging = scratch_of(made.folder)
     try:
         staging.mkdir()
         created.append(staging)
@@ -184,6 +185,8 @@ def _write_all(
         try:
             file, size, notes = _write_picture(entry, staging / stem, keep_format)
         except FAULTS as fault:
+            if disk_fault(fault):  # the folder that is written, not the image
+                raise
             if skip_unreadable:
                 made.left_out.append((entry.name, f"cannot be read: {fault}"))
             else:

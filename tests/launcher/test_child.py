@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+import schemas.signals
 from launcher.child import Finished, LineFilter, exit_code, run_child
 
 WRAPPER = b"""Traceback (most recent call last):
@@ -127,7 +130,8 @@ def test_the_first_interrupt_lets_the_trainer_save() -> None:
     assert (finished.code, finished.lines[-2:]) == (130, ("saving", "saved"))
 
 
-def test_the_second_interrupt_kills() -> None:
+def test_a_second_wish_kills(monkeypatch) -> None:
+    monkeypatch.setattr(schemas.signals, "ONE_WISH", 0.05)
     stubborn = SAVES.replace("time.sleep(0.2); ", "time.sleep(30); ")
     finished = interrupted(stubborn, 2)
     assert "saved" not in finished.lines
@@ -138,3 +142,87 @@ def test_handlers_are_put_back(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     run("pass")
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_signals_that_come_together_are_one_wish() -> None:
+    finished = interrupted(SAVES.replace("time.sleep(0.2)", "time.sleep(1)"), 3)
+    assert (finished.code, finished.lines[-2:]) == (130, ("saving", "saved"))
+    assert finished.signals == 1
+
+
+WATCHES = """
+import os, sys, time
+from schemas.signals import LIFELINE, let_in
+from trainer.signals import StopRequest
+with StopRequest().saving() as stop:
+    print('ready', flush=True)
+    for _ in range(600):
+        if stop.asked:
+            print('saved', flush=True); sys.exit(130)
+        time.sleep(0.05)
+"""
+
+
+def launched(code: str, **extra: str) -> tuple[list[str], dict[str, str]]:
+    """The words and variables of a child that is our own trainer, below a starter."""
+    root = str(Path(__file__).parents[2])
+    return [sys.executable, "-c", STARTER.format(code=code)], {
+        **os.environ, "KOHYAKIT_LAUNCHED": "1", "PYTHONPATH": root, **extra
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_our_trainer_hears_every_kind_of_stop_by_its_lifeline(number: int) -> None:
+    words, variables = launched(WATCHES)
+
+    def heard(data: bytes) -> None:
+        if b"ready" in data:
+            os.kill(os.getpid(), number)
+
+    finished = run_child(words, variables, heard)
+    assert (finished.code, finished.lines) == (130, ("ready", "saved"))
+
+
+def test_a_signal_to_every_process_is_one_wish_and_the_starter_lives_to_tell_the_code() -> None:
+    words, variables = launched(WATCHES)
+
+    def heard(data: bytes) -> None:
+        if b"ready" in data:
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                process.send_signal(signal.SIGTERM)
+
+    finished = run_child(words, variables, heard)
+    assert (finished.code, finished.lines) == (130, ("ready", "saved"))
+
+
+def test_a_stop_before_the_trainer_is_there_ends_at_once() -> None:
+    words, variables = launched(WATCHES)
+    words[2] = f"print('starting', flush=True); import time; time.sleep(30); {words[2]}"
+    began = time.monotonic()
+
+    def heard(data: bytes) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    finished = run_child(words, variables, heard)
+    assert (finished.code, finished.lines) == (130, ("starting",))
+    assert time.monotonic() - began < 20
+
+
+def test_the_death_of_the_launcher_alone_lets_the_trainer_save(tmp_path: Path) -> None:
+    """Nobody is left to pass on a signal, or to read what the trainer says."""
+    mark = tmp_path / "saved"
+    loud = WATCHES.replace("sys.exit(130)", f"open({str(mark)!r}, 'w'); sys.exit(130)")
+    loud = loud.replace("with Stop", "from schemas.signals import outlast_terminal\noutlast_terminal()\nwith Stop")
+    words, variables = launched(loud)
+    code = "import os; from launcher.child import run_child; "
+    code += f"run_child({words!r}, dict(os.environ), lambda data: os.write(1, data))"
+    launcher = subprocess.Popen([sys.executable, "-c", code], env=variables, stdout=subprocess.PIPE)
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == b"ready\n"
+    below = psutil.Process(launcher.pid).children(recursive=True)
+    launcher.kill()
+    launcher.wait()
+    launcher.stdout.close()
+    _, alive = psutil.wait_procs(below, timeout=20)
+    assert alive == []
+    assert mark.exists()

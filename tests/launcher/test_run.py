@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -204,3 +206,63 @@ def test_debug_dataset_shows_the_data_and_writes_nothing(kohyakit, preset, train
     assert found.exit_code == 0
     assert files(tmp_path) == before
     assert not trainer.starts
+
+
+class Disk:
+    """Takes `left` writes more, then refuses every one with the system's error `number`."""
+
+    def __init__(self, left: int, number: int) -> None:
+        self.left, self.number = left, number
+        self.flush = os.fsync
+
+    def fsync(self, handle: int) -> None:
+        if not stat.S_ISDIR(os.fstat(handle).st_mode):
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(self.number, os.strerror(self.number))
+        self.flush(handle)
+
+
+DISKS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS]
+WRITES = 6  # the probe, prompts, config, source, snapshot, record
+
+
+@pytest.mark.parametrize("number", DISKS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("left", range(WRITES))
+def test_a_disk_that_refuses_any_write_before_the_start_is_an_input_error_that_leaves_nothing(
+    left: int, number: int, kohyakit, preset, trainer, tmp_path: Path, files, monkeypatch
+) -> None:
+    file, before = preset(sample_prompts="a frog", output_dir=str(tmp_path / "new" / "out")), files(tmp_path)
+    monkeypatch.setattr("os.fsync", Disk(left, number).fsync)
+    found = kohyakit("launch", file)
+    assert (found.exit_code, files(tmp_path), trainer.starts) == (1, before, [])
+    assert f"cannot be written: {os.strerror(number)}" in found.stderr
+    assert "--set output_dir=PATH" in found.stderr
+
+
+@pytest.mark.parametrize("number", DISKS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_disk_that_refuses_the_record_s_end_changes_nothing_else(
+    code: int, number: int, kohyakit, preset, trainer, tmp_path: Path, monkeypatch
+) -> None:
+    trainer.code = code
+    trainer.lines = (f"trainer.stopping.TrainingStopped: {os.strerror(number)}: 0.0 MB are left",) if code else ()
+    monkeypatch.setattr("os.fsync", Disk(WRITES, number).fsync)
+    found = kohyakit("launch", preset(sample_prompts="a frog"))
+    assert found.exit_code == code
+    assert f"run.json: {os.strerror(number)}" in found.stderr
+    assert ("the disk" in found.stderr) == bool(code)
+    (start,) = json.loads((tmp_path / "out" / "frog.run" / "run.json").read_text())["starts"]
+    assert start["end"] is None
+
+
+def test_an_interrupt_before_the_trainer_is_there_is_recorded(kohyakit, preset, trainer, tmp_path, monkeypatch) -> None:
+    def stopped(*words, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run_child", stopped)
+    found = kohyakit("launch", preset())
+    assert found.exit_code == 130
+    assert "interrupted at step 0 of 12" in found.stderr
+    (start,) = json.loads((tmp_path / "out" / "frog.run" / "run.json").read_text())["starts"]
+    assert start["exit"] == 130

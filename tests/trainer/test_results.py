@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from schemas.weights import read_header
-from trainer import loop, lora_file, results, states
+from trainer import cache_files, loop, lora_file, report, results, run_folder, sampling, states
 from trainer.plan import marks
 from trainer.states import is_whole, newest_state, read_progress, save_state
 
@@ -134,7 +134,7 @@ def test_going_back_to_an_older_state_drops_what_came_after(
     assert newest_state(run) == run / "state-00000002"
 
 
-def full_disk(patch: pytest.MonkeyPatch, full: Callable[[Path], bool]) -> None:
+def full_disk(patch: pytest.MonkeyPatch, full: Callable[[Path], bool], number: int = errno.ENOSPC) -> None:
     """The disk has no room for files that `full` names: half of the file is written, then the system says no."""
     real = lora_file.write_atomically
 
@@ -148,14 +148,14 @@ def full_disk(patch: pytest.MonkeyPatch, full: Callable[[Path], bool]) -> None:
 
             def write(self, data: bytes) -> int:
                 self.stream.write(bytes(data)[: len(data) // 2])
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise OSError(number, os.strerror(number))
 
             def flush(self) -> None:
                 self.stream.flush()
 
         return real(path, lambda stream: fill(Short(stream)), check)
 
-    for module in (lora_file, states):
+    for module in (lora_file, states, cache_files, sampling, run_folder, report):
         patch.setattr(module, "write_atomically", write)
 
 
@@ -289,3 +289,31 @@ def test_a_state_that_was_ready_but_for_its_name_is_kept_by_the_sweep(tmp_path: 
     (tmp_path / ".state-00000006.77.tmp").mkdir()
     states.sweep_states(tmp_path)
     assert names(tmp_path) == {"state-00000004"}
+
+
+PLACES = ["log.jsonl", "config.toml", ".png", "state", "n0m3-step00000002.safetensors"]
+
+
+NUMBERS = [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS]
+REFUSED = [(number, what) for number in NUMBERS for what in PLACES]
+QUICK = list(zip(NUMBERS * 2, PLACES, strict=False))
+
+
+@pytest.mark.parametrize(
+    ("number", "what"), [pytest.param(*one, marks=[] if one in QUICK else pytest.mark.slow) for one in REFUSED]
+)
+def test_a_disk_that_refuses_any_kind_of_file_ends_the_run_with_3_and_its_words(
+    number: int, what: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("n0m3 --w 64 --h 64 --s 1 --d 1\n", encoding="utf-8")
+    with monkeypatch.context() as patch:
+        full_disk(patch, lambda path: what in f"{path.parent.name}/{path.name}", number)
+        options = {"sample_prompts": str(prompts), "sample_every_n_steps": 1}
+        code = start(max_train_steps=3, save_every_n_steps=2, **options)
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert code == 3
+    assert os.strerror(number) in said
+    assert ("Make room" in said) == (number in (errno.ENOSPC, errno.EDQUOT))

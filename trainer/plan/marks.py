@@ -171,13 +171,12 @@ def end_save(config: TrainConfig, steps: Steps) -> Save:
 
 def saves(config: TrainConfig, steps: Steps) -> list[Save]:
     """Every save of the run in the order in which they happen."""
-    found = []
-    for step in range(1, steps.total + 1):
-        epoch = steps.epoch_of(step)
-        if saves_at_step(config, step):
-            found.append(step_save(config, step, epoch))
-        if step == steps.epoch_end(epoch) and saves_at_epoch(config, epoch, steps.epochs):
-            found.append(epoch_save(config, epoch, steps))
+    period = save_period(config, steps.epochs) or steps.epochs
+    at_steps = _multiples(config.save_every_n_steps, steps.total)
+    found = [step_save(config, step, steps.epoch_of(step)) for step in at_steps if saves_at_step(config, step)]
+    at_epochs = _multiples(period, steps.epochs)
+    found += [epoch_save(config, epoch, steps) for epoch in at_epochs if saves_at_epoch(config, epoch, steps.epochs)]
+    found.sort(key=lambda save: save.step)  # where both fall on one update, the step's comes first
     return [*found, end_save(config, steps)]
 
 
@@ -202,9 +201,17 @@ def previews_at_epoch(config: TrainConfig, epoch: int) -> bool:
 
 def previews(config: TrainConfig, steps: Steps) -> list[int]:
     """The updates after which previews are made; 0 is before the first."""
-    at_steps = {step for step in range(1, steps.total + 1) if previews_at_step(config, step)}
-    at_epochs = {steps.epoch_end(epoch) for epoch in range(1, steps.epochs + 1) if previews_at_epoch(config, epoch)}
+    steps_asked = _multiples(config.sample_every_n_steps, steps.total)
+    at_steps = {step for step in steps_asked if previews_at_step(config, step)}
+    epochs_asked = _multiples(config.sample_every_n_epochs, steps.epochs)
+    at_epochs = {steps.epoch_end(epoch) for epoch in epochs_asked if previews_at_epoch(config, epoch)}
     return sorted(at_steps | at_epochs | ({0} if previews_at_start(config) else set()))
+
+
+def _multiples(period: int | None, last: int) -> range:
+    """`period`, twice it and so on up to `last`; nothing without a period."""
+    each = _positive(period)
+    return range(each, last + 1, each) if each else range(0)
 
 
 def _positive(value: int | None) -> int:

@@ -285,12 +285,15 @@ def disk_bytes(
     trained = adapter_parameters(config, family, shape)
     model = trained * {"fp16": 2, "bf16": 2, "float": 4, None: adapter_bytes(config)}[config.save_precision]
     state = int(trained * (adapter_bytes(config) + optimizer_bytes(config)))
-    held: set[str] = set()
-    fullest = 0
+    held: dict[str, int] = {}
+    there = fullest = 0
     for save in saves(config, steps):
-        held |= set(save.written)
-        fullest = max(fullest, sum(state if name.endswith("-state") else model for name in held))
-        held -= set(save.removes)
+        for name in save.written:
+            size = state if name.endswith("-state") else model
+            there += size - held.get(name, 0)
+            held[name] = size
+        fullest = max(fullest, there)
+        there -= sum(held.pop(name, 0) for name in save.removes)
     latents = cached_pixels // 64 * 4 * 4 * (2 if config.flip_aug else 1)  # 4 channels of float32
     tokens = 75 * ((config.max_token_length or 75) // 75) + 2
     texts = cached_captions * (tokens * (768 + 1280) + 1280) * 4

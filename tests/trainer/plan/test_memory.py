@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import cProfile
 import json
 import math
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from schemas import TrainConfig
+from trainer.plan.marks import saves
 from trainer.plan.memory import (
     GIB,
     activation_bytes,
@@ -143,3 +145,31 @@ def test_disk_holds_caches() -> None:
     steps = count(config, 4)
     cached = disk_bytes(config, "sdxl", steps, cached_pixels=1024 * 1024) - disk_bytes(config, "sdxl", steps)
     assert cached == 2 * 4 * 4 * 128 * 128
+
+
+def work_of(saved: int) -> int:
+    """Function calls, built-in ones too, that finding the fullest moment of so many saves takes."""
+    config = TrainConfig(save_every_n_steps=1, save_state=True, save_last_n_steps=4, max_train_steps=saved)
+    profile = cProfile.Profile()
+    profile.runcall(disk_bytes, config, "sd15", count(config, 10))
+    return sum(int(entry.callcount) for entry in profile.getstats())
+
+
+def test_the_work_of_a_plan_grows_as_its_saves_do() -> None:
+    small, large = work_of(200), work_of(2000)
+    assert large < 11 * small
+
+
+def test_the_fullest_moment_counts_each_file_once() -> None:
+    """The last step's file and the end's state stand beside what rotation has left; a name written twice is one."""
+    config = TrainConfig(save_every_n_steps=2, save_last_n_steps=2, max_train_steps=9, save_precision="float")
+    steps = count(config, 3)
+    held: set[str] = set()
+    most = 0
+    for save in saves(config, steps):
+        held |= set(save.written)
+        most = max(most, len(held))
+        held -= set(save.removes)
+    one = disk_bytes(replace(config, save_every_n_steps=None), "sd15", steps)
+    model = adapter_parameters(config, "sd15") * 4
+    assert disk_bytes(config, "sd15", steps) == one + (most - 1) * model
