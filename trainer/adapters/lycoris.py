@@ -112,9 +112,9 @@ def build(choice: Choice, base: nn.Module, said: Settings) -> nn.Module | None:
     tucker = bool(choice.extra.get("use_tucker", said.tucker))
     extra = said.extra | {name: value for name, value in choice.extra.items() if name != "use_tucker"}
     dropout = 0.0 if algo in PRODUCTS else said.dropout
-    made: nn.Module = with_strength(algo(
-        choice.key, base, 1.0, dim, alpha, dropout, said.rank_dropout, said.module_dropout, tucker, **extra
-    ))
+    made: nn.Module = with_strength(
+        algo(choice.key, base, 1.0, dim, alpha, dropout, said.rank_dropout, said.module_dropout, tucker, **extra)
+    )
     return made
 
 

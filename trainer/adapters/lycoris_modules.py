@@ -169,7 +169,7 @@ def misfits(layer: Any, own: Mapping[str, Tensor], base: Any) -> list[str]:
     wrong = [
         f"{name} is {list(found[name]) if name in found else 'missing'}, not {list(expected.get(name, ())) or 'there'}"
         for name in (*expected, *(found.keys() - expected.keys()))
-        if found.get(name) != expected.get(name) and name not in ("alpha", "scalar")
+        if _bare(found.get(name)) != _bare(expected.get(name)) and name not in ("alpha", "scalar")
     ]
     if isinstance(layer, LokrModule) and not wrong:
         one, two = (getattr(layer, name, None) for name in ("lokr_w1", "lokr_w2"))
@@ -184,6 +184,13 @@ def misfits(layer: Any, own: Mapping[str, Tensor], base: Any) -> list[str]:
     return wrong
 
 
+def _bare(shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """Shape without trailing 1s: a 1x1 convolution and a linear layer hold the same numbers."""
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
 @torch.no_grad()
 def fill(layer: Any, own: dict[str, Tensor]) -> None:
     """Put one module's tensors in; the file's alpha scales too (trap T24), and is the rank where it has none."""
@@ -193,11 +200,15 @@ def fill(layer: Any, own: dict[str, Tensor]) -> None:
         for piece, part in zip(layer.down_list, own["lora_down.weight"].chunk(layer.block_count, 0), strict=True):
             piece.copy_(part.reshape(piece.shape))
     elif hasattr(layer, "is_diff"):  # algo=full holds the difference, or after it was applied the sum
-        layer.weight.copy_(own["diff"].to(layer.weight) + (0 if layer.is_diff else layer._org_weight[0].to(own["diff"])))
+        layer.weight.copy_(
+            own["diff"].to(layer.weight) + (0 if layer.is_diff else layer._org_weight[0].to(own["diff"]))
+        )
         if "diff_b" in own:
             bias = own["diff_b"]
             layer.bias.copy_(bias.to(layer.bias) + (0 if layer.is_diff else layer.org_bias[0].to(bias)))
     else:
+        shapes = {name: tensor.shape for name, tensor in layer.state_dict().items()}
+        own = {name: tensor.reshape(shapes.get(name, tensor.shape)) for name, tensor in own.items()}
         layer.load_state_dict(own, strict=False)
     if hasattr(layer, "constraint"):
         layer.constraint = float(own.get("alpha", 0.0)) * layer.dim
