@@ -13,8 +13,9 @@ from typing import Any
 
 from launcher.formats.base import Draft
 from launcher.formats.foreign_header import trainer_of
+from schemas import interop
 from schemas.config import table, to_flat
-from schemas.weights import EXTRAS, Header, lora_facts, module_of, module_ranks, read_header
+from schemas.weights import EXTRAS, Header, LoraFacts, lora_facts, module_of, module_ranks, read_header
 
 WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 PIECE = 2**22  # bytes looked at or hashed at once
@@ -121,10 +122,18 @@ def describe(path: str) -> dict[str, Any]:
         "dtypes": dict(Counter(info.dtype for info in header.tensors.values())),
         "hashes": hashes(header),
         "health": health(header).as_json(),
+        "programs": programs(header, facts),
         "trained_by": trainer_of(header.metadata),
         "data": pictures(header.metadata),
         "metadata": {name: _shown(name, text) for name, text in sorted(header.metadata.items())},
     }
+
+
+def programs(header: Header, facts: LoraFacts) -> dict[str, dict[str, str]]:
+    """program -> how it reads this file, where that was measured: {"reads", "how"}."""
+    family = facts.family if facts.family in ("sd15", "sd2", "sdxl") else None
+    found = interop.readings(interop.kinds_of_file(header, facts), family)
+    return {program: {"reads": one.verdict, "how": one.how} for program, one in found.items()}
 
 
 def _alphas(header: Header) -> Counter[float]:
@@ -230,6 +239,9 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"  sha256  {hashed['sha256']}"
     yield f"  weights {hashed['model_hash']}{states[hashed['model_hash_matches']]}"
     yield _health_line(facts["health"])
+    read = {name: interop.Reading(one["reads"], one["how"]) for name, one in facts["programs"].items()}
+    for sentence in interop.sentences(read):
+        yield f"  {sentence}"
     for folder in facts["data"]:
         kind = "regularisation" if folder["regularisation"] else "pictures"
         yield f"  {kind:<20} {folder['folder']}: {folder['pictures']} x {folder['repeats']} repeats"

@@ -17,7 +17,7 @@ from schemas.problems import ConfigError, Problem, errors
 from trainer.plan.adapt import Adapted
 
 if TYPE_CHECKING:
-    from schemas.weights import LoraFacts
+    from schemas.weights import Header, LoraFacts
     from trainer.dataset.files import Scan
     from trainer.dataset.order import Assignment
 
@@ -217,51 +217,62 @@ def _downloaded(model: str) -> Path | None:
 
 
 def network_weights(resolved: Resolved, family: str | None) -> list[Problem]:
-    """Whether the LoRA to start from is one, is for this family, and has the config's rank and alpha."""
-    path = resolved.config.network_weights
-    if not path or not os.path.isfile(path) or not path.endswith(".safetensors"):
-        return []
+    """Whether the LoRAs to start from and to merge are LoRAs for this family, and the first of the config's kind."""
     from schemas import weights
 
-    try:
-        facts = weights.lora_facts(path)
-    except ConfigError as fault:
-        return _of_option(resolved, "network_weights", path, fault)
-    return [resolved.placed(problem) for problem in _lora_fits(resolved, facts, family)]
+    config, problems = resolved.config, []
+    for name, path in (
+        ("network_weights", config.network_weights),
+        *(("base_weights", p) for p in config.base_weights),
+    ):
+        if not path or not os.path.isfile(path) or not path.endswith(".safetensors"):
+            continue
+        try:
+            facts, header = weights.lora_facts(path), weights.read_header(path)
+        except ConfigError as fault:
+            problems += _of_option(resolved, name, path, fault)
+            continue
+        found = list(_for_family(facts, family, name, path))
+        if name == "network_weights":
+            found += _lora_fits(resolved, header, facts)
+        problems += [resolved.placed(problem) for problem in found]
+    return problems
 
 
-def _lora_fits(resolved: Resolved, facts: LoraFacts, family: str | None) -> Iterable[Problem]:
-    config, path = resolved.config, resolved.config.network_weights
-    if facts.modules == 0:
-        yield Problem(
-            code="not-a-lora",
-            key="network_weights",
-            got=path,
-            must="holds no LoRA weights",
-            fix="--set network_weights= to start from zero",
-        )
-        return
+def _for_family(facts: LoraFacts, family: str | None, key: str, path: str) -> Iterable[Problem]:
     if family and facts.family in FAMILIES and facts.family != family:
         must = f"is an {FAMILIES[facts.family]} LoRA, but the base model is {FAMILIES[family]}"
+        fix = f"--set {key}= to go without, or another base model"
+        yield Problem(code="lora-family", key=key, got=path, must=must, fix=fix)
+
+
+def _lora_fits(resolved: Resolved, header: Header, facts: LoraFacts) -> Iterable[Problem]:
+    from schemas import lora_shape
+    from schemas.rules import interop
+
+    config, path = resolved.config, resolved.config.network_weights
+    shape = lora_shape.adapter_shape(header, facts)
+    if not interop.continues(config, header, facts):
+        words = f" --set 'network_args={' '.join(shape.network_args)}'" if shape.network_args else ""
         yield Problem(
-            code="lora-family",
+            code="other-network-kind",
             key="network_weights",
             got=path,
-            must=must,
-            fix="--set network_weights= to start from zero, or another base model",
+            must=f"is another kind of network than {config.network_module or 'networks.lora'} trains as it is set",
+            fix=f"--set network_module={shape.module}{words}",
         )
-    if config.dim_from_weights:
         return
-    alpha = config.network_alpha or config.network_dim or 4
+    if config.dim_from_weights or interop.WHOLE_FACTORS & set(interop.kinds(config)):
+        return
     for name, mine, theirs in (
         ("network_dim", config.network_dim or 4, facts.dim),
-        ("network_alpha", alpha, facts.alpha),
+        ("network_alpha", interop.file_alpha(config), facts.alpha),
     ):
-        if theirs is not None and float(mine) != float(theirs):
+        if theirs is not None and not math.isclose(float(mine), float(theirs), rel_tol=1e-3):
             yield Problem(
                 code="rank-mismatch",
                 key=name,
-                got=mine,
+                got=getattr(config, name),
                 must=f"is {theirs:g} in {path}",
                 fix=f"--set {name}={theirs:g}, or --set dim_from_weights=true",
             )
