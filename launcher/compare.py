@@ -26,7 +26,7 @@ def compare(a: Resolved, b: Resolved) -> tuple[list[dict[str, Any]], list[dict[s
         idle = name == "learning_rate" and _same_rates(one, other)
         if one[name] != other[name] and not untold and not idle:
             option = table().get(name)
-            beside = name == "prompts" if option is None else option.group in BESIDE or option.kit
+            beside = name == "prompts" if option is None else option.group in BESIDE
             found[beside].append({"argument": name, "a": _shown(one[name]), "b": _shown(other[name])})
     return found
 

@@ -18,7 +18,11 @@ MARK = "kohyakit_snapshot"
 
 def marks(resolved: Resolved, adapted: Iterable[Adapted]) -> dict[str, Any]:
     """Our own entry in the snapshot, which the GUI passes over."""
+    config = resolved.config
+    own = {"sdxl_text_projection": config.sdxl_text_projection} if config.sdxl_text_projection != "transposed" else {}
+    lost = {"lost": [f"{name} = {value}: kohyakit's own, a form has no word for it" for name, value in own.items()]}
     return {
+        **(lost if own else {}),
         "version": 1,
         "source": Path(resolved.draft.file).name if resolved.draft.file else None,
         "format": resolved.draft.format,

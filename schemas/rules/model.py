@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from schemas.config import TrainConfig
 from schemas.problems import Problem
 from schemas.rules.registry import rule
+from schemas.weights import PICKLES
 
 FAMILIES = ("sd15", "sd2", "sdxl")
 
@@ -51,6 +52,24 @@ def required_options(config: TrainConfig, family: str | None) -> Iterator[Proble
             must="is not given; files are named last, epoch and at",
             fix="--set output_name=NAME",
         )
+
+
+@rule
+def text_projection_of_sdxl(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """SDXL's single files store a text_projection transposed; we and image programs turn it round, Kohya does not."""
+    name, single = config.pretrained_model_name_or_path or "", config.sdxl_text_projection == "as_stored"
+    as_file = name.lower().endswith((".safetensors", *PICKLES))
+    if single and (family in ("sd15", "sd2") or (name and not as_file)):
+        must = "has no effect: only a single file of SDXL has a text_projection that can be read in two ways"
+        yield Problem(code="no-effect", severity="warning", key="sdxl_text_projection", got="as_stored", must=must,
+                      fix="--set sdxl_text_projection=transposed")  # fmt: skip
+    elif family == "sdxl" and as_file:
+        must = "the base model's text_projection is read transposed, as image programs do; Kohya takes it as stored"
+        fix: str | None = "--set sdxl_text_projection=as_stored to train on as Kohya would"
+        if single:
+            must, fix = "the base model's text_projection is read as Kohya does; image programs transpose it", None
+        yield Problem(code="text-projection", severity="note", key="sdxl_text_projection",
+                      got=config.sdxl_text_projection, must=must, fix=fix)  # fmt: skip
 
 
 @rule

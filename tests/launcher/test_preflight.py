@@ -148,7 +148,7 @@ def test_alpha_is_compared_as_files_of_its_kind_have_it(preset, lora, args, alph
 def test_base_weights_are_looked_at_too(preset, lora, tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no")
-    for file, code in ((lora(width=2048), "lora-family"), (broken, "truncated-file")):
+    for file, code in ((lora(width=2048), "lora-family"), (broken, "not-safetensors")):
         found = check_run(resolve(str(preset()), {"base_weights": str(file)}))
         assert [(one.code, one.key) for one in errors(found.problems)] == [(code, "--set base_weights")]
     assert codes(check_run(resolve(str(preset()), {"base_weights": str(lora())}))) == []

@@ -32,6 +32,7 @@ def test_required_options_are_all_named() -> None:
 
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("no-effect", "sdxl_text_projection", {"sdxl_text_projection": "as_stored"}),
     ("missing-name", "output_name", {"output_name": None}),
     ("clip-skip-range", "clip_skip", {"clip_skip": 0}),
     ("clip-skip-range", "clip_skip", {"clip_skip": 13}),
@@ -285,3 +286,17 @@ def test_what_lycoris_reads_otherwise_is_said(args: tuple[str, ...], said: list[
 def test_a_schedule_free_optimizer_with_a_warmup_is_not_refused() -> None:
     config = TrainConfig(**{**SOUND, "lr_warmup_steps": 9, "optimizer_type": "RAdamScheduleFree"})
     assert not [problem for problem in check(config, "sd15") if problem.code == "warmup-without-use"]
+
+
+@pytest.mark.parametrize("reading", ["transposed", "as_stored"])
+def test_how_sdxls_text_projection_is_read_is_said_once(reading: str) -> None:
+    config = TrainConfig(**{**SOUND, "pretrained_model_name_or_path": "xl.safetensors"}, sdxl_text_projection=reading)
+    (found,) = [problem for problem in check(config, "sdxl") if problem.key == "sdxl_text_projection"]
+    assert (found.code, found.severity) == ("text-projection", "note")
+    assert ("as_stored" in str(found.fix)) == (reading == "transposed")
+
+
+def test_a_folder_of_sdxl_has_one_reading() -> None:
+    folder = {**SOUND, "pretrained_model_name_or_path": "stabilityai/sdxl"}
+    assert ("no-effect", "sdxl_text_projection") in codes("sdxl", **folder, sdxl_text_projection="as_stored")
+    assert not any(key == "sdxl_text_projection" for _, key in codes("sdxl", **folder))
