@@ -100,7 +100,7 @@ def check_run(resolved: Resolved, machine: Machine | None = None, *, resuming: b
     meant = resolved.draft.family if mismatch else family or resolved.draft.family
     problems += [resolved.placed(problem) for problem in rules_say(resolved, meant)]
     problems += consent.asked(resolved) + paths.path_problems(resolved)
-    problems += network_weights(resolved, family) + data.prompt_problems(resolved)
+    problems += network_weights(resolved, family) + data.prompt_problems(resolved) + results(resolved, meant)
     if not resuming:
         problems += [problem for problem in [paths.overwrite_problem(resolved)] if problem]
     scan, assignment, found = pictures(resolved, problems)
@@ -214,6 +214,14 @@ def _downloaded(model: str) -> Path | None:
     hub = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
     snapshots = sorted((hub / ("models--" + model.replace("/", "--")) / "snapshots").glob("*/model_index.json"))
     return snapshots[-1].parent if snapshots else None
+
+
+def results(resolved: Resolved, family: str | None) -> list[Problem]:
+    """What should be known of the trained file beforehand: where it works, and how SDXL's texts are read."""
+    from schemas.rules import interop, model
+
+    found = [*interop.other_programs(resolved.config, family), *model.text_projection_of_sdxl(resolved.config, family)]
+    return [resolved.placed(problem) for problem in found]
 
 
 def network_weights(resolved: Resolved, family: str | None) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""Rules on what other programs make of the file that a run would write."""
+"""What other programs make of the file that a run would write; no rule of a config, but a finding of its plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from schemas.config import TrainConfig
 from schemas.problems import Problem
 from schemas.rules.arguments import network_args
 from schemas.rules.network import LORAS, NO_DORA, SUPPORTED, switched_on
-from schemas.rules.registry import rule
 from schemas.weights import Header, LoraFacts
 
 WHOLE_FACTORS = {"lokr-whole"}  # whose rank and alpha say nothing
@@ -68,9 +67,8 @@ def file_alpha(config: TrainConfig) -> float:
     return alpha * math.sqrt(rank) if "rs_lora" in switched_on(given) else alpha
 
 
-@rule
 def other_programs(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """Says which image programs would read the file wrongly, in part or not at all, and what to train instead."""
+    """Which image programs would read the file wrongly, in part or not at all, and what to train instead."""
     trained = kinds(config)
     found = interop.readings(trained, family)
     bad = {program: one for program, one in found.items() if one.verdict not in ("right", "unknown")}

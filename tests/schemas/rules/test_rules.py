@@ -14,6 +14,7 @@ from schemas.config import TrainConfig, from_flat, table
 from schemas.derive import add_flags
 from schemas.problems import ConfigError
 from schemas.rules import RULES, UNSUPPORTED, WITHOUT_EFFECT, check
+from schemas.rules.model import text_projection_of_sdxl
 from schemas.rules.optimizers import OPTIMIZERS, resolve
 from tests.schemas.rules.sound import SOUND
 
@@ -291,7 +292,7 @@ def test_a_schedule_free_optimizer_with_a_warmup_is_not_refused() -> None:
 @pytest.mark.parametrize("reading", ["transposed", "as_stored"])
 def test_how_sdxls_text_projection_is_read_is_said_once(reading: str) -> None:
     config = TrainConfig(**{**SOUND, "pretrained_model_name_or_path": "xl.safetensors"}, sdxl_text_projection=reading)
-    (found,) = [problem for problem in check(config, "sdxl") if problem.key == "sdxl_text_projection"]
+    (found,) = text_projection_of_sdxl(config, "sdxl")
     assert (found.code, found.severity) == ("text-projection", "note")
     assert ("as_stored" in str(found.fix)) == (reading == "transposed")
 
@@ -299,4 +300,5 @@ def test_how_sdxls_text_projection_is_read_is_said_once(reading: str) -> None:
 def test_a_folder_of_sdxl_has_one_reading() -> None:
     folder = {**SOUND, "pretrained_model_name_or_path": "stabilityai/sdxl"}
     assert ("no-effect", "sdxl_text_projection") in codes("sdxl", **folder, sdxl_text_projection="as_stored")
-    assert not any(key == "sdxl_text_projection" for _, key in codes("sdxl", **folder))
+    assert not [*text_projection_of_sdxl(TrainConfig(**folder), "sdxl")]
+    assert not [*text_projection_of_sdxl(TrainConfig(**SOUND), "sd15")]
