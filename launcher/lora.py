@@ -50,7 +50,8 @@ class Health:
 
 def health(header: Header) -> Health:
     """Looks at every number of the file. A module has moved when a product of its factors is not zero any more."""
-    not_finite, zero, products = [], [], {}
+    not_finite, zero = [], []
+    products: dict[str, dict[str, bool]] = {}
     with header.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for name, info in header.tensors.items():
             if info.dtype not in WIDTHS:

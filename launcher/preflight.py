@@ -60,6 +60,7 @@ def check_file(resolved: Resolved) -> Checked:
         _idle(resolved, problems[-1])
     model, family_found, found = base_model(resolved)
     found = [replace(one, severity="note") if one.code == "not-downloaded" else one for one in found]
+    found += results(model, family_found or family)
     problems += paths.as_warnings([*found, *paths.path_problems(model)])
     return Checked(resolved, family or family_found, unique(problems))
 

@@ -142,3 +142,11 @@ def test_repeats_without_a_folder_are_said(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text('{"unetLR": 0.1, "minSnrGamma": 5, "numRepeats": 12}')
     found = convert(resolve(str(tmp_path / "c.json")), "kohya-gui")
     assert any(entry.startswith("num_repeats = 12") for entry in found.lost)
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_another_reading_of_text_projection_is_lost_and_said(preset, target) -> None:
+    one = resolve(str(preset()), {"sdxl_text_projection": "as_stored"})
+    lost = [entry for entry in convert(one, target).lost if entry.startswith("sdxl_text_projection = as_stored")]
+    assert len(lost) == 1
+    assert not any(entry.startswith("sdxl_text") for entry in convert(resolve(str(preset())), target).lost)

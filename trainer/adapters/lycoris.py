@@ -127,7 +127,7 @@ class Lycoris(Adapter):
                 yield f"{key}.{name}", parameter
 
     def state_dict(self) -> dict[str, Tensor]:
-        state = {}
+        state: dict[str, Tensor] = {}
         for key, layer in self.layers.items():
             state |= {f"{key}.{name}": tensor for name, tensor in for_readers(layer).items()}
         return state

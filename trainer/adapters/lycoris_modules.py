@@ -31,6 +31,21 @@ except ImportError as fault:
     raise error("package-missing", "needs the lycoris-lora package", key="network_module",
                 fix="pip install lycoris-lora") from fault  # fmt: skip
 
+__all__ = [
+    "PRODUCTS",
+    "DyLoraModule",
+    "LoConModule",
+    "NormModule",
+    "RankBlocks",
+    "fill",
+    "for_readers",
+    "merged_difference",
+    "misfits",
+    "module_from_weights",
+    "tensors_of",
+    "with_strength",
+]
+
 PRODUCTS = (LohaModule, LokrModule)  # they know no dropout of activations, and say so once a module
 # The tensor that tells the kind of a module, in the order in which they are looked for.
 MARKS: tuple[tuple[str, type[nn.Module]], ...] = (
