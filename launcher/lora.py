@@ -232,7 +232,8 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
     by = f", trained by {facts['trained_by']}" if facts["trained_by"] else ""
     yield f"{Path(facts['file']).name}: {kind}, {facts['size'] / 2**20:.1f} MiB{by}"
     conv = f", conv rank {facts['conv_dim']}, conv alpha {facts['conv_alpha']}" if facts["conv_dim"] else ""
-    yield f"  rank {facts['dim']}, alpha {facts['alpha']}{conv}"
+    rank = "no rank" if facts["dim"] is None else f"rank {facts['dim']}, alpha {facts['alpha']}"
+    yield f"  {rank}{conv}"
     yield f"  {facts['modules']} modules: " + ", ".join(f"{count} in {part}" for part, count in facts["parts"].items())
     yield "  " + ", ".join(f"{count} tensors {dtype}" for dtype, count in facts["dtypes"].items())
     hashed = facts["hashes"]

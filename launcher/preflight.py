@@ -273,6 +273,15 @@ def _lora_fits(resolved: Resolved, header: Header, facts: LoraFacts) -> Iterable
         return
     if config.dim_from_weights or interop.WHOLE_FACTORS & set(interop.kinds(config)):
         return
+    conv = interop.file_conv_dim(config)
+    if conv and facts.conv_dim and conv != facts.conv_dim:
+        yield Problem(
+            code="rank-mismatch",
+            key="network_args",
+            got=f"conv_dim={conv}",
+            must=f"conv_dim is {facts.conv_dim} in {path}",
+            fix="--set dim_from_weights=true, or the same conv_dim in network_args",
+        )
     for name, mine, theirs in (
         ("network_dim", config.network_dim or 4, facts.dim),
         ("network_alpha", interop.file_alpha(config), facts.alpha),

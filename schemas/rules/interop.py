@@ -9,7 +9,7 @@ from schemas import interop
 from schemas.config import TrainConfig
 from schemas.problems import Problem
 from schemas.rules.arguments import network_args
-from schemas.rules.network import LORAS, NO_DORA, SUPPORTED, switched_on
+from schemas.rules.network import LORAS, NO_DORA, SUPPORTED, deciding_tucker, switched_on
 from schemas.weights import Header, LoraFacts
 
 WHOLE_FACTORS = {"lokr-whole"}  # whose rank and alpha say nothing
@@ -48,10 +48,20 @@ def continues(config: TrainConfig, header: Header, facts: LoraFacts) -> bool:
     algo = given.get("algo", "").lower() if config.network_module == "lycoris.kohya" else ""
     if mine[0] == theirs[0] == "product-dora":
         return algo == facts.algo
-    if mine[0] == theirs[0] == "lora" and config.network_module != "lycoris.kohya":
-        return not any(name.endswith(".lora_mid.weight") for name in header.tensors)
+    cores = any(name.endswith((".lora_mid.weight", ".hada_t1", ".lokr_t2")) for name in header.tensors)
+    tucker = deciding_tucker(given) in switched_on(given)
+    if (cores and not tucker) or (tucker and not cores and facts.conv_dim and facts.algo in ("lora", "loha")):
+        return False
     bare = [name.removesuffix("-whole").removesuffix("-bounded") for name in (mine[0], theirs[0])]
     return bare[0] == bare[1]
+
+
+def file_conv_dim(config: TrainConfig) -> int | None:
+    """The rank on 3x3 convolutions; None where they are not adapted, or where it is not a plain number."""
+    given, _ = network_args(config.network_args)
+    usual = str(config.network_dim or 4) if config.network_module == "lycoris.kohya" else ""
+    rank = given.get("conv_dim") or usual
+    return int(rank) if rank.isdigit() and "conv_block_dims" not in given else None
 
 
 def file_alpha(config: TrainConfig) -> float:

@@ -10,6 +10,7 @@ from launcher.machine import Machine
 from launcher.preflight import check_file, check_run, effective
 from launcher.resolve import resolve
 from schemas.problems import errors
+from tests.launcher.conftest import MODULE, safetensors
 
 
 def codes(checked) -> list[str]:
@@ -136,6 +137,20 @@ def test_a_lora_of_another_kind_is_refused_with_what_takes_it(preset, lora) -> N
     assert codes(check_run(dora)) == ["other-network-kind"]
     free = {"network_module": "lycoris.kohya", "network_args": "dora_wd=True", "dim_from_weights": "true"}
     assert codes(check_run(resolve(str(preset(**weights)), free))) == []
+
+
+@pytest.mark.parametrize(("args", "found"), [
+    ("conv_dim=2", []), ("conv_dim=3", ["rank-mismatch"]), ("conv_dim=2 use_tucker=True", ["other-network-kind"]),
+    ("algo=lokr", ["other-network-kind"]),
+])  # fmt: skip
+def test_convolutions_of_a_lora_to_go_on_with(preset, tmp_path: Path, args, found) -> None:
+    conv = "lora_unet_down_blocks_0_resnets_0_conv1"
+    shapes = {f"{MODULE}.lora_down.weight": (4, 768), f"{MODULE}.lora_up.weight": (320, 4), f"{MODULE}.alpha": (),
+              f"{conv}.lora_down.weight": (2, 320, 3, 3), f"{conv}.lora_up.weight": (320, 2, 1, 1)}  # fmt: skip
+    file = safetensors(tmp_path / "a.safetensors", shapes, {f"{MODULE}.alpha": 2.0}, None)
+    kind = {"network_module": "lycoris.kohya", "network_args": args}
+    form = preset(network_weights=str(file), network_dim=4, network_alpha=2)
+    assert codes(check_run(resolve(str(form), kind))) == found
 
 
 @pytest.mark.parametrize(("args", "alpha"), [("rs_lora=True", 4), ("algo=dylora block_size=4", 8)])
