@@ -40,6 +40,10 @@ def convert(resolved: Resolved, target: str, *, beside: Path | None = None) -> W
         for name, option in table().items()
         if option.secret and getattr(resolved.config, name)
     ]
+    reading = resolved.config.sdxl_text_projection
+    if reading != "transposed" and target != "snapshot":
+        theirs = "it is how sd-scripts reads anyway" if target in ("sd-scripts", "args") else "it has no word there"
+        lost.append(f"sdxl_text_projection = {reading}: {theirs}; kohyakit reads the new file as transposed")
     repeats = resolved.draft.carry.get("num_repeats")
     if repeats and target != "civitai" and document(resolved) is None:
         lost.append(f"num_repeats = {repeats}: call the picture folder {repeats}_NAME, as folder names say the repeats")

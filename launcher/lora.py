@@ -13,14 +13,11 @@ from typing import Any
 
 from launcher.formats.base import Draft
 from launcher.formats.foreign_header import trainer_of
+from schemas import interop
 from schemas.config import table, to_flat
-from schemas.weights import Header, TensorInfo, lora_facts, module_of, read_header
+from schemas.weights import EXTRAS, Header, LoraFacts, lora_facts, module_of, module_ranks, read_header
 
 WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-DOWN = ("lora_down.weight", "lora_A.weight", "lora_A.default.weight", "lora.down.weight", "hada_w1_b", "lokr_w2_b")
-# the half of each module that starts at zero
-UP = ("lora_up.weight", "lora_B.weight", "lora_B.default.weight", "lora.up.weight", "hada_w2_a", "lokr_w2_b",
-      "lokr_w2", "oft_blocks", "oft_diag", ".diff", "b2.weight")  # fmt: skip
 PIECE = 2**22  # bytes looked at or hashed at once
 PARTS = (("te1", "lora_te1_"), ("te2", "lora_te2_"), ("te2", "text_encoder_2"), ("te", "lora_te_"),
          ("te", "text_encoder"), ("te", "text_model"))  # fmt: skip
@@ -52,8 +49,9 @@ class Health:
 
 
 def health(header: Header) -> Health:
-    """Looks at every number of the file. A module has moved when the half that starts at zero is not zero any more."""
-    not_finite, zero, ups, moved = [], [], 0, 0
+    """Looks at every number of the file. A module has moved when a product of its factors is not zero any more."""
+    not_finite, zero = [], []
+    products: dict[str, dict[str, bool]] = {}
     with header.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for name, info in header.tensors.items():
             if info.dtype not in WIDTHS:
@@ -66,10 +64,21 @@ def health(header: Header) -> Health:
                 not_finite.append(name)
             if nothing:
                 zero.append(name)
-            if name.endswith(UP):
-                ups += 1
-                moved += not nothing
-    return Health(not_finite, zero, moved, ups)
+            module, product = module_of(name), _product(name)
+            if module and product is not None:
+                both = products.setdefault(module, {})
+                both[product] = both.get(product, True) and not nothing
+    return Health(not_finite, zero, sum(any(both.values()) for both in products.values()), len(products))
+
+
+def _product(name: str) -> str | None:
+    """Which of a module's summands a tensor is a factor of: weight or bias, GLoRA's a or b; None for scales."""
+    if name.endswith((*EXTRAS, ".on_input")):
+        return None
+    for ending, summand in ((".diff_b", "bias"), (".b_norm", "bias"), (".a1.weight", "a"), (".a2.weight", "a")):
+        if name.endswith(ending):
+            return summand
+    return "weight"
 
 
 def finite(raw: bytes, dtype: str) -> bool:
@@ -95,7 +104,7 @@ def all_zero(raw: bytes, dtype: str) -> bool:
 def describe(path: str) -> dict[str, Any]:
     """The document of `inspect --json`, without the recovered config."""
     header, facts = read_header(path), lora_facts(path)
-    ranks = Counter(_rank(name, info) for name, info in header.tensors.items() if name.endswith(DOWN))
+    ranks = Counter(module_ranks({name: info.shape for name, info in header.tensors.items()}).values())
     alphas = _alphas(header)
     return {
         "file": path,
@@ -114,14 +123,18 @@ def describe(path: str) -> dict[str, Any]:
         "dtypes": dict(Counter(info.dtype for info in header.tensors.values())),
         "hashes": hashes(header),
         "health": health(header).as_json(),
+        "programs": programs(header, facts),
         "trained_by": trainer_of(header.metadata),
         "data": pictures(header.metadata),
         "metadata": {name: _shown(name, text) for name, text in sorted(header.metadata.items())},
     }
 
 
-def _rank(name: str, info: TensorInfo) -> int:
-    return info.shape[0] if info.shape else 0
+def programs(header: Header, facts: LoraFacts) -> dict[str, dict[str, str]]:
+    """program -> how it reads this file, where that was measured: {"reads", "how"}."""
+    family = facts.family if facts.family in ("sd15", "sd2", "sdxl") else None
+    found = interop.readings(interop.kinds_of_file(header, facts), family)
+    return {program: {"reads": one.verdict, "how": one.how} for program, one in found.items()}
 
 
 def _alphas(header: Header) -> Counter[float]:
@@ -219,7 +232,8 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
     by = f", trained by {facts['trained_by']}" if facts["trained_by"] else ""
     yield f"{Path(facts['file']).name}: {kind}, {facts['size'] / 2**20:.1f} MiB{by}"
     conv = f", conv rank {facts['conv_dim']}, conv alpha {facts['conv_alpha']}" if facts["conv_dim"] else ""
-    yield f"  rank {facts['dim']}, alpha {facts['alpha']}{conv}"
+    rank = "no rank" if facts["dim"] is None else f"rank {facts['dim']}, alpha {facts['alpha']}"
+    yield f"  {rank}{conv}"
     yield f"  {facts['modules']} modules: " + ", ".join(f"{count} in {part}" for part, count in facts["parts"].items())
     yield "  " + ", ".join(f"{count} tensors {dtype}" for dtype, count in facts["dtypes"].items())
     hashed = facts["hashes"]
@@ -227,6 +241,9 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"  sha256  {hashed['sha256']}"
     yield f"  weights {hashed['model_hash']}{states[hashed['model_hash_matches']]}"
     yield _health_line(facts["health"])
+    read = {name: interop.Reading(one["reads"], one["how"]) for name, one in facts["programs"].items()}
+    for sentence in interop.sentences(read):
+        yield f"  {sentence}"
     for folder in facts["data"]:
         kind = "regularisation" if folder["regularisation"] else "pictures"
         yield f"  {kind:<20} {folder['folder']}: {folder['pictures']} x {folder['repeats']} repeats"

@@ -17,7 +17,7 @@ from schemas.problems import ConfigError, Problem, errors
 from trainer.plan.adapt import Adapted
 
 if TYPE_CHECKING:
-    from schemas.weights import LoraFacts
+    from schemas.weights import Header, LoraFacts
     from trainer.dataset.files import Scan
     from trainer.dataset.order import Assignment
 
@@ -60,6 +60,7 @@ def check_file(resolved: Resolved) -> Checked:
         _idle(resolved, problems[-1])
     model, family_found, found = base_model(resolved)
     found = [replace(one, severity="note") if one.code == "not-downloaded" else one for one in found]
+    found += results(model, family_found or family)
     problems += paths.as_warnings([*found, *paths.path_problems(model)])
     return Checked(resolved, family or family_found, unique(problems))
 
@@ -100,7 +101,7 @@ def check_run(resolved: Resolved, machine: Machine | None = None, *, resuming: b
     meant = resolved.draft.family if mismatch else family or resolved.draft.family
     problems += [resolved.placed(problem) for problem in rules_say(resolved, meant)]
     problems += consent.asked(resolved) + paths.path_problems(resolved)
-    problems += network_weights(resolved, family) + data.prompt_problems(resolved)
+    problems += network_weights(resolved, family) + data.prompt_problems(resolved) + results(resolved, meant)
     if not resuming:
         problems += [problem for problem in [paths.overwrite_problem(resolved)] if problem]
         resolved, found = preset_defaults.with_validation(resolved)
@@ -221,52 +222,80 @@ def _downloaded(model: str) -> Path | None:
     return snapshots[-1].parent if snapshots else None
 
 
+def results(resolved: Resolved, family: str | None) -> list[Problem]:
+    """What should be known of the trained file beforehand: where it works, and how SDXL's texts are read."""
+    from schemas.rules import interop, model
+
+    found = [*interop.other_programs(resolved.config, family), *model.text_projection_of_sdxl(resolved.config, family)]
+    return [resolved.placed(problem) for problem in found]
+
+
 def network_weights(resolved: Resolved, family: str | None) -> list[Problem]:
-    """Whether the LoRA to start from is one, is for this family, and has the config's rank and alpha."""
-    path = resolved.config.network_weights
-    if not path or not os.path.isfile(path) or not path.endswith(".safetensors"):
-        return []
+    """Whether the LoRAs to start from and to merge are LoRAs for this family, and the first of the config's kind."""
     from schemas import weights
 
-    try:
-        facts = weights.lora_facts(path)
-    except ConfigError as fault:
-        return _of_option(resolved, "network_weights", path, fault)
-    return [resolved.placed(problem) for problem in _lora_fits(resolved, facts, family)]
+    config, problems = resolved.config, []
+    for name, path in (
+        ("network_weights", config.network_weights),
+        *(("base_weights", p) for p in config.base_weights),
+    ):
+        if not path or not os.path.isfile(path) or not path.endswith(".safetensors"):
+            continue
+        try:
+            facts, header = weights.lora_facts(path), weights.read_header(path)
+        except ConfigError as fault:
+            problems += _of_option(resolved, name, path, fault)
+            continue
+        found = list(_for_family(facts, family, name, path))
+        if name == "network_weights":
+            found += _lora_fits(resolved, header, facts)
+        problems += [resolved.placed(problem) for problem in found]
+    return problems
 
 
-def _lora_fits(resolved: Resolved, facts: LoraFacts, family: str | None) -> Iterable[Problem]:
-    config, path = resolved.config, resolved.config.network_weights
-    if facts.modules == 0:
-        yield Problem(
-            code="not-a-lora",
-            key="network_weights",
-            got=path,
-            must="holds no LoRA weights",
-            fix="--set network_weights= to start from zero",
-        )
-        return
+def _for_family(facts: LoraFacts, family: str | None, key: str, path: str) -> Iterable[Problem]:
     if family and facts.family in FAMILIES and facts.family != family:
         must = f"is an {FAMILIES[facts.family]} LoRA, but the base model is {FAMILIES[family]}"
+        fix = f"--set {key}= to go without, or another base model"
+        yield Problem(code="lora-family", key=key, got=path, must=must, fix=fix)
+
+
+def _lora_fits(resolved: Resolved, header: Header, facts: LoraFacts) -> Iterable[Problem]:
+    from schemas import lora_shape
+    from schemas.rules import interop
+
+    config, path = resolved.config, resolved.config.network_weights
+    shape = lora_shape.adapter_shape(header, facts)
+    if not interop.continues(config, header, facts):
+        words = f" --set 'network_args={' '.join(shape.network_args)}'" if shape.network_args else ""
         yield Problem(
-            code="lora-family",
+            code="other-network-kind",
             key="network_weights",
             got=path,
-            must=must,
-            fix="--set network_weights= to start from zero, or another base model",
+            must=f"is another kind of network than {config.network_module or 'networks.lora'} trains as it is set",
+            fix=f"--set network_module={shape.module}{words}",
         )
-    if config.dim_from_weights:
         return
-    alpha = config.network_alpha or config.network_dim or 4
+    if config.dim_from_weights or interop.WHOLE_FACTORS & set(interop.kinds(config)):
+        return
+    conv = interop.file_conv_dim(config)
+    if conv and facts.conv_dim and conv != facts.conv_dim:
+        yield Problem(
+            code="rank-mismatch",
+            key="network_args",
+            got=f"conv_dim={conv}",
+            must=f"conv_dim is {facts.conv_dim} in {path}",
+            fix="--set dim_from_weights=true, or the same conv_dim in network_args",
+        )
     for name, mine, theirs in (
         ("network_dim", config.network_dim or 4, facts.dim),
-        ("network_alpha", alpha, facts.alpha),
+        ("network_alpha", interop.file_alpha(config), facts.alpha),
     ):
-        if theirs is not None and float(mine) != float(theirs):
+        if theirs is not None and not math.isclose(float(mine), float(theirs), rel_tol=1e-3):
             yield Problem(
                 code="rank-mismatch",
                 key=name,
-                got=mine,
+                got=getattr(config, name),
                 must=f"is {theirs:g} in {path}",
                 fix=f"--set {name}={theirs:g}, or --set dim_from_weights=true",
             )

@@ -32,7 +32,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     family = FAMILIES.get(plan.family or "", plan.family or "family unknown")
     yield click.style(f"{resolved.draft.file}: a {resolved.draft.kind} for {family}", bold=True)
     config = plan.config
-    yield row("model", config.pretrained_model_name_or_path or "not given")
+    read = next((f"\n{one.must}" for one in plan.checked.problems if one.code == "text-projection"), "")
+    yield row("model", f"{config.pretrained_model_name_or_path or 'not given'}{read}")
     yield row("network", _network(plan))
     yield row("optimizer", _optimizer(plan))
     yield from _data(plan)

@@ -5,12 +5,13 @@ Block numbers: reference section 7.5. LyCORIS names: its 4.x tensors (lokr_w1, h
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from schemas.weights import DOWNS, Header, LoraFacts, is_spatial, module_of, read_scalar
+from schemas.weights import Header, LoraFacts, is_spatial, module_of, module_ranks, read_scalar
 
 BLOCKS = {"sd15": 25, "sd2": 25, "sdxl": 23}
 # blocks that hold attention, so that networks.lora adapts them without conv_dim
@@ -61,10 +62,10 @@ def block_of(module: str, family: str) -> int | None:
 
 def adapter_shape(header: Header, facts: LoraFacts) -> AdapterShape:
     """What the tensors of a LoRA file tell about the network that made them."""
-    if facts.style == "lycoris" or facts.algo != "lora":
+    if facts.style == "lycoris" or facts.algo != "lora" or _ends(filter(None, map(module_of, header.tensors))):
         return _lycoris(header, facts)
-    ranks = _ranks(header)
     shapes = {name: info.shape for name, info in header.tensors.items()}
+    ranks = module_ranks(shapes)
     linear = {module: rank for module, rank in ranks.items() if not is_spatial(module, shapes)}
     dim, alpha, args, doubts = facts.dim, facts.alpha, [], []
     blocks = _by_block(linear, facts.family)
@@ -88,15 +89,6 @@ def adapter_shape(header: Header, facts: LoraFacts) -> AdapterShape:
     if facts.unet:
         doubts += _left_out(header)
     return AdapterShape("networks.lora", dim, alpha, tuple(args), tuple(doubts))
-
-
-def _ranks(header: Header) -> dict[str, int]:
-    return {
-        name.removesuffix(ending): info.shape[0]
-        for name, info in header.tensors.items()
-        for ending in DOWNS
-        if name.endswith(ending) and info.shape
-    }
 
 
 def _span(values: Iterable[int]) -> str:
@@ -152,49 +144,113 @@ def _left_out(header: Header) -> list[str]:
 
 def _lycoris(header: Header, facts: LoraFacts) -> AdapterShape:
     names = header.tensors
+    modules = {module for name in names if (module := module_of(name))}
+    if all(module.startswith("oft_unet") for module in modules):
+        return _oft(header, modules)
     tails = {name[len(module_of(name) or "") :] for name in names if module_of(name)}
-    algo = {"oft": "boft" if _depth(header, ".oft_blocks") == 4 else "diag-oft"}.get(facts.algo, facts.algo)
-    dim, alpha, doubts = facts.dim, facts.alpha, []
-    args = [f"algo={algo}", f"preset={_preset(header)}"]
+    algo = {"oft": "boft" if _depth(header, ".oft_blocks") == 4 else "diag-oft", "norm": "full"}
+    args, doubts, dim, alpha = [], [], facts.dim, facts.alpha
+    kind = algo.get(facts.algo, facts.algo)
+    preset = _preset(header)
+    module = "lycoris.kohya"
+    if kind in ("loha", "lokr") and facts.family in ("sd15", "sd2") and not _ends(modules):
+        module = f"networks.{kind}"  # LyCORIS' own presets take ends of the U-Net too
+    else:
+        args += [f"algo={kind}", f"preset={preset}"]
     if facts.conv_dim is not None:
         args.append(f"conv_dim={facts.conv_dim}")
     if facts.conv_alpha is not None:
         args.append(f"conv_alpha={facts.conv_alpha:g}")
-    if algo == "lokr":
-        args += _lokr(header, tails)
+    if kind == "lokr":
+        args += _lokr(header, modules)
         if dim is None:
             dim = FULL_MATRIX
             doubts.append("its factors are whole matrices: any rank from their size on gives the same")
-    if algo in ("diag-oft", "boft"):
+    if kind in ("diag-oft", "boft"):
         sizes = Counter(info.shape[-1] for name, info in names.items() if name.endswith(".oft_blocks") and info.shape)
-        dim = dim or (sizes.most_common(1)[0][0] if sizes else None)
-        doubts.append("constraint is kept in alpha and not told apart from it")
+        dim = sizes.most_common(1)[0][0] if sizes else None
+        limit = _alpha_of(modules, header)
+        args += [f"constraint={limit:g}"] if limit else []
     for mark, word in (
         (".dora_scale", "dora_wd=True"),
         (".rescale", "rescaled=True"),
         (".scalar", "use_scalar=True"),
         (".w_norm", "train_norm=True"),
     ):
-        if any(name.endswith(mark) for name in names):
+        if mark in tails:
             args.append(word)
+    if dora_on_input(header):
+        args.append("wd_on_output=False")
     if tails & {".lora_mid.weight", ".hada_t1", ".lokr_t2"}:
         args.append("use_tucker=True")
-    return AdapterShape("lycoris.kohya", dim, alpha, tuple(args), tuple(doubts))
+    return AdapterShape(module, dim, alpha, tuple(args), tuple(doubts))
+
+
+def _oft(header: Header, modules: set[str]) -> AdapterShape:
+    """networks.oft: as many blocks as its rank, the constraint in alpha."""
+    counts = Counter(info.shape[0] for name, info in header.tensors.items() if name.endswith(".oft_blocks"))
+    transformer = [module for module in modules if "transformer_blocks" in module or "_proj_" in module]
+    args = ["enable_conv=true"] if len(transformer) < len(modules) else []
+    if any("attn1_" not in module and "attn2_" not in module for module in transformer):
+        args.append("enable_all_linear=true")
+    return AdapterShape("networks.oft", counts.most_common(1)[0][0], _alpha_of(modules, header), tuple(args))
+
+
+def dora_on_input(header: Header) -> bool:
+    """Whether a DoRA scales the inputs (wd_on_output=False): dora_scale is [1, in, ...] instead of [out, 1, ...]."""
+    shapes = [info.shape for name, info in header.tensors.items() if name.endswith(".dora_scale")]
+    return any(len(shape) > 1 and shape[0] == 1 and shape[1] > 1 for shape in shapes)
+
+
+def _ends(modules: Iterable[str]) -> bool:
+    """Whether the first and last layers of SD's U-Net are adapted, as LyCORIS' presets do and networks.* do not."""
+    return any(module.endswith(("_conv_in", "_conv_out", "_time_embedding_linear_1")) for module in modules)
 
 
 def _depth(header: Header, ending: str) -> int:
     return max((len(info.shape) for name, info in header.tensors.items() if name.endswith(ending)), default=0)
 
 
-def _lokr(header: Header, tails: set[str]) -> list[str]:
-    """factor where all modules show the same one, and whether the small factor is decomposed too."""
-    small = {
-        info.shape[0] for name, info in header.tensors.items() if name.endswith(".lokr_w1") and len(info.shape) == 2
-    }
-    args = [f"factor={max(small)}"] if len(small) == 1 else []
-    if ".lokr_w1_a" in tails:
-        args.append("decompose_both=True")
+def _lokr(header: Header, modules: Iterable[str]) -> list[str]:
+    """factor, where one fits all modules, and how both factors were made."""
+    shapes = {name: info.shape for name, info in header.tensors.items()}
+    args = ["decompose_both=True"] if any(name.endswith(".lokr_w1_a") for name in shapes) else []
+    sides = [found for module in modules if (found := _factors(module, shapes))]
+    tried = sorted({size for pairs in sides for pair in pairs for size in pair})
+    for factor in (-1, *tried):
+        for more in ([], ["unbalanced_factorization=True"]):
+            if all(_fits(pairs, factor, bool(more)) for pairs in sides):
+                return [f"factor={factor}", *more, *args]
     return args
+
+
+def _factors(module: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """((out1, out2), (in1, in2)) of a LoKr module."""
+
+    def shape(ending: str) -> tuple[int, ...]:
+        return shapes.get(f"{module}.lokr_{ending}", ())
+
+    one, two = shape("w1") or (*shape("w1_a")[:1], *shape("w1_b")[1:]), shape("w2")
+    if not two:
+        tucker = bool(shape("t2"))
+        kernel = 9 if is_spatial(module, shapes) and not tucker else 1  # flattened into the columns
+        two = (*shape("w2_a")[1 if tucker else 0 :][:1], *(size // kernel for size in shape("w2_b")[1:]))
+    return ((one[0], two[0]), (one[1], two[1])) if len(one) > 1 and len(two) > 1 else None
+
+
+def _fits(pairs: tuple[tuple[int, int], tuple[int, int]], factor: int, unbalanced: bool) -> bool:
+    (out, rest), (into, more) = pairs
+    found = factorization(out * rest, factor)
+    return (found[::-1] if unbalanced else found) == (out, rest) and factorization(into * more, factor) == (into, more)
+
+
+def factorization(size: int, factor: int) -> tuple[int, int]:
+    """LyCORIS' split of a width into two, the smaller first: by `factor` where it divides, else the most even below."""
+    if factor > 0 and size % factor == 0:
+        return min(factor, size // factor), max(factor, size // factor)
+    most = size if factor < 0 else factor
+    small = max(one for one in range(1, min(most, math.isqrt(size)) + 1) if size % one == 0)
+    return small, size // small
 
 
 def _preset(header: Header) -> str:

@@ -46,6 +46,7 @@ class ModelOptions:
     max_token_length: Literal[150, 225] | None = opt(None, "Longest caption in tokens: unset is 75, else 150 or 225.")
     vae: str | None = opt(None, "VAE to use instead of the base model's own.", path=True)
     clip_skip: int | None = opt(None, "Take the text encoder's output n layers before the end; 1 is the last.", ge=0, le=24)
+    sdxl_text_projection: Literal["transposed", "as_stored"] = opt("transposed", "How a single file's OpenCLIP text_projection is read: transposed, as image programs do, or as_stored, as sd-scripts does.", kit=True, sdxl=True)
     disable_mmap_load_safetensors: bool = opt(False, "Read the checkpoint whole instead of mapping it.", resume=True, sdxl=True)
 
 

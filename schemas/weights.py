@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -217,9 +218,12 @@ def family_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return _by_context(shapes, "attn2.to_k.weight") or "unknown"
 
 
-def _by_context(shapes: Mapping[str, tuple[int, ...]], ending: str | tuple[str, ...]) -> str | None:
+def _by_context(shapes: Mapping[str, tuple[int, ...]], ending: str) -> str | None:
     """Family by the width of the text that cross-attention reads."""
-    widths = {shape[1] for name, shape in shapes.items() if name.endswith(ending) and len(shape) > 1}
+    return _by_width({shape[1] for name, shape in shapes.items() if name.endswith(ending) and len(shape) > 1})
+
+
+def _by_width(widths: set[int]) -> str | None:
     families = {768: "sd15", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
     return families.get(widths.pop()) if len(widths) == 1 else None
 
@@ -229,6 +233,7 @@ ALGOS = {
     "lokr": (".lokr_w1", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2"),
     "loha": (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2"),
     "glora": (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"),
+    "norm": (".w_norm", ".b_norm"),
     "oft": (".oft_blocks", ".oft_diag", ".oft_R.weight"),
     "ia3": (".on_input",),
     "full": (".diff", ".diff_b"),
@@ -240,11 +245,11 @@ ALGOS = {
 }  # fmt: skip
 DOWNS = (
     ".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight", "_lora.down.weight", ".lora.down.weight",
-    ".hada_w1_b", ".hada_w2_b", ".lokr_w2_b", ".lokr_w1_b", ".a1.weight",
+    ".hada_w1_b", ".hada_w2_b", ".lokr_w2_b", ".lokr_w1_b", ".a2.weight",
 )  # fmt: skip
 
 
-EXTRAS = (".alpha", ".dora_scale", ".rescale", ".scalar", ".w_norm", ".b_norm", ".lora_magnitude_vector")
+EXTRAS = (".alpha", ".dora_scale", ".rescale", ".scalar", ".lora_magnitude_vector")
 
 
 def _is_lora(names: Iterable[str]) -> bool:
@@ -265,6 +270,8 @@ def module_of(name: str) -> str | None:
     if name.endswith(EXTRAS):
         return name.rpartition(".")[0]
     found = _split(name)
+    if found is None and name.startswith("lora_") and name.count(".") == 1 and name.endswith(".weight"):
+        return name.removesuffix(".weight")  # (IA)3
     return found[0] if found else None
 
 
@@ -277,8 +284,8 @@ def lora_facts(path: str | os.PathLike[str]) -> LoraFacts:
         fix = "name a LoRA file; a base model goes to pretrained_model_name_or_path"
         raise error("not-lora", "holds no LoRA tensors", file=str(header.path), fix=fix)
     modules = {module for module, _ in split.values()}
-    algo = Counter(algo for _, algo in split.values()).most_common(1)[0][0]
-    ranks = _ranks(shapes)
+    algo = Counter([one for _, one in split.values() if one != "norm"] or ["norm"]).most_common(1)[0][0]
+    ranks = module_ranks(shapes)
     spatial = {module for module in ranks if is_spatial(module, shapes)}
     dim, alpha = _usual(header, {module: rank for module, rank in ranks.items() if module not in spatial})
     conv_dim, conv_alpha = _usual(header, {module: ranks[module] for module in spatial})
@@ -290,7 +297,7 @@ def lora_facts(path: str | os.PathLike[str]) -> LoraFacts:
     )  # fmt: skip
 
 
-def _ranks(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def module_ranks(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """module -> rank, the first size of its down weight."""
     ranks: dict[str, int] = {}
     for ending in DOWNS:
@@ -300,8 +307,14 @@ def _ranks(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     return ranks
 
 
+# Convolutions wider than 1x1 by the ends of their names: LoHa and LoKr flatten the kernel. diffusers' and checkpoints'.
+WIDE = re.compile(r"_(conv[12]?|conv_in|conv_out|op|in_layers_2|out_layers_3|unet_out_2|input_blocks_0_0)$")
+
+
 def is_spatial(module: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether it adapts a convolution wider than 1x1."""
+    if WIDE.search(module.replace(".", "_")):
+        return True
     kernels = (shapes.get(module + ending, ()) for ending in (*DOWNS, ".lora_mid.weight", ".hada_t1", ".lokr_t2"))
     return any(len(shape) == 4 and shape[2:] != (1, 1) for shape in kernels)
 
@@ -350,9 +363,11 @@ def lora_family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, st
         return "sd3"
     if has("lora_te1_", "lora_te2_", "text_encoder_2_", "_input_blocks_", "_output_blocks_", "_middle_block_"):
         return "sdxl"
+    modules = {module for name in shapes if (module := module_of(name))}
     cross = ("attn2_to_k", "attn2.to_k", "attn2_to_v", "attn2.to_v")
-    known = _by_context(shapes, tuple(part + ending for part in cross for ending in DOWNS))
-    text = {shape[1] for name, shape in shapes.items() if _reads_text(name) and len(shape) == 2}
+    known = _by_width({width for module in modules if module.endswith(cross) and (width := _width(module, shapes))})
+    reads = (module for module in modules if _in_text_encoder(module) and "q_proj" in module)
+    text = {width for module in reads if (width := _width(module, shapes, square=True))}
     if known is None and len(text) == 1:
         known = {768: "sd15", 1024: "sd2"}.get(text.pop())
     said = metadata.get("ss_base_model_version", "") + " " + metadata.get("modelspec.architecture", "")
@@ -361,8 +376,19 @@ def lora_family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, st
     return known or _by_structure(shapes, names)
 
 
-def _reads_text(name: str) -> bool:
-    return _in_text_encoder(name) and "q_proj" in name and name.endswith(DOWNS)
+def _width(module: str, shapes: Mapping[str, tuple[int, ...]], *, square: bool = False) -> int | None:
+    """How wide the input of an adapted Linear is; of a `square` one also where its tensors show the output alone."""
+
+    def columns(*endings: str) -> int:
+        found = (shapes.get(module + ending, ()) for ending in endings)
+        return next((shape[1] for shape in found if len(shape) > 1), 0)
+
+    width = columns(*(ending for ending in DOWNS if "lora" in ending), ".hada_w1_b", ".b2.weight", ".diff")
+    width = width or columns(".lokr_w1", ".lokr_w1_b") * columns(".lokr_w2", ".lokr_w2_b")
+    if not width and square:
+        blocks, scale = shapes.get(f"{module}.oft_blocks", ()), shapes.get(f"{module}.weight", ())
+        width = math.prod(blocks[-3:-1]) if len(blocks) > 2 else scale[0] if len(scale) == 1 else 0
+    return width or None
 
 
 def _by_structure(shapes: Mapping[str, tuple[int, ...]], names: set[str]) -> str:

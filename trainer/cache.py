@@ -366,6 +366,8 @@ class TextCache:
     def _fingerprint(self, text: str) -> dict[str, Any]:
         names = ("max_token_length", "weighted_captions")
         settings = {name: getattr(self.config, name) for name in names}
+        if self.config.sdxl_text_projection != "transposed":  # files made before the option was there stay good
+            settings["sdxl_text_projection"] = self.config.sdxl_text_projection
         return {"version": cache_files.VERSION, "text": text, "encoders": self._encoders, **settings}
 
     def _read(self) -> None:

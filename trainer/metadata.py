@@ -172,6 +172,8 @@ def _plain_data(facts: RunFacts) -> dict[str, Any]:
     config = facts.config
     values: dict[str, Any] = {f"ss_{name}": getattr(config, name) for name in PLAIN_DATA}
     first = facts.datasets[0] if facts.datasets else None
+    if not config.enable_bucket:  # there are none, whatever their limits would be
+        values |= dict.fromkeys(("ss_min_bucket_reso", "ss_max_bucket_reso"))
     return values | {
         "ss_batch_size_per_device": config.train_batch_size,
         "ss_total_batch_size": config.train_batch_size * facts.processes * config.gradient_accumulation_steps,
@@ -225,8 +227,8 @@ def _dataset(facts: DatasetFacts) -> dict[str, Any]:
         "num_reg_images": facts.num_reg_images,
         "resolution": spec.resolution,
         "enable_bucket": spec.enable_bucket,
-        "min_bucket_reso": spec.min_bucket_reso,
-        "max_bucket_reso": spec.max_bucket_reso,
+        "min_bucket_reso": spec.min_bucket_reso if spec.enable_bucket else None,
+        "max_bucket_reso": spec.max_bucket_reso if spec.enable_bucket else None,
         "tag_frequency": facts.tag_frequency,
         "bucket_info": facts.bucket_info,
         "resize_interpolation": spec.resize_interpolation,

@@ -17,7 +17,9 @@ from launcher.page.data import NOTHING, Data, bundled
 from launcher.page.facts import Run, last_name, shareable
 from launcher.page.sheet import Embedded, Moment
 from launcher.page.style import STYLE
+from schemas import interop
 from schemas.config import table, to_flat
+from schemas.rules.interop import kinds
 
 MARK = "<!doctype html>\n<!-- kohyakit report -->\n"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -263,7 +265,14 @@ def _files(shown: Page) -> str:
         for moment in shown.moments
         for copy in moment.copies
     ]
-    return rows(["file", "saved after", "size", "mean loss then"], lines) or "<p>No file is there.</p>"
+    table_of = rows(["file", "saved after", "size", "mean loss then"], lines) or "<p>No file is there.</p>"
+    return f"{table_of}{_programs(run)}"
+
+
+def _programs(run: Run) -> str:
+    """Where such a file works; nothing for kinds that were not measured."""
+    said = "; ".join(interop.sentences(interop.readings(kinds(run.config), run.family)))
+    return f'<p class="small">In other programs: {text(said)}.</p>' if said else ""
 
 
 def _settings(run: Run) -> str:

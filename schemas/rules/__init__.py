@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from schemas.config import TrainConfig
 from schemas.problems import Problem
-from schemas.rules import data, hub, model, names, network, optimizers, schedule, unsupported
+from schemas.rules import data, hub, interop, model, names, network, optimizers, schedule, unsupported
 from schemas.rules.arguments import parse_literal_args, parse_network_args
 from schemas.rules.registry import RULES, Rule, rule
 from schemas.rules.rewrites import Rewrite, effective
@@ -23,6 +23,7 @@ __all__ = [
     "data",
     "effective",
     "hub",
+    "interop",
     "model",
     "names",
     "network",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from schemas.config import TrainConfig
 from schemas.problems import Problem
 from schemas.rules.registry import rule
+from schemas.weights import PICKLES
 
 FAMILIES = ("sd15", "sd2", "sdxl")
 
@@ -51,6 +52,33 @@ def required_options(config: TrainConfig, family: str | None) -> Iterator[Proble
             must="is not given; files are named last, epoch and at",
             fix="--set output_name=NAME",
         )
+
+
+@rule
+def text_projection_of_a_file(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """sdxl_text_projection is a matter of SDXL's single files: a diffusers folder keeps a Linear's weight."""
+    if config.sdxl_text_projection == "as_stored" and (
+        family in ("sd15", "sd2") or (config.pretrained_model_name_or_path and not is_single_file(config))
+    ):
+        must = "has no effect: only a single file of SDXL has a text_projection that can be read in two ways"
+        yield Problem(code="no-effect", severity="warning", key="sdxl_text_projection", got="as_stored", must=must,
+                      fix="--set sdxl_text_projection=transposed")  # fmt: skip
+
+
+def is_single_file(config: TrainConfig) -> bool:
+    """Whether the base model is named as a checkpoint's file."""
+    return (config.pretrained_model_name_or_path or "").lower().endswith((".safetensors", *PICKLES))
+
+
+def text_projection_of_sdxl(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """How a plan for SDXL says which of the two readings counts: single files store the matrix turned round."""
+    if family == "sdxl" and is_single_file(config):
+        must = "the base model's text_projection is read transposed, as image programs do; Kohya takes it as stored"
+        fix: str | None = "--set sdxl_text_projection=as_stored to train on as Kohya would"
+        if config.sdxl_text_projection == "as_stored":
+            must, fix = "the base model's text_projection is read as Kohya does; image programs transpose it", None
+        yield Problem(code="text-projection", severity="note", key="sdxl_text_projection",
+                      got=config.sdxl_text_projection, must=must, fix=fix)  # fmt: skip
 
 
 @rule

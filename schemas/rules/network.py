@@ -56,6 +56,8 @@ OTHER_FAMILIES = (
     "networks.lora_anima",
     "networks.lora_hunyuan_image",
 )
+NO_DORA = ("dylora", "glora", "full", "diag-oft", "boft", "ia3")
+BIASED = ("ia3", "diag-oft", "boft")  # whose bypass_mode works on outputs, bias included
 SHAPES = ("cosine", "sine", "linear", "reverse_linear", "zeros")
 ALGOS = ("lora", "locon", "loha", "lokr", "dylora", "glora", "full", "diag-oft", "boft", "ia3")
 
@@ -183,6 +185,11 @@ def _rates_or_shape(text: str) -> bool:
     return shape in SHAPES and (not sign or _reads(float, offset))
 
 
+def switched_on(given: Mapping[str, str]) -> set[str]:
+    """The names whose text is a yes."""
+    return {name for name, text in given.items() if text.lower() in ("true", "1", "yes")}
+
+
 def deciding_tucker(given: Mapping[str, str]) -> str:
     """Which of its names switches LyCORIS' Tucker decomposition: the first one that is given, the old ones first."""
     return next((name for name in ("use_conv_cp", "use_cp", "use_tucker") if given.get(name)), "use_tucker")
@@ -194,20 +201,28 @@ def traits_of_lycoris(config: TrainConfig, family: str | None) -> Iterator[Probl
     given, _ = network_args(config.network_args)
     if config.network_module != "lycoris.kohya":
         return
-    on = {name for name, text in given.items() if text.lower() in ("true", "1", "yes")}
+    on = switched_on(given)
     algo, tucker = given.get("algo", "lora").lower(), deciding_tucker(given)
-    said = []
+    said: list[tuple[str, str, Severity]] = []
     if algo == "lokr" and given.get("decompose_both") and "decompose_both" not in on:
-        said.append(("decompose_both", "is read as true: LyCORIS takes any text for yes, and Kohya trains so"))
+        said.append(("decompose_both", "is read as true: LyCORIS takes any text for yes, and Kohya trains so", "note"))
     if tucker != "use_tucker" and "use_tucker" in on and tucker not in on:
-        said.append(("use_tucker", f"has no effect: {tucker}={given[tucker]} beside it decides"))
+        said.append(("use_tucker", f"has no effect: {tucker}={given[tucker]} beside it decides", "note"))
     for name in ("rank_dropout_scale", "train_on_input"):
         if name in on:
-            said.append((name, "has no effect: LyCORIS does not pass it on to its modules"))
-    for name, must in said:
+            said.append((name, "has no effect: LyCORIS does not pass it on to its modules", "note"))
+    if "dora_wd" in on and algo in NO_DORA:
+        said.append(("dora_wd", f"has no effect: LyCORIS' {algo} has no DoRA", "note"))
+    if "bypass_mode" in on and algo in BIASED:
+        must = "trains on outputs with their bias, which no reader of the file changes, base_weights neither"
+        said.append(("bypass_mode", must, "warning"))
+    if "bypass_mode" in on and "dora_wd" in on and algo not in NO_DORA:
+        must = "trains without DoRA, whose scale is in the file all the same and changes it for every reader"
+        said.append(("bypass_mode", must, "warning"))
+    for name, must, severity in said:
         yield Problem(
             code="lycoris-trait",
-            severity="note",
+            severity=severity,
             key="network_args",
             got=f"{name}={given[name]}",
             must=f"{name} {must}",
@@ -268,7 +283,7 @@ def peft_copies(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     module = config.network_module or "networks.lora"
     given, _ = network_args(config.network_args)
     algo = given.get("algo", "lora").lower()
-    tucker = given.get(deciding_tucker(given), "").lower() in ("true", "1", "yes")
+    tucker = deciding_tucker(given) in switched_on(given)
     plain = module in LORAS or (module == "lycoris.kohya" and algo in ("lora", "locon", "dylora") and not tucker)
     if not plain:
         yield Problem(

@@ -175,3 +175,11 @@ def test_the_form_drops_its_per_cent_and_the_fix_gives_them(preset, key: str) ->
     (found,) = [problem for problem in plain.problems if problem.key == key]
     assert found.fix == "--set stop_text_encoder_training=0.4 to have it"
     assert resolve(file, {"stop_text_encoder_training": "0.4"}).config.stop_text_encoder_training == 0.4
+
+
+@pytest.mark.parametrize("target", sorted(set(TARGETS) - {"snapshot"}))
+def test_another_reading_of_text_projection_is_lost_and_said(preset, target) -> None:
+    one = resolve(str(preset()), {"sdxl_text_projection": "as_stored"})
+    lost = [entry for entry in convert(one, target).lost if entry.startswith("sdxl_text_projection = as_stored")]
+    assert len(lost) == 1
+    assert not any(entry.startswith("sdxl_text") for entry in convert(resolve(str(preset())), target).lost)

@@ -9,6 +9,7 @@ import pytest
 
 from launcher.lora import all_zero, describe, finite, health
 from schemas.weights import read_header
+from tests.launcher.conftest import MODULE, safetensors
 
 WIDE = {"F16": "e", "F32": "f", "F64": "d"}
 
@@ -97,3 +98,19 @@ def test_other_files_are_refused(kohyakit, checkpoint, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"no")
     assert kohyakit("inspect", tmp_path / "x.safetensors").exit_code == 1
     assert kohyakit("inspect", checkpoint("sd15")).exit_code == 1
+
+
+@pytest.mark.parametrize(("scale", "wrong"), [((320, 1), {"ComfyUI", "A1111", "Forge", "InvokeAI", "diffusers"}),
+                                              ((1, 768), {"diffusers"})])  # fmt: skip
+def test_where_a_dora_works_is_said(kohyakit, tmp_path: Path, scale, wrong) -> None:
+    shapes = {f"{MODULE}.lora_down.weight": (4, 768), f"{MODULE}.lora_up.weight": (320, 4),
+              f"{MODULE}.alpha": (), f"{MODULE}.dora_scale": scale}  # fmt: skip
+    file = safetensors(tmp_path / "dora.safetensors", shapes, dict.fromkeys(shapes, 1.0), None)
+    found = json.loads(kohyakit("inspect", file, "--json").stdout)
+    assert {name for name, one in found["programs"].items() if one["reads"] == "wrong"} == wrong
+    assert found["config"]["network_args"]["value"].count("wd_on_output=False") == (scale[0] == 1)
+    assert "wrong in" in kohyakit("inspect", file).stdout
+
+
+def test_a_plain_lora_works_everywhere(kohyakit, lora) -> None:
+    assert "as trained in ComfyUI, A1111, Forge, InvokeAI, diffusers" in kohyakit("inspect", lora()).stdout

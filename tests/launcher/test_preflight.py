@@ -10,6 +10,7 @@ from launcher.machine import Machine
 from launcher.preflight import check_file, check_run, effective
 from launcher.resolve import resolve
 from schemas.problems import errors
+from tests.launcher.conftest import MODULE, safetensors
 
 
 def codes(checked) -> list[str]:
@@ -123,6 +124,49 @@ def test_rank_and_alpha_must_be_those_of_the_weights(preset, lora) -> None:
 
 def test_weights_of_another_family_are_refused(preset, lora) -> None:
     assert "lora-family" in codes(check_run(resolve(str(preset(network_weights=str(lora(width=2048)))))))
+
+
+def test_a_lora_of_another_kind_is_refused_with_what_takes_it(preset, lora) -> None:
+    weights = {"network_weights": str(lora()), "network_dim": 4, "network_alpha": 2}
+    assert codes(check_run(resolve(str(preset(**weights))))) == []
+    other = resolve(str(preset(**weights)), {"network_module": "lycoris.kohya", "network_args": "algo=loha"})
+    (problem,) = errors(check_run(other).problems)
+    assert (problem.code, problem.key) == ("other-network-kind", "network_weights")
+    assert "--set network_module=networks.lora" in problem.fix
+    dora = resolve(str(preset(**weights)), {"network_module": "lycoris.kohya", "network_args": "dora_wd=True"})
+    assert codes(check_run(dora)) == ["other-network-kind"]
+    free = {"network_module": "lycoris.kohya", "network_args": "dora_wd=True", "dim_from_weights": "true"}
+    assert codes(check_run(resolve(str(preset(**weights)), free))) == []
+
+
+@pytest.mark.parametrize(("args", "found"), [
+    ("conv_dim=2", []), ("conv_dim=3", ["rank-mismatch"]), ("conv_dim=2 use_tucker=True", ["other-network-kind"]),
+    ("algo=lokr", ["other-network-kind"]),
+])  # fmt: skip
+def test_convolutions_of_a_lora_to_go_on_with(preset, tmp_path: Path, args, found) -> None:
+    conv = "lora_unet_down_blocks_0_resnets_0_conv1"
+    shapes = {f"{MODULE}.lora_down.weight": (4, 768), f"{MODULE}.lora_up.weight": (320, 4), f"{MODULE}.alpha": (),
+              f"{conv}.lora_down.weight": (2, 320, 3, 3), f"{conv}.lora_up.weight": (320, 2, 1, 1)}  # fmt: skip
+    file = safetensors(tmp_path / "a.safetensors", shapes, {f"{MODULE}.alpha": 2.0}, None)
+    kind = {"network_module": "lycoris.kohya", "network_args": args}
+    form = preset(network_weights=str(file), network_dim=4, network_alpha=2)
+    assert codes(check_run(resolve(str(form), kind))) == found
+
+
+@pytest.mark.parametrize(("args", "alpha"), [("rs_lora=True", 4), ("algo=dylora block_size=4", 8)])
+def test_alpha_is_compared_as_files_of_its_kind_have_it(preset, lora, args, alpha) -> None:
+    file = preset(network_weights=str(lora(alpha=alpha)), network_dim=4, network_alpha=2)
+    kind = {"network_module": "lycoris.kohya", "network_args": args}
+    assert codes(check_run(resolve(str(file), kind))) == []
+
+
+def test_base_weights_are_looked_at_too(preset, lora, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no")
+    for file, code in ((lora(width=2048), "lora-family"), (broken, "not-safetensors")):
+        found = check_run(resolve(str(preset()), {"base_weights": str(file)}))
+        assert [(one.code, one.key) for one in errors(found.problems)] == [(code, "--set base_weights")]
+    assert codes(check_run(resolve(str(preset()), {"base_weights": str(lora())}))) == []
 
 
 def test_the_numbered_folder_instead_of_its_parent(preset, photos) -> None:

@@ -167,6 +167,13 @@ def test_files_stand_beside_the_previews_of_their_moment(made) -> None:
     assert all(sorted(column.previews) == [0, 1] for column in columns)
 
 
+def test_where_the_files_work_is_said(made, kohyakit) -> None:
+    folder = made(config='network_module = "lycoris.kohya"\nnetwork_args = ["algo=locon", "dora_wd=True"]\n')
+    assert kohyakit("report", folder).exit_code == 0
+    words = Page((folder / "report.html").read_text(encoding="utf-8")).words
+    assert "wrong in A1111, InvokeAI" in words
+
+
 def test_previews_of_another_run_of_the_name_stay_out(made) -> None:
     folder = made(start={"end": "2026-01-31T12:15:00+01:00"})
     assert [picture.epoch for picture in read_run(find(str(folder)), "frog").previews] == [1, 1]

@@ -203,6 +203,7 @@ def test_text_files_have_the_references_arrays_and_follow_the_text(tmp_path):
     other = replace(scan, specs=(replace(scan.specs[0], subsets=(SubsetSpec(caption_prefix="new"),)),))
     assert TextCache(other, config).missing() == ["new cat 0", "new cat 1"]
     assert TextCache(scan, replace(config, max_token_length=150)).missing() == ["cat 0", "cat 1"]
+    assert TextCache(scan, replace(config, sdxl_text_projection="as_stored")).missing() == ["cat 0", "cat 1"]
 
 
 def test_captions_that_change_cannot_be_cached(tmp_path):

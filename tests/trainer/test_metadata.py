@@ -130,6 +130,17 @@ def test_rates_that_adafactor_makes_itself_are_none():
     assert [told[name] for name in names] == ["None", "None", "None", "adafactor:0.001"]
 
 
+def test_without_buckets_they_have_no_limits():
+    names = ("ss_enable_bucket", "ss_min_bucket_reso", "ss_max_bucket_reso")
+    told = [header(facts_of(config_of(words, min_bucket_reso=64))) for words in ("", "--enable_bucket")]
+    assert [[one[name] for name in names] for one in told] == [["False", "None", "None"], ["True", "64", "1024"]]
+
+
+@pytest.mark.parametrize("alpha", [8, 8.0, "8"])
+def test_alpha_is_a_number_with_a_point_however_it_was_given(alpha):
+    assert header(facts_of(config_of("", network_alpha=alpha)))["ss_network_alpha"] == "8.0"
+
+
 def test_network_args_are_told_with_the_dropout():
     config = config_of("--network_dropout 0.1 --network_args conv_dim=4")
     assert json.loads(header(facts_of(config))["ss_network_args"]) == {"conv_dim": "4", "dropout": 0.1}
@@ -144,6 +155,7 @@ def test_dataset_config_is_told_by_dataset_and_subset(pictures, tmp_path):
     found = scan(config)
     told = header(facts_of(config, datasets=DatasetFacts.of(found, assign(found, config))))
     (dataset,) = json.loads(told["ss_datasets"])
+    assert (dataset["enable_bucket"], dataset["min_bucket_reso"], dataset["max_bucket_reso"]) == (False, None, None)
     assert (dataset["num_train_images"], dataset["batch_size_per_device"], dataset["resolution"]) == (6, 2, [64, 64])
     (subset,) = dataset["subsets"]
     assert (subset["image_dir"], subset["img_count"], subset["num_repeats"]) == ("a", 2, 3)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lycoris.wrapper import network_module_dict
 from torch import Tensor, nn
 
 from schemas.options import NetworkOptions
@@ -15,23 +16,24 @@ from schemas.problems import ConfigError, Problem, error, nearest
 from schemas.rules.network import ALGOS, deciding_tucker
 from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, freeze, is_up, model_of
 from trainer.adapters.lora import DEFAULT_DIM, loading_notes, module_names
-from trainer.adapters.lycoris_targets import Choice, Preset, choose, read_preset
+from trainer.adapters.lycoris_modules import (
+    PRODUCTS,
+    DyLoraModule,
+    LoConModule,
+    NormModule,
+    RankBlocks,
+    fill,
+    for_readers,
+    misfits,
+    module_from_weights,
+    tensors_of,
+    with_strength,
+)
+from trainer.adapters.lycoris_targets import Choice, Preset, choose, extra_targets, read_preset
 from trainer.adapters.network_args import LoraPlus, chance, lora_plus, no_effect, number, parse, truth
 
 if TYPE_CHECKING:
     from trainer.families import Models, Target
-
-try:
-    from lycoris.modules import MODULE_LIST, NormModule
-    from lycoris.modules.dylora import DyLoraModule
-    from lycoris.modules.ia3 import IA3Module
-    from lycoris.modules.locon import LoConModule
-    from lycoris.modules.loha import LohaModule
-    from lycoris.modules.lokr import LokrModule
-    from lycoris.wrapper import network_module_dict
-except ImportError as fault:
-    raise error("package-missing", "needs the lycoris-lora package", key="network_module",
-                fix="pip install lycoris-lora") from fault  # fmt: skip
 
 TRUTHS = ("use_scalar", "rescaled", "full_matrix", "bypass_mode", "rs_lora", "unbalanced_factorization")
 
@@ -51,6 +53,13 @@ class Settings:
     tucker: bool
     train_norm: bool
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What no tensor of a file tells, for `module_from_weights`."""
+        said = {"dropout": self.dropout, "rank_dropout": self.rank_dropout, "module_dropout": self.module_dropout}
+        said |= {name: self.extra[name] for name in ("use_scalar", "bypass_mode") if name in self.extra}
+        return said | {"blocks": self.extra["block_size"] if self.algo == "dylora" else None}
 
 
 def settings(options: NetworkOptions, given: Mapping[str, str], preset: Preset) -> Settings:
@@ -89,18 +98,6 @@ def settings(options: NetworkOptions, given: Mapping[str, str], preset: Preset) 
     )  # fmt: skip
 
 
-class RankBlocks(DyLoraModule):
-    """LyCORIS' DyLoRA with all ranks in use outside training, and a draw that gradient checkpointing can repeat."""
-
-    def get_random_rank_weight(self) -> tuple[Tensor, Tensor, float]:
-        block = int(torch.randint(self.block_count, ())) if self.training else self.block_count - 1
-        found: tuple[Tensor, Tensor, float] = self.get_weight(block * self.block_size)
-        return found
-
-
-PRODUCTS = (LohaModule, LokrModule)  # they know no dropout of activations, and say so once a module
-
-
 def build(choice: Choice, base: nn.Module, said: Settings) -> nn.Module | None:
     """The LyCORIS module for one base module, None where the preset leaves its kind out."""
     if choice.norm:
@@ -115,50 +112,10 @@ def build(choice: Choice, base: nn.Module, said: Settings) -> nn.Module | None:
     tucker = bool(choice.extra.get("use_tucker", said.tucker))
     extra = said.extra | {name: value for name, value in choice.extra.items() if name != "use_tucker"}
     dropout = 0.0 if algo in PRODUCTS else said.dropout
-    made: nn.Module = algo(
-        choice.key, base, 1.0, dim, alpha, dropout, said.rank_dropout, said.module_dropout, tucker, **extra
+    made: nn.Module = with_strength(
+        algo(choice.key, base, 1.0, dim, alpha, dropout, said.rank_dropout, said.module_dropout, tucker, **extra)
     )
     return made
-
-
-def module_from_weights(key: str, base: nn.Module, weights: Mapping[str, Tensor]) -> Any:
-    """The LyCORIS module that a file's tensors of `key` describe; ConfigError when no algorithm knows them."""
-    for kind in MODULE_LIST:
-        if kind.algo_check(weights, key):
-            try:
-                with torch.no_grad():
-                    made = _from_tensors(kind, key, base, kind.extract_state_dict(weights, key))
-                    if kind is LokrModule and made.use_w1 and made.use_w2 and f"{key}.alpha" in weights:
-                        made.alpha.fill_(float(weights[f"{key}.alpha"]))  # of no effect, but the file's to keep
-                    return made
-            except (RuntimeError, ValueError, TypeError, NotImplementedError) as fault:
-                raise error("wrong-family", f"{key} does not fit the base model: {fault}", key="network_weights",
-                            fix="use a file of the base model's own family") from fault  # fmt: skip
-    names = [name.partition(".")[2] for name in weights if name.startswith(f"{key}.")]
-    raise error("other-network-kind", f"{key} is of a kind that LyCORIS does not know", key="network_weights",
-                got=names, fix="use another file")  # fmt: skip
-
-
-def _from_tensors(kind: Any, key: str, base: nn.Module, tensors: Sequence[Tensor]) -> Any:
-    if kind is not IA3Module:
-        return kind.make_module_from_state_dict(key, base, *tensors)
-    # the package's own reader does not take the tensors that its writer leaves
-    weight, on_input = tensors
-    made = IA3Module(key, base, train_on_input=bool(on_input))
-    made.weight.copy_(weight)
-    return made
-
-
-def merged_weight(module: Any, weight: Tensor, multiplier: float) -> Tensor:
-    """`weight` with the difference of a LyCORIS module added, in float32."""
-    if not isinstance(module, PRODUCTS):
-        merged, _ = module.get_merged_weight(multiplier, weight.shape, weight.device)
-        return merged.float().view_as(weight)
-    # their own merging multiplies alpha / rank twice
-    difference = module.get_weight(weight.shape)
-    if module.wd:
-        return module.apply_weight_decompose(weight + difference, multiplier).float()
-    return weight + multiplier * difference.float()
 
 
 class Lycoris(Adapter):
@@ -170,10 +127,9 @@ class Lycoris(Adapter):
                 yield f"{key}.{name}", parameter
 
     def state_dict(self) -> dict[str, Tensor]:
-        state = {}
+        state: dict[str, Tensor] = {}
         for key, layer in self.layers.items():
-            for name, tensor in layer.state_dict().items():
-                state[f"{key}.{name}"] = _alpha_for_readers(layer, tensor) if name == "alpha" else tensor.detach()
+            state |= {f"{key}.{name}": tensor for name, tensor in for_readers(layer).items()}
         return state
 
     def exact_state(self) -> dict[str, Tensor]:
@@ -193,12 +149,10 @@ class Lycoris(Adapter):
 
     @torch.no_grad()
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> Loaded:
-        given: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in weights.items():
-            key, _, ending = name.partition(".")
-            given.setdefault(key, {})[ending] = tensor
-        for key in given.keys() & self.layers.keys():
-            _fill(key, self.layers[key], given[key])
+        given = module_names(weights)
+        for key, layer in self.layers.items():
+            if key in given:
+                _load(key, layer, tensors_of(key, weights))
         missing = tuple(key for key in self.layers if key not in given)
         unexpected = tuple(key for key in given if key not in self.layers)
         return Loaded(len(self.layers) - len(missing), missing, unexpected)
@@ -218,34 +172,13 @@ class Lycoris(Adapter):
         return (scaled, sum(norms) / len(norms), max(norms)) if norms else (0, 0.0, 0.0)
 
 
-def _alpha_for_readers(layer: Any, alpha: Tensor) -> Tensor:
-    """LyCORIS scales DyLoRA by alpha / blocks in training; whoever reads the file divides by the rank."""
-    return alpha.detach().float() * (layer.block_size if isinstance(layer, DyLoraModule) else 1)
-
-
-def _fill(key: str, layer: Any, own: dict[str, Tensor]) -> None:
-    """Load one module's tensors; the file's alpha scales too (trap T24)."""
-    expected = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    wrong = [name for name, shape in expected.items() if found.get(name) != shape and name != "alpha"]
+def _load(key: str, layer: Any, own: dict[str, Tensor]) -> None:
+    wrong = misfits(layer, own, layer.org_module[0])
     if wrong:
-        raise error("rank-mismatch", f"{key}: the file has {found}, the network needs {expected}", key="network_dim",
-                    got=wrong, fix="use the file's algo, dim and factor, or set dim_from_weights")  # fmt: skip
-    if isinstance(layer, DyLoraModule):  # keeps its ranks in pieces and ignores load_state_dict
-        for piece, part in zip(layer.up_list, own["lora_up.weight"].chunk(layer.block_count, 1), strict=True):
-            piece.copy_(part.view_as(piece))
-        for piece, part in zip(layer.down_list, own["lora_down.weight"].chunk(layer.block_count, 0), strict=True):
-            piece.copy_(part.reshape(piece.shape))
-    elif hasattr(layer, "is_diff"):  # algo=full adds to what it holds; start from the base
-        layer.weight.copy_(layer._org_weight[0].to(layer.weight) + own["diff"].to(layer.weight))
-        if "diff_b" in own:
-            layer.bias.copy_(layer.org_bias[0].to(layer.bias) + own["diff_b"].to(layer.bias))
-    else:
-        layer.load_state_dict(own, strict=False)
-    if "alpha" in own and isinstance(getattr(layer, "scale", None), float) and hasattr(layer, "lora_dim"):
-        alpha = float(own["alpha"]) / (layer.block_size if isinstance(layer, DyLoraModule) else 1)
-        layer.alpha.fill_(alpha)
-        layer.scale = alpha / layer.lora_dim
+        raise error("rank-mismatch", f"{key}: in the file {', '.join(wrong)}", key="network_dim",
+                    got={name: list(tensor.shape) for name, tensor in own.items()},
+                    fix="use the file's algo, dim, factor and DoRA form, or set dim_from_weights")  # fmt: skip
+    fill(layer, own)
 
 
 def attach_lycoris(
@@ -255,7 +188,10 @@ def attach_lycoris(
     given = parse("lycoris.kohya", options.network_args)
     preset = read_preset(given.get("preset") or "full")
     said = settings(options, given, preset)
-    choices = choose(models, targets, preset, parts=chosen_parts(options), norms=said.train_norm)
+    if weights is not None and options.dim_from_weights:
+        choices = _in_file(models, targets, options, weights)
+    else:
+        choices = choose(models, targets, preset, parts=chosen_parts(options), norms=said.train_norm)
     return _attach(models, choices, said, options, given, weights)
 
 
@@ -277,11 +213,21 @@ def attach_product(
         tucker=truth(given, "use_tucker"), train_norm=False,
         extra={"factor": number(given, "factor", int, -1) or -1},
     )  # fmt: skip
-    names = module_names(weights) if weights is not None and options.dim_from_weights else ()
-    places = ("text", "transformer", "resnet", "sampler") if conv_dim or names else ("text", "transformer")
+    places = ("text", "transformer", "resnet", "sampler") if conv_dim else ("text", "transformer")
     parts = chosen_parts(options)
     choices = [Choice(target) for target in targets if target.part in parts and target.place in places]
+    if weights is not None and options.dim_from_weights:
+        choices = _in_file(models, targets, options, weights)
     return _attach(models, choices, said, options, given, weights)
+
+
+def _in_file(
+    models: Models, targets: Sequence[Target], options: NetworkOptions, weights: Mapping[str, Tensor]
+) -> list[Choice]:
+    """The modules that a file names: with dim_from_weights it says where, whatever the preset."""
+    names, parts = module_names(weights), chosen_parts(options)
+    found = {target.key: target for target in (*targets, *extra_targets(models, targets).values())}
+    return [Choice(target) for key, target in found.items() if key in names and target.part in parts]
 
 
 def _attach(
@@ -290,14 +236,14 @@ def _attach(
 ) -> Lycoris:  # fmt: skip
     freeze(models)
     trees = {choice.target.part: dict(model_of(models, choice.target.part).named_modules()) for choice in choices}
-    names = module_names(weights) if weights is not None and options.dim_from_weights else None
+    from_file = weights if options.dim_from_weights else None
     layers: dict[str, nn.Module] = {}
     for choice in choices:
         base = trees[choice.target.part][choice.target.path]
-        if names is None or weights is None:
+        if from_file is None:
             layer = _built(choice, base, said)
         else:
-            layer = module_from_weights(choice.key, base, weights) if choice.key in names else None
+            layer = module_from_weights(choice.key, base, from_file, said.training)
         if layer is not None:
             layers[choice.key] = _apply(layer, base)
     if not layers:
@@ -305,15 +251,14 @@ def _attach(
                     fix="choose other places or weights")  # fmt: skip
     adapted = {choice.key: choice.target for choice in choices if choice.key in layers}
     adapter = Lycoris(adapted, layers, lora_plus(given))
-    adapter.notes += _without_effect(adapter, said) if names is None else _lost_dropouts(said)
+    adapter.notes += _without_effect(adapter, said)
     if getattr(options, "save_peft", False):
         _check_peft(adapter)
-    if weights is not None:
-        if names is None:
-            adapter.notes += loading_notes(adapter.load_state_dict(weights))
-        else:
-            unused = tuple(key for key in names if key not in layers)
-            adapter.notes += loading_notes(Loaded(len(layers), (), unused))
+    if from_file is not None:
+        unused = tuple(key for key in module_names(from_file) if key not in layers)
+        adapter.notes += loading_notes(Loaded(len(layers), (), unused))
+    elif weights is not None:
+        adapter.notes += loading_notes(adapter.load_state_dict(weights))
     return adapter
 
 
@@ -355,10 +300,3 @@ def _apply(layer: Any, base: nn.Module) -> nn.Module:
     base.add_module("lycoris", layer)  # so that it follows the model to a device and into train mode
     moved: nn.Module = layer.to(device)
     return moved
-
-
-def _lost_dropouts(said: Settings) -> list[Problem]:
-    if not (said.dropout or said.rank_dropout or said.module_dropout):
-        return []
-    return [Problem(code="no-effect", severity="warning", key="dim_from_weights", got=True,
-                    must="builds LyCORIS modules without dropouts", fix="give algo and dims instead")]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +106,7 @@ def choose(models: Models, targets: Sequence[Target], preset: Preset, *, parts: 
     for part in present:
         known = {target.path: target for target in targets if target.part == part}
         if part == "unet":
-            known |= _extra_targets(models, known, norms)
+            known |= extra_targets(models, known.values(), norms)
         for path, module, said in _walk(model_of(models, part), preset, unet=part == "unet"):
             target = known.get(path)
             if target is None or target.key in choices or not isinstance(module, _kinds(norms)):
@@ -147,8 +147,8 @@ def _with(choice: Choice, said: Mapping[str, Any]) -> Choice:
     return replace(choice, **{name: said[name] for name in known if name in said}, extra=extra)
 
 
-def _extra_targets(models: Models, known: Mapping[str, Target], norms: bool) -> dict[str, Target]:
-    """Modules of the U-Net that only LyCORIS adapts: its ends (SD) and, with train_norm, the norms."""
+def extra_targets(models: Models, known: Iterable[Target], norms: bool = True) -> dict[str, Target]:
+    """Modules of the U-Net that only LyCORIS adapts, by path: its ends (SD) and, with train_norm, the norms."""
     from trainer.families import Target
 
     found: dict[str, Target] = {}
@@ -157,8 +157,9 @@ def _extra_targets(models: Models, known: Mapping[str, Target], norms: bool) -> 
             kind = "conv3x3" if path.startswith("conv") else "linear"
             found[path] = Target("unet", path, "lora_unet_" + path.replace(".", "_"), kind, "sampler", None)  # type: ignore[arg-type]
     if norms:
-        for path, target in known.items():
-            for norm, neighbour, endings in NORMS:
+        for target in known:
+            path = target.path
+            for norm, neighbour, endings in NORMS if target.part == "unet" else ():
                 if path == neighbour or path.endswith(f".{neighbour}"):
                     place = path.removesuffix(neighbour) + norm
                     found[place] = replace(target, path=place, key=_exchange(target.key, endings))

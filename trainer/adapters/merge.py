@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,15 +33,26 @@ def merge_weights(
     weights = {_as_lora(name): tensor for name, tensor in weights.items()}
     given = module_names(weights)
     chosen = [target for target in targets if target.key in given]
+    if len(chosen) < len(given):
+        chosen += [target for target in _lycoris_places(models, targets) if target.key in given]
     for key, base in find_modules(models, chosen).items():
-        _add(base.weight, difference(key, base, weights, multiplier))
-        if f"{key}.diff_b" in weights:
-            _add(base.bias, multiplier * weights[f"{key}.diff_b"].float())
+        delta = difference(key, base, weights, multiplier)
+        bias = next((f"{key}.{name}" for name in ("diff_b", "b_norm") if f"{key}.{name}" in weights), None)
+        if bias is not None and base.bias is not None:
+            _add(base.bias, multiplier * weights[bias].float())
+        _add(base.weight, delta)
     matched = {target.key for target in chosen}
     unused = tuple(key for key in given if key not in matched)
     for note in loading_notes(Loaded(len(matched), (), unused), key="base_weights"):
         log.warning("%s", note)
     return len(matched)
+
+
+def _lycoris_places(models: Models, targets: Sequence[Target]) -> list[Target]:
+    from trainer.adapters.lycoris_targets import extra_targets
+
+    known = {target.key for target in targets}
+    return [target for target in extra_targets(models, targets).values() if target.key not in known]
 
 
 def _add(weight: Any, delta: Tensor) -> None:
@@ -70,7 +82,9 @@ def difference(key: str, base: Any, weights: Mapping[str, Tensor], multiplier: f
 
 
 def _lycoris_difference(key: str, base: Any, weights: Mapping[str, Tensor], multiplier: float) -> Tensor:
-    from trainer.adapters.lycoris import merged_weight, module_from_weights
+    from trainer.adapters.lycoris_modules import merged_difference, module_from_weights, tensors_of
 
-    module = module_from_weights(key, base, weights).to(base.weight.device).float()
-    return merged_weight(module, base.weight.float(), multiplier) - base.weight.float()
+    base = base if base.weight.dtype == torch.float32 else copy.deepcopy(base).float()
+    own = {f"{key}.{name}": tensor.float() for name, tensor in tensors_of(key, weights).items()}
+    module = module_from_weights(key, base, own).to(base.weight.device).float()
+    return merged_difference(module, base.weight.detach(), multiplier)

@@ -36,6 +36,7 @@ class Wish:
     device: torch.device | str = "cpu"
     mapped: bool = True
     trust: tuple[str, ...] = ()  # pickled files that may hold more than tensors
+    projection: single_file.Projection = "transposed"  # how a single file's text_projection is read
 
     def dtype_of(self, part: str) -> torch.dtype:
         return self.vae_dtype if part == "vae" else self.dtype
@@ -62,7 +63,8 @@ def load(family: str, config: TrainConfig, *, dtype: torch.dtype, device: torch.
     """All modules of the base model, frozen, in eval mode; the VAE in float32 with `no_half_vae`, else in `dtype`."""
     place = locate(config.pretrained_model_name_or_path, "pretrained_model_name_or_path")
     vae_dtype = torch.float32 if config.no_half_vae else dtype
-    wish = Wish(family, dtype, vae_dtype, device, not config.disable_mmap_load_safetensors, config.trust)
+    wish = Wish(family, dtype, vae_dtype, device, not config.disable_mmap_load_safetensors, config.trust,
+                config.sdxl_text_projection)  # fmt: skip
     read = _folder_modules if place.is_dir() else _file_modules
     modules = read(place, wish, with_vae=not config.vae)
     if config.vae:
@@ -83,7 +85,7 @@ def load_vae(place: str, wish: Wish) -> nn.Module:
 
 def _file_modules(file: Path, wish: Wish, *, with_vae: bool) -> dict[str, nn.Module]:
     checkpoint = single_file.open_checkpoint(file, mapped=wish.mapped, trust=wish.trust)
-    parts = single_file.parts(checkpoint, wish.family, with_vae=with_vae)
+    parts = single_file.parts(checkpoint, wish.family, with_vae=with_vae, projection=wish.projection)
     single_file.check(checkpoint, parts)
     return {
         part.name: single_file.load(checkpoint, part, dtype=wish.dtype_of(part.name), device=wish.device)

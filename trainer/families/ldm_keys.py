@@ -148,13 +148,16 @@ OPEN_CLIP_LAYER = {
 }
 
 
-def open_clip_names(prefix: str) -> Names:
-    """OpenCLIP's text tower: fused in_proj, text_projection transposed."""
+def open_clip_names(prefix: str, projection: Literal["transposed", "as_stored"] = "transposed") -> Names:
+    """OpenCLIP's text tower: fused in_proj; text_projection is stored transposed to a Linear's weight.
+
+    `projection` "as_stored" takes it for that weight all the same, as the reference does.
+    """
 
     def name(path: str) -> Stored:
         path = bare_text_path(path)
         if path == "text_projection.weight":
-            return Stored(f"{prefix}text_projection", "transposed")
+            return Stored(f"{prefix}text_projection", "transposed" if projection == "transposed" else "same")
         if path in OPEN_CLIP_ENDS:
             return Stored(prefix + OPEN_CLIP_ENDS[path])
         found = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", path)

@@ -33,6 +33,7 @@ DTYPES = {
 }  # fmt: skip
 SHOWN = 8  # faults listed one by one
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
+Projection = Literal["transposed", "as_stored"]
 PartName = Literal["unet", "vae", "text_encoder", "text_encoder_2"]
 
 
@@ -130,7 +131,10 @@ def build(name: PartName, config: Config) -> nn.Module:
     return CLIPTextModelWithProjection(text) if name == "text_encoder_2" else CLIPTextModel(text)
 
 
-def names_of(name: PartName, config: Config, family: str, *, level: str = "text_model.", vae: str = VAE) -> Names:
+def names_of(
+    name: PartName, config: Config, family: str, *, level: str = "text_model.", vae: str = VAE,
+    projection: Projection = "transposed",
+) -> Names:  # fmt: skip
     """The table of LDM names that fits a module of this config."""
     if name == "unet":
         return ldm_keys.unet_names(
@@ -139,7 +143,7 @@ def names_of(name: PartName, config: Config, family: str, *, level: str = "text_
     if name == "vae":
         return ldm_keys.vae_names(len(config["block_out_channels"]), vae)
     if name == "text_encoder_2":
-        return ldm_keys.open_clip_names(architecture.SDXL_OPEN_CLIP)
+        return ldm_keys.open_clip_names(architecture.SDXL_OPEN_CLIP, projection)
     if family == "sd2":
         return ldm_keys.open_clip_names("cond_stage_model.model.")
     return ldm_keys.clip_names(CLIP[family], level)
@@ -148,8 +152,13 @@ def names_of(name: PartName, config: Config, family: str, *, level: str = "text_
 CLIP = {"sd15": "cond_stage_model.transformer.", "sdxl": "conditioner.embedders.0.transformer."}
 
 
-def parts(checkpoint: Checkpoint, family: str, *, with_vae: bool = True) -> list[Part]:
-    """The modules of a whole checkpoint. ConfigError when it is of another family, or not a base model to train on."""
+def parts(
+    checkpoint: Checkpoint, family: str, *, with_vae: bool = True, projection: Projection = "transposed"
+) -> list[Part]:
+    """The modules of a whole checkpoint. ConfigError when it is of another family, or not a base model to train on.
+
+    `projection` is how SDXL's text_projection is read.
+    """
     shapes, file = checkpoint.shapes, checkpoint.file
     found = family_of(shapes)
     if found not in (family, "unknown"):
@@ -171,7 +180,10 @@ def parts(checkpoint: Checkpoint, family: str, *, with_vae: bool = True) -> list
     own = architecture.overrides(checkpoint.metadata, file)
     configs = {name: config | own.get(name, {}) for name, config in configs.items()}
     _refuse_other_inputs(configs, file)
-    return [Part(name, config, names_of(name, config, family, level=level)) for name, config in configs.items()]
+    return [
+        Part(name, config, names_of(name, config, family, level=level, projection=projection))
+        for name, config in configs.items()
+    ]
 
 
 def _refuse_other_inputs(configs: Mapping[PartName, Config], file: str) -> None:

@@ -14,6 +14,7 @@ from schemas.config import TrainConfig, from_flat, table
 from schemas.derive import add_flags
 from schemas.problems import ConfigError
 from schemas.rules import RULES, UNSUPPORTED, WITHOUT_EFFECT, check
+from schemas.rules.model import text_projection_of_sdxl
 from schemas.rules.optimizers import OPTIMIZERS, resolve
 from tests.schemas.rules.sound import SOUND
 
@@ -32,6 +33,7 @@ def test_required_options_are_all_named() -> None:
 
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
+    ("no-effect", "sdxl_text_projection", {"sdxl_text_projection": "as_stored"}),
     ("missing-name", "output_name", {"output_name": None}),
     ("clip-skip-range", "clip_skip", {"clip_skip": 0}),
     ("clip-skip-range", "clip_skip", {"clip_skip": 13}),
@@ -285,3 +287,18 @@ def test_what_lycoris_reads_otherwise_is_said(args: tuple[str, ...], said: list[
 def test_a_schedule_free_optimizer_with_a_warmup_is_not_refused() -> None:
     config = TrainConfig(**{**SOUND, "lr_warmup_steps": 9, "optimizer_type": "RAdamScheduleFree"})
     assert not [problem for problem in check(config, "sd15") if problem.code == "warmup-without-use"]
+
+
+@pytest.mark.parametrize("reading", ["transposed", "as_stored"])
+def test_how_sdxls_text_projection_is_read_is_said_once(reading: str) -> None:
+    config = TrainConfig(**{**SOUND, "pretrained_model_name_or_path": "xl.safetensors"}, sdxl_text_projection=reading)
+    (found,) = text_projection_of_sdxl(config, "sdxl")
+    assert (found.code, found.severity) == ("text-projection", "note")
+    assert ("as_stored" in str(found.fix)) == (reading == "transposed")
+
+
+def test_a_folder_of_sdxl_has_one_reading() -> None:
+    folder = {**SOUND, "pretrained_model_name_or_path": "stabilityai/sdxl"}
+    assert ("no-effect", "sdxl_text_projection") in codes("sdxl", **folder, sdxl_text_projection="as_stored")
+    assert not [*text_projection_of_sdxl(TrainConfig(**folder), "sdxl")]
+    assert not [*text_projection_of_sdxl(TrainConfig(**SOUND), "sd15")]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from schemas import ConfigError
 from trainer.families import Sizes, tokenizer
@@ -98,3 +99,19 @@ def test_gradients_reach_both_encoders_under_checkpointing(sdxl, place):
     trained = getattr(encoder, "text_model", encoder).encoder.layers[0].mlp.fc1.weight.requires_grad_()
     family.encode(models, CAPTIONS, config).hidden.square().sum().backward()
     assert trained.grad.abs().sum() > 0
+
+
+def test_text_projection_is_read_in_two_ways(sdxl, checkpoints):
+    """Stored transposed to a Linear's weight: image programs turn it round, the reference does not."""
+    family, models, config = sdxl
+    with safe_open(checkpoints["sdxl"], "pt") as file:
+        stored = file.get_tensor("conditioner.embedders.1.model.text_projection")
+    as_stored = replace(config, sdxl_text_projection="as_stored")
+    other = family.load(as_stored, dtype=torch.float32)
+    assert torch.equal(models.text_encoders[1].text_projection.weight, stored.T)
+    assert torch.equal(other.text_encoders[1].text_projection.weight, stored)
+    one, two = family.encode(models, CAPTIONS, config), family.encode(other, CAPTIONS, as_stored)
+    assert torch.equal(one.hidden, two.hidden)
+    at_end = one.pooled @ torch.linalg.inv(stored)  # the state in front of the projection
+    torch.testing.assert_close(two.pooled, at_end @ stored.T, atol=1e-3, rtol=1e-3)
+    assert (one.pooled - two.pooled).abs().max() > 1e-3
