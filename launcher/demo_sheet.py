@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
+from trainer.dataset.images import opened
 from trainer.plan.marks import read_preview_name
 
 ENOUGH = 0.75  # share of the pictures that must be as asked
@@ -88,7 +89,7 @@ def _epoch(number: int, pictures: Mapping[int, Path], asked: Sequence[Asked], ve
 def draw(epochs: Sequence[Epoch], target: Path) -> None:
     """One column an epoch with its rating above, one row a prompt."""
     first = next(iter(epochs[0].pictures.values()))
-    with Image.open(first) as image:
+    with opened(first) as image:
         wide, high = (side * ZOOM for side in image.size)
     rows = max(len(epoch.pictures) for epoch in epochs)
     size = (GAP + len(epochs) * (wide + GAP), HEAD + GAP + rows * (high + GAP))
@@ -100,7 +101,7 @@ def draw(epochs: Sequence[Epoch], target: Path) -> None:
         title = "before" if epoch.number == 0 else f"epoch {epoch.number}\n{epoch.rating}"
         pen.multiline_text((left, 4), title, fill=COLOURS[epoch.rating], font=font, spacing=1)
         for row, path in enumerate(path for _, path in sorted(epoch.pictures.items())):
-            with Image.open(path) as image:
+            with opened(path) as image:
                 page.paste(
                     image.resize((wide, high), Image.Resampling.LANCZOS), (left, HEAD + GAP + row * (high + GAP))
                 )

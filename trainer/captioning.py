@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 
 from schemas.problems import ConfigError, Problem, error
 from trainer import pixels
+from trainer.dataset.images import Unreadable
 from trainer.dataset.pictures import pictures_in
 from trainer.run_folder import write_text
 
@@ -92,7 +93,7 @@ def _open(path: Path) -> Image.Image:
     """The picture upright, RGB, transparent parts white."""
     try:
         return Image.fromarray(pixels.read(path)[0])
-    except (OSError, ValueError, SyntaxError) as fault:
+    except Unreadable as fault:
         fix = "replace or remove the file"
         raise error("unreadable-image", f"cannot be read whole: {fault}", file=str(path), fix=fix) from None
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import re
 from pathlib import Path
 
+from schemas.problems import ConfigError
+from schemas.textfile import read_text
+from trainer.dataset.names import Names
 from trainer.dataset.spec import SubsetSpec
 
 OTHER_EXTENSIONS = (".txt", ".caption", ".cap", ".tags")
+LONGEST_FILE = 1 << 20  # bytes of a caption file; a book is no caption
 CHOICE = re.compile(r"\{([^}]+)\}")
 # Stand for doubled braces while the single ones are chosen from; neither can occur in a caption.
 OPEN, CLOSE = "\x00", "\x01"
@@ -109,22 +114,32 @@ def caption_stems(stem: str) -> tuple[str, ...]:
     return (stem, "_".join(parts[:-4])) if len(parts) >= 5 else (stem,)
 
 
-def caption_path(picture: Path, extension: str, names: frozenset[str]) -> Path | None:
-    """The caption file of `picture` among the `names` of its folder."""
+def captions_like(picture: str, extension: str, names: Names) -> list[str]:
+    """Names of caption files that belong to the image called `picture`, the one to use first."""
     dotted = extension if extension.startswith(".") else f".{extension}"
-    found = (f"{stem}{dotted}" for stem in caption_stems(picture.stem))
-    return next((picture.with_name(name) for name in found if name in names), None)
+    stem, _ = os.path.splitext(picture)
+    return list(dict.fromkeys(name for own in caption_stems(stem) for name in names.like(f"{own}{dotted}")))
+
+
+def caption_path(picture: Path, extension: str, names: Names) -> Path | None:
+    """The caption file of `picture` among the `names` of its folder, without regard to case and Unicode form."""
+    return next((picture.with_name(name) for name in captions_like(picture.name, extension, names)), None)
+
+
+def read_text_of(path: Path) -> str:
+    """The text of a caption file. Raises ValueError, saying why, when it is not a regular file of UTF-8 text."""
+    try:
+        return read_text(path, limit=LONGEST_FILE, what="a caption")
+    except ConfigError as fault:
+        raise ValueError(fault.problems[0].must.removeprefix("a caption ")) from None
 
 
 def read_caption(path: Path, wildcards: bool) -> str:
     """The caption in a file: its first line, or with wildcards all lines that are not blank.
 
-    Raises ValueError, saying why, when the file is empty or not UTF-8; OSError when it cannot be read.
+    Raises ValueError, saying why, when the file is empty, not UTF-8 or not a plain file.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as fault:
-        raise ValueError(f"is not UTF-8 (byte {fault.start})") from None
+    text = read_text_of(path)
     lines = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
     if not any(lines):
         raise ValueError("is empty")

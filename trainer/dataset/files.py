@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from trainer.dataset.buckets import refusals
 from trainer.dataset.pictures import Facts, read_all
 from trainer.dataset.spec import DatasetSpec, SubsetSpec, resolve_datasets
 from trainer.dataset.subsets import Picture, pictures_of
+
+Progress = Callable[[int, int], object]  # hears (done, of how many)
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,11 @@ class Scan:
         return self.specs[sample.dataset].subsets[sample.subset]
 
 
-def scan(config: TrainConfig, *, verify: bool = False, document: Mapping[str, Any] | None = None) -> Scan:
+def scan(config: TrainConfig, *, verify: bool | Progress = False, document: Mapping[str, Any] | None = None) -> Scan:
     """The samples that `config` describes; all faults are in `.problems`, nothing is raised or written.
 
-    Reads captions and picture headers; with `verify` it decodes every picture, to find truncated ones. `document`
-    stands in for the dataset_config file.
+    Reads captions and picture headers; with `verify`, true or what hears (done, of how many), it decodes every
+    picture, to find truncated ones. `document` stands in for the dataset_config file.
     """
     problems: list[Problem] = []
     specs = tuple(_without_duplicates(spec, problems) for spec in resolve_datasets(config, problems, document))
@@ -70,7 +72,8 @@ def scan(config: TrainConfig, *, verify: bool = False, document: Mapping[str, An
         for picture in pictures_of(settings, config, problems)
     ]
     masks = [picture.mask for _, _, picture in found if picture.mask]
-    facts = read_all([*(picture.path for _, _, picture in found), *masks], verify=verify)
+    paths = [*(picture.path for _, _, picture in found), *masks]
+    facts = read_all(paths, verify=bool(verify), progress=verify if callable(verify) else None)
     good: list[Sample] = []
     for dataset, subset, picture in found:
         sample = _sample(picture, facts[picture.path], dataset, subset, specs[dataset].subsets[subset])
