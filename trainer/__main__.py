@@ -7,6 +7,7 @@ written), 3 the run failed, 130 interrupted with the state saved.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import logging
 import os
@@ -22,7 +23,7 @@ from typing import Any
 from schemas import ConfigError, Problem, TrainConfig, config, errors, pickles, rules, weights
 from schemas.derive import add_flags
 from trainer.dataset.checks import bucket_steps
-from trainer.dataset.files import Scan, scan
+from trainer.dataset.files import Scan, scan, told_now_and_then
 from trainer.plan.adapt import adapt_to
 from trainer.plan.listing import listing
 
@@ -63,7 +64,10 @@ def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:
         raise ConfigError(problems)
     family = family_of(read)
     problems = rules.check(read, family)
-    found = scan(read)
+    # The launcher has decoded them all; of several processes one is enough.
+    alone = os.environ.get("RANK", "0") == "0" and not os.environ.get("KOHYAKIT_LAUNCHED")
+    verify = alone and not read.skip_image_check and not read.debug_dataset
+    found = scan(read, verify=told_now_and_then(functools.partial(print, flush=True)) if verify else False)
     problems += [*found.problems, *bucket_steps(found.specs, read, family)]
     if errors(problems):
         raise ConfigError(problems)

@@ -218,6 +218,7 @@ def resume(
     from launcher.machine import this_machine
     from launcher.plan import make_plan
     from launcher.resolve import split_sets
+    from launcher.run import refuse_damaged
 
     given = with_trust(split_sets(sets), words["trust"])
     way = going_on.go_on(path, given, epochs=epochs, steps=steps, to_end=to_end)
@@ -234,6 +235,7 @@ def resume(
     if words["print_command"]:
         print_json({"command": made.command, "said": said}) if as_json else click.echo(quoted(made.command))
         return 0
+    refuse_damaged(made, _outlets(as_json)["say"])
     made = going_on.renamed(made, way)
     for line in said:
         click.echo(line, err=as_json)

@@ -21,7 +21,7 @@ FAR_SUM = int(FAR_SHADE * SIDE * SIDE * 3)
 _COUNT = FAR_BITS // 2 + 1
 _EDGES = [number * SIDE * SIDE // _COUNT for number in range(_COUNT + 1)]
 BANDS = [(start, end - start) for start, end in itertools.pairwise(_EDGES)]  # (shift, width)
-# Bits that lie side by side in the hash come from far apart: neighbours in a picture are often equal, bands should not be.
+# Bits side by side in the hash come from far apart: neighbours in a picture are often equal, bands should not be.
 SCATTERED = [place * 101 % (SIDE * SIDE) for place in range(SIDE * SIDE)]
 AROUND = list(itertools.product((-1, 0, 1), repeat=3))
 MOST_PAIRED = (

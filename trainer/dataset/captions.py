@@ -6,6 +6,7 @@ import math
 import os
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from schemas.problems import ConfigError
@@ -106,6 +107,29 @@ def random_settings(spec: SubsetSpec) -> list[str]:
 def fixed(caption: str, spec: SubsetSpec) -> str:
     """The text of a caption whose settings have nothing random (see `random_settings`)."""
     return process(caption, spec, rng=random.Random(0), epoch=1, step=0, max_train_steps=1)
+
+
+def still_text(spec: SubsetSpec) -> SubsetSpec:
+    """The settings without chance and change: what is left out by chance counts as there."""
+    return replace(
+        spec,
+        shuffle_caption=False,
+        caption_dropout_rate=0.0,
+        caption_dropout_every_n_epochs=0,
+        caption_tag_dropout_rate=0.0,
+        token_warmup_step=0.0,
+        enable_wildcard=False,
+    )
+
+
+def longest_lines(caption: str, spec: SubsetSpec) -> list[str]:
+    """The texts that wildcards may make of a caption, the longest of each choice; else the caption itself."""
+    if not spec.enable_wildcard:
+        return [caption]
+    return [
+        CHOICE.sub(lambda found: max(found[1].split("|"), key=len), line.replace("{{", OPEN).replace("}}", CLOSE))
+        for line in caption.split("\n")
+    ]
 
 
 def caption_stems(stem: str) -> tuple[str, ...]:

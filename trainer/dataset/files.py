@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -89,6 +90,27 @@ def scan(config: TrainConfig, *, verify: bool | Progress = False, document: Mapp
     elif specs and found and not any(not sample.is_reg for sample in samples) and len(good) == len(found):
         problems += checks.nothing_to_train(validation)
     return Scan(specs, samples, problems, tuple(validation))
+
+
+def damaged(scan: Scan, progress: Progress | None = None) -> list[Problem]:
+    """Images and masks of a scan that cannot be decoded whole; each is read once, in parallel."""
+    samples = (*scan.samples, *scan.validation)
+    paths = [path for sample in samples for path in (sample.path, sample.mask) if path]
+    facts = read_all(paths, verify=True, progress=progress)
+    return [checks.unreadable(path, fact.fault) for path, fact in facts.items() if fact.fault]
+
+
+def told_now_and_then(say: Callable[[str], Any], seconds: float = 5.0) -> Progress:
+    """A progress that tells `say` of long work every few seconds, and nothing of short work."""
+    told = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= seconds:
+            told = time.monotonic()
+            say(f"checking images: {done} of {total} are whole; skip_image_check leaves this out")
+
+    return progress
 
 
 def held_out(scan: Scan) -> Scan:
