@@ -26,7 +26,8 @@ class Quality:
 
     @property
     def blurred(self) -> bool:
-        return self.sharpness < FLAT and self.edge < EDGE
+        gain = 128 / max(1.0, self.brightness) if self.dark else 1.0  # edges in the dark are faint, not blurred
+        return self.sharpness * gain**2 < FLAT and self.edge * gain < EDGE
 
     @property
     def dark(self) -> bool:
