@@ -26,6 +26,7 @@ TEXTS = (*CAPTIONS, ".json", ".csv", ".md")  # a link to somebody's keys could p
 # What zipfile raises for a damaged archive, names that are not UTF-8 and methods it does not know included.
 ZIP_FAULTS = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError, OverflowError,
               MemoryError, struct.error, zlib.error)  # fmt: skip
+ANEW = "pack the photos anew, or unpack it yourself and give the folder"
 CLUTTER = {"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"}
 
 
@@ -129,7 +130,7 @@ def _archive(source: Path) -> Source:
         with zipfile.ZipFile(source) as archive:
             infos = [info for info in archive.infolist() if not info.is_dir()]
     except ZIP_FAULTS as fault:
-        raise error("unreadable-archive", f"{source}: is not a whole zip file: {fault}", fix="copy it again") from None
+        raise error("unreadable-archive", f"{source}: is not a whole zip file: {fault}", fix=ANEW) from None
     problems = [_problem(source, info.filename, reason) for info in infos if (reason := unsafe(info))]
     if len(infos) > MOST_FILES:
         problems.append(_problem(source, source.name, f"holds {len(infos)} files, more than {MOST_FILES}"))
@@ -195,5 +196,5 @@ def _problem(source: Path, name: str, reason: str) -> Problem:
         code="unsafe-archive",
         key=name,
         must=f"{reason}, so {source.name} is not opened",
-        fix="pack the photos anew, or unpack it yourself and give the folder",
+        fix=ANEW,
     )
