@@ -27,7 +27,8 @@ body { font: 15px/1.4 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-
   background: var(--page) }
 h1 { font-size: 1.4rem; margin: .3rem 0; overflow-wrap: anywhere }
 h2 { font-size: 1.1rem }
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(220px, 100%), 1fr)); gap: .8rem; margin: 1rem 0 }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(220px, 100%), 1fr)); gap: .8rem;
+  margin: 1rem 0 }
 figure { margin: 0; padding: .5rem; background: var(--card); border: 1px solid var(--line); border-radius: 6px }
 figure.error { border-color: var(--error) }
 img { width: 100%; height: 220px; object-fit: contain; display: block; margin: 0 0 .4rem }
