@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from PIL import Image
 
+from trainer.dataset.images import opened
 from trainer.states import is_whole
 
 NAME = "n0m3"  # output_name of the runs
@@ -40,7 +40,8 @@ def unsound(place: Path) -> list[str]:
                 with np.load(path) as stored:
                     [stored[key] for key in stored.files]
             elif path.suffix == ".png":
-                Image.open(path).load()
+                with opened(path) as image:
+                    image.load()
             elif path.suffix == ".json":
                 json.loads(path.read_text(encoding="utf-8"))
         except Exception as fault:

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from trainer.dataset.images import opened
 from trainer.plan.marks import read_preview_name
 
 ZOOM, GAP, HEAD = 2, 6, 34  # pictures are shown twice as large; pixels between them, and above them for the title
@@ -113,7 +114,7 @@ def draw(epochs: Sequence[Epoch], target: Path) -> None:
     """One column an epoch with its counts above, one row a prompt; the chosen one's title is green."""
     best = chosen(epochs)
     first = next(iter(epochs[0].pictures.values()))
-    with Image.open(first) as image:
+    with opened(first) as image:
         wide, high = (side * ZOOM for side in image.size)
     rows = max(len(epoch.pictures) for epoch in epochs)
     size = (GAP + len(epochs) * (wide + GAP), HEAD + GAP + rows * (high + GAP))
@@ -125,7 +126,7 @@ def draw(epochs: Sequence[Epoch], target: Path) -> None:
         title = f"{epoch.title}{', chosen' if epoch is best else ''}\n{epoch.taught} frogs, {epoch.kept} others"
         pen.multiline_text((left, 4), title, fill=CHOSEN if epoch is best else PLAIN, font=font, spacing=1)
         for row, path in enumerate(path for _, path in sorted(epoch.pictures.items())):
-            with Image.open(path) as image:
+            with opened(path) as image:
                 page.paste(
                     image.resize((wide, high), Image.Resampling.LANCZOS), (left, HEAD + GAP + row * (high + GAP))
                 )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher.commands.examples import epilog
-from schemas.problems import ConfigError, Problem, errors
+from schemas.problems import ConfigError, Problem, error, errors
 
 if TYPE_CHECKING:
     from launcher.pictures.check import Checkup
@@ -39,15 +39,22 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
         except ConfigError as fault:
             if as_json:
                 print_json({"ok": False, "problems": [problem.as_json() for problem in fault.problems]})
-            for line in summary(fault.problems):
-                click.echo(line, err=True)
+            say(summary(fault.problems), err=True)
             sys.exit(1)
 
     return guarded
 
 
 def print_json(document: dict[str, Any]) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    # A file name that is no UTF-8 has lone surrogates, which JSON writes as escapes.
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def say(lines: Iterable[str], *, err: bool = False) -> None:
+    """Lines for people; what a terminal could not write is escaped."""
+    for line in lines:
+        click.echo(line.encode("utf-8", "backslashreplace").decode("utf-8"), err=err)
 
 
 @dataset.command(epilog=epilog("prepare"))
@@ -63,7 +70,7 @@ def print_json(document: dict[str, Any]) -> None:
     "--repeats", default="auto", show_default=True, metavar="N|auto", help="Looks at each picture in an epoch."
 )
 @click.option("--keep-format", is_flag=True, help="Keep JPEG, WebP and BMP as they are instead of converting to PNG.")
-@click.option("--skip-unreadable", is_flag=True, help="Leave broken pictures out instead of refusing.")
+@click.option("--skip-unreadable", is_flag=True, hidden=True, help="What is done anyway: broken pictures are left out.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @refusing
 def prepare(
@@ -73,7 +80,7 @@ def prepare(
     directory: Path | None,
     repeats: str,
     keep_format: bool,
-    skip_unreadable: bool,
+    skip_unreadable: bool,  # older scripts say it
     as_json: bool,
 ) -> None:
     """Make a training folder from SOURCE, a folder or zip of photos, which stays as it is."""
@@ -86,13 +93,12 @@ def prepare(
         directory or default_directory(source, token),
         repeats=_repeats(repeats),
         keep_format=keep_format,
-        skip_unreadable=skip_unreadable,
         progress=functools.partial(_progress, label="preparing"),
     )
     if as_json:
         print_json(prepared_json(made))
     else:
-        click.echo("\n".join(_told(made, chosen=directory is None)))
+        say(_told(made, chosen=directory is None))
 
 
 def _repeats(text: str) -> int | None:
@@ -132,6 +138,7 @@ def prepared_json(made: Prepared) -> dict[str, Any]:
         "images": len(made.written),
         "captions": sum(one.caption is not None for one in made.written),
         "written": [one.as_json() for one in made.written],
+        "names_file": str(made.names_file),
         "left_out": [{"file": name, "why": why} for name, why in made.left_out],
         "next": next_command(made),
     }
@@ -144,6 +151,8 @@ def _told(made: Prepared, *, chosen: bool) -> Iterator[str]:
     yield f"  {images} pictures x {made.repeats} repeats = {images * made.repeats} looks in an epoch"
     for note, count in Counter(note for one in made.written for note in one.notes).items():
         yield f"  {count} x {note}"
+    first = made.written[0]
+    yield f"  renamed, such as {first.source} -> {first.file}; all names are in {made.names_file}"
     for name, why in made.left_out:
         yield f"  left out: {name}: {why}"
     if captions < images:
@@ -161,22 +170,26 @@ def _told(made: Prepared, *, chosen: bool) -> Iterator[str]:
     "--resolution", default="512,512", show_default=True, metavar="N|W,H", help="Training size of the bucket table."
 )
 @click.option(
+    "--max-token-length", type=click.Choice(["150", "225"]), help="Of the training: how many tokens captions may have."
+)
+@click.option(
     "--sheet", "sheet_file", type=click.Path(path_type=Path), help="Also write an HTML page that shows it all."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @refusing
-def check(*, directory: Path, caption_extension: str, resolution: str, sheet_file: Path | None, as_json: bool) -> None:
+def check(*, directory: Path, sheet_file: Path | None, as_json: bool, **settings: Any) -> None:
     """Say what is wrong, or could be better, in DIRECTORY; changes nothing."""
-    found = _checked(directory, caption_extension, resolution)
+    if sheet_file and not sheet_file.parent.is_dir():
+        raise error(
+            "no-folder", f"{sheet_file.parent}: there is no such folder", fix="make it, or choose another --sheet"
+        )
+    found = _checked(directory, **settings)
     if sheet_file:
-        from launcher.files import write_text
-        from launcher.pictures.sheet import sheet
-
-        write_text(sheet_file, sheet(found))
+        _write_sheet(found, sheet_file)
     if as_json:
         print_json(found.as_json())
     else:
-        click.echo("\n".join(_report(found)))
+        say(_report(found))
         if sheet_file:
             click.echo(f"\nOpen {sheet_file}")
     if not found.ok:
@@ -185,11 +198,24 @@ def check(*, directory: Path, caption_extension: str, resolution: str, sheet_fil
         sys.exit(1)
 
 
-def _checked(directory: Path, caption_extension: str = ".txt", resolution: str = "512,512") -> Checkup:
+def _checked(directory: Path, max_token_length: str | None = None, **settings: str) -> Checkup:
     from launcher.pictures.check import check as look_at
 
     bar = functools.partial(_progress, label="checking")
-    return look_at(directory, caption_extension=caption_extension, resolution=resolution, progress=bar)
+    tokens = int(max_token_length) if max_token_length else None
+    return look_at(directory, max_token_length=tokens, progress=bar, **settings)
+
+
+def _write_sheet(found: Checkup, file: Path) -> None:
+    from launcher.files import write_text
+    from launcher.pictures.sheet import sheet
+
+    try:
+        write_text(file, sheet(found).encode("utf-8", "backslashreplace").decode("utf-8"))
+    except OSError as fault:
+        raise error(
+            "not-writable", f"{file}: cannot be written: {fault.strerror}", fix="choose another --sheet"
+        ) from None
 
 
 def _report(found: Checkup) -> Iterator[str]:
@@ -249,14 +275,17 @@ def caption(*, directory: Path, mode: str | None, **settings: Any) -> None:
 @refusing
 def pack(*, directory: Path, target: Path, as_json: bool) -> None:
     """Put the pictures and captions of DIRECTORY into one flat zip, as CivitAI takes them."""
+    from launcher.pictures.pack import check_target
     from launcher.pictures.pack import pack as write
 
+    check_target(target)
     found = _checked(directory)
-    broken = [problem for problem in errors(found.problems) if problem.code in ("unreadable-image", "caption-encoding")]
+    unusable = ("unreadable-image", "caption-encoding", "unreadable-caption")
+    broken = [problem for problem in errors(found.problems) if problem.code in unusable]
     if broken:
         raise ConfigError(broken)
     names = write(found, target)
     if as_json:
         print_json({"ok": True, "file": str(target), "names": names})
     else:
-        click.echo(f"{target}: {len(found.shots)} pictures, {len(names) - len(found.shots)} captions")
+        say([f"{target}: {len(found.shots)} pictures, {len(names) - len(found.shots)} captions"])

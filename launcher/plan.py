@@ -59,13 +59,18 @@ class Plan:
             "disk_bytes": self.disk_bytes,
             "memory": self.memory_json(),
             "adapted": [change.as_json() for change in self.checked.adapted],
-            "problems": [problem.as_json() for problem in self.problems],
+            "problems": [self.problem_json(problem) for problem in self.problems],
         }
         if self.fits is not None:
             found["fit"] = self.fits
         if self.steps is not None and self.launch.num_processes > 1:
             found["load"] = asdict(load_of(self.checked, self.steps))
         return found
+
+    def problem_json(self, problem: Problem) -> dict[str, Any]:
+        """A finding; `file` where it is another one than the config, such as an image."""
+        elsewhere = problem.file is not None and problem.file != self.checked.resolved.draft.file
+        return problem.as_json() | ({"file": problem.file} if elsewhere else {})
 
     def steps_json(self) -> dict[str, Any] | None:
         if self.steps is None:
@@ -108,7 +113,7 @@ class Plan:
             "reg_repeats_total": sum(sample.repeats for sample in reg),
             "buckets": [{"resolution": list(size), "images": buckets[size]} for size in sorted(buckets)],
             "without_caption": sum(not sample.has_caption for sample in own),
-            "problems": [problem.as_json() for problem in scan.problems],
+            "problems": [self.problem_json(problem) for problem in scan.problems],
         }
 
 

@@ -50,11 +50,12 @@ class Resolved:
             return problem
         setting = self.settings.get(problem.key)
         key = (setting.key if setting else None) or problem.key
+        elsewhere = problem.file not in (None, self.draft.file)  # an image, a dataset_config: lines of its own
         if setting is not None and setting.origin == "--set":
-            return replace(problem, key=f"--set {problem.key}", file=None, line=None)
-        return replace(
-            problem, key=key, file=problem.file or self.draft.file, line=problem.line or self.draft.lines.get(key)
-        )
+            return replace(problem, key=f"--set {problem.key}", file=problem.file if elsewhere else None, line=None)
+        if elsewhere:
+            return replace(problem, key=key)
+        return replace(problem, key=key, file=self.draft.file, line=problem.line or self.draft.lines.get(key))
 
     def argument_table(self) -> dict[str, dict[str, Any]]:
         """The `arguments` of `plan --json`: every argument, secrets blanked."""

@@ -63,6 +63,7 @@ def launch(plan: Plan, *, write: Callable[[bytes], Any], say: Callable[[str], An
         for line in listing(plan.checked.scan, plan.config):
             write(f"{line}\n".encode())
         return Ended(0, [])
+    refuse_damaged(plan, say)
     plan = settled(plan)
     probe_writing(plan)
     with locked(plan) as token:
@@ -89,6 +90,17 @@ def locked(plan: Plan) -> Iterator[str | None]:
         yield token
     finally:
         lock.free()
+
+
+def refuse_damaged(plan: Plan, say: Callable[[str], Any]) -> None:
+    """ConfigError with every image that cannot be decoded whole, where a run would meet it hours later."""
+    if plan.config.skip_image_check or plan.checked.scan is None:
+        return
+    from trainer.dataset.files import damaged, told_now_and_then
+
+    found = damaged(plan.checked.scan, told_now_and_then(say))
+    if found:
+        raise ConfigError([plan.checked.resolved.placed(problem) for problem in found])
 
 
 def settled(plan: Plan) -> Plan:

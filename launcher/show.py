@@ -138,7 +138,10 @@ def derivation(plan: Plan) -> str:
         return ""
     found = plan.dataset_json() or {}
     total = found.get("repeats_total", 0) + found.get("reg_repeats_total", 0)
-    words = [f"{total} pictures in batches of {config.train_batch_size}, bucket by bucket"]
+    scan = plan.checked.scan
+    sizes = sorted({spec.batch_size for spec in scan.specs}) if scan else []
+    batches = " and ".join(map(str, sizes or [config.train_batch_size]))
+    words = [f"{total} pictures in batches of {batches}, bucket by bucket"]
     words.append(
         f"= {steps.batches_per_epoch} batches an epoch"
         + (f" for each of {steps.processes} processes" if steps.processes > 1 else "")

@@ -205,6 +205,7 @@ class CacheOptions:
     skip_cache_check: bool = opt(False, "Trust existing cache files without reading them.")
     cache_text_encoder_outputs: bool = opt(False, "Encode every caption once, before training; U-Net only.", sdxl=True)
     cache_text_encoder_outputs_to_disk: bool = opt(False, "Keep encoded captions as .npz beside the pictures.", sdxl=True)
+    skip_image_check: bool = opt(False, "Start without decoding every image first; a damaged one then ends the run where it is met.", kit=True, resume=True)
 
 
 @dataclass(frozen=True, kw_only=True)

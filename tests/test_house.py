@@ -169,6 +169,24 @@ def test_light_modules_load_no_tensor_library(words: str) -> None:
     assert HEAVY & set(loaded) == set()
 
 
+def test_images_are_opened_at_one_place_only() -> None:
+    """With Pillow's full list of plug-ins, opening an image may start a program."""
+    found = {str(path.relative_to(ROOT)) for path in (*SOURCES, *(ROOT / "docs").glob("*.py")) if _opens_images(path)}
+    assert found == {"trainer/dataset/images.py"}
+
+
+def _opens_images(path: Path) -> bool:
+    """Whether a file calls Pillow's open, whatever name it gave the module, or another reader of images."""
+    names = {"Image", "pillow", "PIL.Image"}
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom) and node.module == "PIL":
+            names |= {alias.asname or alias.name for alias in node.names if alias.name == "Image"}
+        if isinstance(node, ast.ImportFrom) and node.module == "PIL.Image" and "open" in [a.name for a in node.names]:
+            return True
+    readers = {*(f"{name}.open" for name in names), "ImageFile.Parser", "cv2.imread", "imageio.imread"}
+    return any(isinstance(node, ast.Attribute) and ast.unparse(node) in readers for node in ast.walk(tree(path)))
+
+
 # How long things are
 
 

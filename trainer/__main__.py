@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 import argparse
 import atexit
+import functools
 import importlib.util
 import logging
 import os
@@ -30,7 +31,7 @@ from schemas.resuming import state_meant
 from schemas.signals import outlast_terminal
 from schemas.writing import disk_advice, disk_fault, disk_words
 from trainer.dataset.checks import bucket_steps
-from trainer.dataset.files import Scan, scan
+from trainer.dataset.files import Scan, scan, told_now_and_then
 from trainer.early import EARLY, INTERRUPTED
 from trainer.plan.adapt import adapt_to
 from trainer.plan.listing import listing
@@ -74,7 +75,10 @@ def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:
         raise ConfigError(problems)
     family = family_of(read)
     problems = rules.check(read, family)
-    found = scan(read)
+    # The launcher has decoded them all; of several processes one is enough.
+    alone = os.environ.get("RANK", "0") == "0" and not os.environ.get("KOHYAKIT_LAUNCHED")
+    verify = alone and not read.skip_image_check and not read.debug_dataset
+    found = scan(read, verify=told_now_and_then(functools.partial(print, flush=True)) if verify else False)
     problems += [*found.problems, *bucket_steps(found.specs, read, family)]
     if errors(problems):
         raise ConfigError(problems)

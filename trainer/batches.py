@@ -20,6 +20,7 @@ from trainer import pixels as pictures
 from trainer.cache import LatentCache, unreadable
 from trainer.dataset.draws import Drawn, Moment, draw
 from trainer.dataset.files import Sample, Scan
+from trainer.dataset.images import Unreadable
 from trainer.dataset.order import Assignment, BatchIndex, batches_per_epoch, epoch_batches, sample_rng, shard
 from trainer.families import Sizes
 
@@ -122,7 +123,7 @@ class _Maker(Dataset[Batch | _Fault]):
             colours, mask = pictures.read(sample.path, alpha=masked)
             if sample.mask:
                 mask = pictures.read_mask(sample.mask)
-        except (OSError, ValueError, SyntaxError) as fault:
+        except Unreadable as fault:
             raise unreadable(sample, fault) from None
         colours = pictures.fit(colours, choice, choice.crop, subset.resize_interpolation)
         if subset.color_aug:
@@ -139,7 +140,7 @@ class _Maker(Dataset[Batch | _Fault]):
             choice, subset = self.assignment.choices[index], self.scan.subset(sample)
             try:
                 raw = pictures.read_mask(sample.mask)
-            except (OSError, ValueError, SyntaxError) as fault:
+            except Unreadable as fault:
                 raise unreadable(sample, fault) from None
             mask = pictures.to_mask(pictures.fit(raw, choice, choice.crop, subset.resize_interpolation))
         return mask.flip(-1) if mask is not None and flipped else mask

@@ -23,6 +23,7 @@ from schemas.problems import ConfigError, Problem, error
 from trainer import cache_files, pixels
 from trainer.dataset.captions import fixed, random_settings
 from trainer.dataset.files import Sample, Scan
+from trainer.dataset.images import Unreadable
 from trainer.dataset.order import Assignment
 from trainer.families import Conditioning
 
@@ -214,7 +215,7 @@ class LatentCache:
         interpolation = self.scan.subset(sample).resize_interpolation
         try:
             colours, mask = pixels.read(sample.path, alpha=self._masked(index))
-        except (OSError, ValueError, SyntaxError) as fault:
+        except Unreadable as fault:
             raise unreadable(sample, fault) from None
         image = pixels.to_tensor(pixels.fit(colours, choice, choice.crop, interpolation))
         if mask is None:

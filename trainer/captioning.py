@@ -28,6 +28,9 @@ from PIL import Image, ImageOps
 from schemas.problems import ConfigError, Problem, error
 from schemas.signals import interruptible, outlast_terminal
 from trainer import pixels
+from trainer.dataset.captions import caption_path, read_text_of
+from trainer.dataset.images import Unreadable
+from trainer.dataset.names import names_in
 from trainer.dataset.pictures import pictures_in
 from trainer.run_folder import write_text
 
@@ -65,21 +68,42 @@ def caption_folder(folder: Path, settings: CaptionSettings, describe: Describe, 
     if not paths:
         raise error("no-images", f"{folder}: holds no pictures", fix="check the path")
     journal = Journal(folder / JOURNAL, settings)
-    waiting = [path for path in paths if _wants(path, settings, journal, folder)]
+    files = _files(paths, settings)
+    waiting = [path for path in paths if _wants(path, files[path], settings, journal, folder)]
     say(f"{len(paths)} pictures, {len(paths) - len(waiting)} of them captioned already")
     began = time.monotonic()
     written = 0
+    skipped: list[tuple[Path, str]] = []
     for start in range(0, len(waiting), settings.batch_size):
-        batch = waiting[start : start + settings.batch_size]
-        texts = describe([_open(path) for path in batch])
-        for path, text in zip(batch, texts, strict=True):
-            _write(path, text, settings)
+        batch = list(_readable(waiting[start : start + settings.batch_size], skipped))
+        texts = describe([image for _, image in batch]) if batch else []
+        for (path, _), text in zip(batch, texts, strict=True):
+            try:
+                _write(files[path], text, settings)
+            except ValueError as fault:
+                skipped.append((path, f"its caption {fault}"))
+                continue
             journal.add(path.relative_to(folder).as_posix())
             written += 1
-        left = (time.monotonic() - began) / written * (len(waiting) - written)
-        say(f"{written}/{len(waiting)}  {left:.0f} s left  {batch[-1].name}: {texts[-1]}")
+        if written and batch:
+            left = (time.monotonic() - began) / written * (len(waiting) - written - len(skipped))
+            say(f"{written}/{len(waiting)}  {left:.0f} s left  {batch[-1][0].name}: {texts[-1]}")
     journal.close()
+    for path, why in skipped:
+        say(f"without a caption: {path.relative_to(folder).as_posix()}: {why}")
+    if skipped and len(skipped) == len(paths):
+        fix = "replace or remove the files"
+        raise error("unreadable-image", f"{folder}: none of its {len(paths)} pictures can be captioned", fix=fix)
     return written
+
+
+def _readable(paths: Sequence[Path], skipped: list[tuple[Path, str]]) -> Iterator[tuple[Path, Image.Image]]:
+    """The pictures upright, RGB, transparent parts white; those that cannot be read are added to `skipped`."""
+    for path in paths:
+        try:
+            yield path, Image.fromarray(pixels.read(path)[0])
+        except Unreadable as fault:
+            skipped.append((path, str(fault)))
 
 
 def _folders(folder: Path) -> Iterator[Path]:
@@ -87,27 +111,33 @@ def _folders(folder: Path) -> Iterator[Path]:
     yield from sorted(path for path in folder.rglob("*") if path.is_dir() and not path.name.startswith("."))
 
 
-def _wants(path: Path, settings: CaptionSettings, journal: Journal, folder: Path) -> bool:
-    file = path.with_suffix(settings.extension)
-    if not file.is_file() or not file.read_bytes().strip():
+def _wants(path: Path, file: Path, settings: CaptionSettings, journal: Journal, folder: Path) -> bool:
+    if not _words(file):
         return True
     return settings.mode != "keep" and path.relative_to(folder).as_posix() not in journal.done
 
 
-def _open(path: Path) -> Image.Image:
-    """The picture upright, RGB, transparent parts white."""
+def _files(paths: Sequence[Path], settings: CaptionSettings) -> dict[Path, Path]:
+    """The caption file of each image, which may be there in another spelling."""
+    dotted = settings.extension if settings.extension.startswith(".") else f".{settings.extension}"
+    names = {folder: names_in(folder) for folder in {path.parent for path in paths}}
+    return {path: caption_path(path, dotted, names[path.parent]) or path.with_suffix(dotted) for path in paths}
+
+
+def _words(file: Path) -> str:
+    """What a caption file says; a file that is no text says something too, and is not written over."""
+    if not os.path.lexists(file):
+        return ""
     try:
-        return Image.fromarray(pixels.read(path)[0])
-    except (OSError, ValueError, SyntaxError) as fault:
-        fix = "replace or remove the file"
-        raise error("unreadable-image", f"cannot be read whole: {fault}", file=str(path), fix=fix) from None
+        return read_text_of(file).strip()
+    except ValueError as fault:
+        return f"({fault})"
 
 
-def _write(path: Path, text: str, settings: CaptionSettings) -> None:
-    file = path.with_suffix(settings.extension)
+def _write(file: Path, text: str, settings: CaptionSettings) -> None:
     text = text.strip()
-    if settings.mode == "append" and file.is_file() and file.read_bytes().strip():
-        text = f"{file.read_text(encoding='utf-8-sig').strip()}, {text}"
+    if settings.mode == "append" and _words(file):
+        text = f"{read_text_of(file).strip()}, {text}"
     write_text(file, text if text.startswith(settings.prefix) else settings.prefix + text)
 
 

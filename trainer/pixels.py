@@ -11,20 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.dataset.buckets import Choice
-from trainer.dataset.pictures import orientation
+from trainer.dataset.images import has_alpha, opened, orientation, upright
 from trainer.dataset.spec import Size
 
 Pixels = np.ndarray  # uint8 [H,W,C]
 
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
@@ -40,16 +31,14 @@ MATTE = (255, 255, 255)  # what stands behind transparent pixels
 def read(path: Path, *, alpha: bool = False) -> tuple[Pixels, Pixels | None]:
     """(RGB [H,W,3], alpha [H,W,1] or None) of a picture, upright.
 
-    With `alpha` the colours are as stored; without it transparent pixels are laid on white. Raises OSError or
-    ValueError when the file cannot be decoded.
+    With `alpha` the colours are as stored; without it transparent pixels are laid on white. Raises Unreadable
+    when the file cannot be decoded.
     """
-    with Image.open(path) as opened:
-        turn = TURNS.get(orientation(opened))
-        clear = opened.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in opened.info
-        image = _eight_bits(opened) if opened.mode.startswith("I") else opened
+    with opened(path) as file:
+        turn, clear = orientation(file), has_alpha(file)
+        image = _eight_bits(file) if file.mode.startswith("I") else file
         image = image.convert("RGBA" if clear else "RGB")
-    if turn is not None:
-        image = image.transpose(turn)
+    image = upright(image, turn)
     if alpha:
         mask = np.asarray(image.getchannel("A"))[..., None] if clear else np.full((*image.size[::-1], 1), 255, np.uint8)
         return np.asarray(image.convert("RGB")), mask

@@ -298,6 +298,7 @@ def resume(
     from launcher.machine import this_machine
     from launcher.plan import make_plan
     from launcher.resolve import split_sets
+    from launcher.run import refuse_damaged
 
     given = with_trust(split_sets(sets), words["trust"])
     found = going_on.find(path)
@@ -318,6 +319,7 @@ def resume(
         raise ConfigError(made.problems)
     if words["print_command"]:
         return _print_command(made, said, as_json)
+    refuse_damaged(made, _outlets(as_json)["say"])
     for line in said:
         click.echo(line, err=as_json)
     made = older.renamed(made, way)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,13 +85,11 @@ def embed(previews: Iterable[Preview], *, most: int = MOST_BYTES) -> Embedded:
 
 def data_url(path: Path, side: int) -> str | None:
     """The picture at most `side` pixels long, without any of its metadata; None where it cannot be read."""
-    from launcher.pictures.picture import FAULTS, open_picture
+    from launcher.pictures.picture import open_picture, thumbnail
+    from trainer.dataset.images import Unreadable
 
     try:
-        image = open_picture(path.read_bytes()).image
-    except FAULTS:
+        content = thumbnail(open_picture(path).image, (side, side), 85)
+    except Unreadable:
         return None
-    image.thumbnail((side, side))
-    stream = io.BytesIO()
-    image.convert("RGB").save(stream, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return "data:image/jpeg;base64," + base64.b64encode(content).decode("ascii")

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.pictures.likeness import Look, duplicates, look
-from launcher.pictures.picture import CAPTIONS, FAULTS, READABLE, TRAINABLE, is_transparent, open_picture
+from launcher.pictures.picture import CAPTIONS, as_trained, is_transparent, open_picture
+from launcher.pictures.quality import DARK, Quality, measure
 from launcher.pictures.source import natural
-from schemas.config import from_flat
+from schemas.config import TrainConfig, from_flat
 from schemas.problems import ConfigError, Problem, Severity, error, errors
-from trainer.dataset.files import scan
+from trainer.dataset.captions import captions_like, read_text_of
+from trainer.dataset.files import Scan, scan
+from trainer.dataset.images import Unreadable
+from trainer.dataset.names import fold
 from trainer.dataset.order import assign
+from trainer.dataset.pictures import Listing, ahead, decoders, deeper, list_folder
+from trainer.dataset.spec import TRAINING_IMAGES, folder_repeats, left_out, nothing_found, numbered_in
 
 SMALLEST, LARGEST = 256, 2048  # pixels of a side
-NUMBERED = re.compile(r"(\d+)_(.*)")
+SHOWN = 5  # names given as examples
+# What the scan of a run says of files, which the same scan says here.
+SCANNED = (
+    "unsupported-pictures", "unusual-extension", "two-captions", "caption-case", "too-deep", "caption-tokens",
+    "tiny-image",
+)  # fmt: skip
 WORDS = {
     "exact": "is the same picture as",
     "near": "is nearly the same picture as",
@@ -34,15 +44,17 @@ class Folder:
     path: Path
     repeats: int | None
     name: str
+    listing: Listing
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One readable picture: (width, height) upright, caption or None."""
+    """One readable picture: (width, height) upright, caption or None, its file or None."""
 
     path: Path
     size: tuple[int, int]
     caption: str | None
+    caption_file: Path | None = None
 
 
 @dataclass
@@ -52,6 +64,7 @@ class Checkup:
     directory: Path
     folders: list[Folder] = field(default_factory=list)
     shots: list[Shot] = field(default_factory=list)
+    broken: list[Path] = field(default_factory=list)
     duplicates: list[tuple[str, str, str]] = field(default_factory=list)
     buckets: list[tuple[tuple[int, int], int]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -67,7 +80,7 @@ class Checkup:
         return Counter(tag for text in texts for tag in {part.strip() for part in text.split(",")} if tag)
 
     def relative(self, path: Path) -> str:
-        return path.relative_to(self.directory).as_posix()
+        return path.relative_to(self.directory).as_posix() if path.is_relative_to(self.directory) else str(path)
 
     def add(self, severity: Severity, code: str, path: Path | None, must: str, fix: str, got: Any = None) -> None:
         key = self.relative(path) if path else None
@@ -96,140 +109,181 @@ class Checkup:
         }
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What one decoded picture shows."""
+
+    size: tuple[int, int]
+    orientation: int
+    transparent: bool
+    look: Look
+    quality: Quality
+
+
 def check(
     directory: Path,
     *,
     caption_extension: str = ".txt",
     resolution: str = "512,512",
+    max_token_length: int | None = None,
     progress: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> Checkup:
     """Look at every file under `directory`. ConfigError only where there is no folder, or no picture at all."""
     if not directory.is_dir():
         raise error("no-folder", f"{directory}: there is no such folder", fix="check the path")
     found = Checkup(directory)
-    found.folders = _folders(found)
+    place = _folders(found)
     looks: list[Look] = []
-    paths = [path for folder in found.folders for path in _pictures(folder.path)]
-    for path in progress(paths):
-        shot = _inspect(found, path, caption_extension, looks)
-        if shot:
-            found.shots.append(shot)
+    paths = [(folder, path) for folder in found.folders for path in _ordered(folder.listing)]
+    seen = ahead(_look_at, [path for _, path in paths], decoders())
+    for (folder, path), one in zip(progress(paths), seen, strict=True):
+        if isinstance(one, _Seen):
+            file = _caption_file(folder, path, caption_extension)
+            found.shots.append(Shot(path, one.size, _caption(found, file), file))
+            looks.append(one.look)
+            _remarks(found, path, one)
+        else:
+            found.broken.append(path)
+            found.add("error", "unreadable-image", path, one, "replace or remove the file")
     for folder in found.folders:
-        _names(found, folder)
+        _names(found, folder, caption_extension)
     _captions(found, caption_extension)
+    _triggers(found)
     _likeness(found, looks)
     _count(found)
-    _buckets(found, caption_extension, resolution)
+    if place is not None:
+        values = {
+            "resolution": resolution,
+            "enable_bucket": True,
+            "caption_extension": caption_extension,
+            "bucket_no_upscale": True,
+            "max_token_length": max_token_length,
+            "train_data_dir": str(place),
+        }
+        _as_scanned(found, from_flat({name: value for name, value in values.items() if value is not None})[0])
     return found
 
 
-def _pictures(folder: Path) -> list[Path]:
-    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    return sorted((path for path in files if path.suffix.lower() in READABLE), key=lambda path: natural(path.name))
+def _ordered(listing: Listing) -> list[Path]:
+    return sorted(listing.images, key=lambda path: natural(path.name))
 
 
-def _folders(found: Checkup) -> list[Folder]:
-    """The folders of pictures, and what is wrong with where they lie."""
+def _folders(found: Checkup) -> Path | None:
+    """Fills in the folders of pictures and what is wrong with where they lie; what train_data_dir would be."""
     top = found.directory
-    here = [folder for folder in _walk(top) if _pictures(folder)]
-    if not here:
-        seen = ", ".join(sorted(path.name for path in top.iterdir())[:8]) or "nothing"
+    below = [path for path, _ in deeper(top)]
+    here = list_folder(top)
+    if not below and not here.images:
+        seen = ", ".join(sorted(here.names.exact)[:8]) or "nothing"
         raise error(
             "no-images",
             f"{top}: holds no pictures (found: {seen})",
             fix="give the folder that `kohyakit dataset prepare` made, or its training_images",
         )
-    folders = []
-    for path in here:
-        match = NUMBERED.fullmatch(path.name)
-        folders.append(Folder(path, int(match[1]), match[2]) if match else Folder(path, None, path.name))
-    numbered = [folder for folder in folders if folder.repeats is not None]
-    parents = sorted({folder.path.parent for folder in numbered})
-    if top in [folder.path for folder in numbered]:
-        found.add(
-            "warning", "numbered-folder", None, f"{top.name} holds the pictures itself",
-            f"give the folder above it as train_data_dir: {top.resolve().parent}",
-        )  # fmt: skip
-    elif not numbered:
-        found.add(
-            "error", "no-numbered-folder", None, "no folder is named REPEATS_NAME, so nothing would be trained",
-            "use `kohyakit dataset prepare`, or rename the folder to something like 20_ohwx",
-        )  # fmt: skip
-    elif top not in parents and parents != [top / "training_images"]:
-        found.add(
-            "error", "wrong-level", None, "the REPEATS_NAME folders lie deeper",
-            f"give {' or '.join(str(parent) for parent in parents)} as train_data_dir",
-        )  # fmt: skip
-    for folder in folders:
-        if numbered and folder.repeats is None and _beside(folder.path, parents):
-            found.add(
-                "warning", "folder-without-repeats", folder.path, "has pictures but no number, so it is not trained on",
-                f"rename it to 10_{folder.name}, or move it away",
-            )  # fmt: skip
-        elif folder.repeats == 0:
-            found.add("error", "no-repeats", folder.path, "0 repeats train nothing", "use a number of at least 1")
-    kept = numbered or folders
-    return sorted(kept, key=lambda folder: natural(str(folder.path)))
+    place = next((place for place in (top, top / TRAINING_IMAGES) if place.is_dir() and any(numbered_in(place))), None)
+    if place is not None:
+        paths = [place / name for name, _ in numbered_in(place)]
+        for problem in left_out(str(place), "train_data_dir"):
+            found.problems.append(_moved(found, problem))
+    else:
+        paths = _elsewhere(found, [*([top] if here.images else []), *below])
+    found.folders = [_folder(path) for path in sorted(paths, key=lambda path: natural(str(path)))]
+    for path in below:
+        if path.name.partition("_")[0] == "0":
+            found.add("error", "no-repeats", path, "0 repeats train nothing", "use a number of at least 1")
+    return place
 
 
-def _beside(path: Path, parents: list[Path]) -> bool:
-    return any(path == parent or path.is_relative_to(parent) for parent in parents)
+def _folder(path: Path) -> Folder:
+    number = folder_repeats(path.name)
+    return Folder(path, number, path.name.partition("_")[2] if number else path.name, list_folder(path))
 
 
-def _walk(top: Path) -> list[Path]:
-    """`top` and its folders, three levels deep, hidden ones left out."""
-    folders = []
-    for name, inner, _ in os.walk(top):
-        folder = Path(name)
-        depth = len(folder.relative_to(top).parts)
-        inner[:] = sorted(one for one in inner if not one.startswith(".")) if depth < 3 else []
-        folders.append(folder)
-    return folders
+def _elsewhere(found: Checkup, holding: list[Path]) -> list[Path]:
+    """The folders to look at where `directory` is no train_data_dir, and the way to one that is."""
+    top = found.directory
+    numbered = [path for path in holding if folder_repeats(path.resolve().name) is not None]
+    problem = nothing_found(str(top), "train_data_dir")
+    if problem.code == "numbered-folder":
+        fix = f"give the folder above it as train_data_dir: {top.resolve().parent}"
+        found.add("warning", "numbered-folder", None, f"{top.name} holds the pictures itself", fix)
+    elif numbered:
+        parents = sorted({str(path.parent) for path in numbered})
+        fix = f"give {' or '.join(parents)} as train_data_dir"
+        found.add("error", "wrong-level", None, "the REPEATS_NAME folders lie deeper", fix)
+    else:
+        must = "no folder is named REPEATS_NAME, so nothing would be trained"
+        found.add("error", "no-numbered-folder", None, must, str(problem.fix))
+    return numbered or holding
 
 
-def _inspect(found: Checkup, path: Path, caption_extension: str, looks: list[Look]) -> Shot | None:
-    """Decode one picture and read its caption; None where the picture is broken."""
+def _moved(found: Checkup, problem: Problem) -> Problem:
+    """A finding of the scan, its key the file or folder that it is about."""
+    place = problem.file or (problem.got if isinstance(problem.got, str) else None)
+    got = None if place == problem.got else problem.got
+    key = found.relative(Path(place)) if place and os.path.lexists(place) else problem.key
+    return replace(problem, key=key, got=got, file=None)
+
+
+def _look_at(path: Path) -> _Seen | str:
+    """Decode one picture; why it cannot be."""
     try:
-        picture = open_picture(path.read_bytes())
-    except FAULTS as fault:
-        found.add(
-            "error", "unreadable-image", path, f"cannot be read whole: {str(fault) or type(fault).__name__}",
-            "replace or remove the file",
-        )  # fmt: skip
-        return None
-    width, height = size = picture.image.size
+        picture = open_picture(path)
+    except Unreadable as fault:
+        return str(fault)
+    image = picture.image
+    rgb = as_trained(image)
+    return _Seen(image.size, picture.orientation, is_transparent(image), look(image), measure(rgb))
+
+
+def _remarks(found: Checkup, path: Path, seen: _Seen) -> None:
+    width, height = size = seen.size
     if min(size) < SMALLEST:
         fix = "use a larger original: enlarging blurs"
         found.add("warning", "small-image", path, f"has a side below {SMALLEST} pixels", fix, f"{width}x{height}")
     if max(size) > LARGEST:
         fix = "nothing is wrong, but smaller files load faster"
         found.add("note", "large-image", path, f"has a side above {LARGEST} pixels", fix, f"{width}x{height}")
-    if picture.orientation not in (0, 1):
+    if seen.orientation != 1:
         found.add(
             "note", "exif-rotation", path, "is turned by its EXIF data: kohyakit turns it too, other trainers do not",
             "run it through `kohyakit dataset prepare`",
         )  # fmt: skip
-    if is_transparent(picture.image):
+    if seen.transparent:
         found.add(
             "warning", "transparency", path, "has transparent parts, which become white unless alpha_mask is set",
             "put a background behind it, or set alpha_mask",
         )  # fmt: skip
-    if path.suffix.lower() not in TRAINABLE:
-        fix = "run it through `kohyakit dataset prepare`"
-        found.add("warning", "image-format", path, "is a kind of file that Kohya's trainer may not take", fix)
-    looks.append(look(picture.image))
-    return Shot(path, size, _caption(found, path, caption_extension))
+    quality = seen.quality
+    if quality.blurred:
+        must = "may be blurred: its fine detail (variance of the Laplacian) is below what sharp photos have"
+        found.add(
+            "note", "blurred-image", path, must, "look at it; a sharper one teaches more", round(quality.sharpness, 1)
+        )
+    if quality.dark:
+        must = f"is dark: its mean brightness, of 255, is below {DARK:g}"
+        found.add(
+            "note", "dark-image", path, must, "look at it; brighten it or leave it out", round(quality.brightness, 1)
+        )
+    if quality.burnt and not seen.transparent:
+        must = "may be burnt out, or have a plain white background: so many of its pixels are white"
+        found.add("note", "burnt-out-image", path, must, "look at it; white teaches nothing", f"{quality.white:.0%}")
 
 
-def _caption(found: Checkup, path: Path, extension: str) -> str | None:
-    file = path.with_suffix(extension)
-    if not file.is_file():
+def _caption_file(folder: Folder, path: Path, extension: str) -> Path | None:
+    name = next(iter(captions_like(path.name, extension, folder.listing.names)), None)
+    return path.with_name(name) if name else None
+
+
+def _caption(found: Checkup, file: Path | None) -> str | None:
+    if file is None:
         return None
     try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as fault:
-        must = f"is not UTF-8 text (byte {fault.start + 1})"
-        found.add("error", "caption-encoding", file, must, "save it again as UTF-8")
+        text = read_text_of(file)
+    except ValueError as fault:
+        encoding = "UTF-8" in str(fault)
+        fix = "save it again as UTF-8" if encoding else "replace it by a plain text file"
+        found.add("error", "caption-encoding" if encoding else "unreadable-caption", file, str(fault), fix)
         return None
     if not text.strip():
         found.add("warning", "caption-empty", file, "is empty", "write a caption, or remove the file")
@@ -239,27 +293,35 @@ def _caption(found: Checkup, path: Path, extension: str) -> str | None:
     return text
 
 
-def _names(found: Checkup, folder: Folder) -> None:
+def _names(found: Checkup, folder: Folder, extension: str) -> None:
     """Pictures that share a stem, captions without a picture."""
-    pictures = _pictures(folder.path)
-    stems = Counter(path.stem for path in pictures)
-    for stem, count in stems.items():
-        if count > 1:
-            names = " and ".join(path.name for path in pictures if path.stem == stem)
-            fix = "rename one of them, caption included"
-            found.add("warning", "same-stem", folder.path / stem, f"{names} share one caption and one cache", fix)
-    for file in sorted(folder.path.iterdir()):
-        if file.suffix in CAPTIONS and file.stem not in stems and file.is_file():
+    sharing: dict[str, list[str]] = {}
+    for path in _ordered(folder.listing):
+        sharing.setdefault(fold(path.stem), []).append(path.name)
+    for stem, alike in sharing.items():
+        files = {_caption_file(folder, folder.path / name, extension) for name in alike}
+        if len(alike) > 1 and (len(files) == 1 or len({Path(name).stem for name in alike}) < len(alike)):
+            must = f"{' and '.join(alike)} share one caption and one cache"
+            found.add("warning", "same-stem", folder.path / stem, must, "rename one of them, caption included")
+    used = {name for path in folder.listing.images for one in {*CAPTIONS, extension}
+            for name in captions_like(path.name, one, folder.listing.names)}  # fmt: skip
+    for name in sorted(folder.listing.names.exact - used):
+        file = folder.path / name
+        if file.suffix.lower() in CAPTIONS and not file.is_dir():
             fix = "remove it, or give it its picture's name"
             found.add("note", "caption-orphan", file, "is a caption without a picture", fix)
 
 
 def _captions(found: Checkup, extension: str) -> None:
-    missing = [shot for shot in found.shots if shot.caption is None and not shot.path.with_suffix(extension).exists()]
+    folders = {folder.path: folder for folder in found.folders}
+    missing = [shot for shot in found.shots if shot.caption_file is None]
     if not missing:
         return
     others = Counter(
-        other for shot in missing for other in CAPTIONS if other != extension and shot.path.with_suffix(other).is_file()
+        other
+        for shot in missing
+        for other in CAPTIONS
+        if other != extension and _caption_file(folders[shot.path.parent], shot.path, other)
     )
     for other, count in others.most_common(1):
         found.add(
@@ -278,6 +340,30 @@ def _captions(found: Checkup, extension: str) -> None:
             "warning", "caption-missing", shot.path, "has no caption: it is trained on its folder's name",
             f"write {shot.path.with_suffix(extension).name}",
         )  # fmt: skip
+
+
+def _triggers(found: Checkup) -> None:
+    """Captions that do not begin with the word of their folder."""
+    for folder in found.folders:
+        word = next(iter(folder.name.split()), "").strip(",")
+        if not folder.repeats or not word:
+            continue
+        captions = [shot for shot in found.shots if shot.path.parent == folder.path and (shot.caption or "").strip()]
+        others = [shot for shot in captions if not _begins(shot.caption or "", word)]
+        if not others:
+            continue
+        examples = [f"{shot.path.name}: {(shot.caption or '').strip().splitlines()[0][:60]}" for shot in others]
+        must = (
+            f"{len(others)} of {len(captions)} captions do not begin with its word, {word}: what they show is learned "
+        )
+        must += "without it"
+        fix = f"begin them with {word}, or leave it so for a style without a word"
+        found.add("note", "caption-trigger", folder.path, must, fix, examples[:SHOWN])
+
+
+def _begins(caption: str, word: str) -> bool:
+    text, wanted = fold(caption.strip()), fold(word)
+    return text.startswith(wanted) and not text[len(wanted) : len(wanted) + 1].isalnum()
 
 
 def _likeness(found: Checkup, looks: list[Look]) -> None:
@@ -308,24 +394,24 @@ def _count(found: Checkup) -> None:
     found.add("warning", "image-count", None, "more pictures than a character or a style needs", fix, images)
 
 
-def _buckets(found: Checkup, extension: str, resolution: str) -> None:
-    """The bucket table, by the trainer's own arithmetic, and what else the trainer would refuse."""
-    parents = {folder.path.parent for folder in found.folders if folder.repeats}
-    if len(parents) != 1 or not found.ok:
-        return
-    values = {
-        "resolution": resolution,
-        "enable_bucket": True,
-        "caption_extension": extension,
-        "bucket_no_upscale": True,
-    }
+def _as_scanned(found: Checkup, config: TrainConfig) -> None:
+    """What the trainer's own scan says of the same files, and the bucket table by its arithmetic."""
     try:
-        config, _ = from_flat({**values, "train_data_dir": str(parents.pop())})
         seen = scan(config)
-        found.problems += errors(seen.problems)
+        found.problems += [_moved(found, problem) for problem in _unsaid(found, seen)]
+        if not found.ok:
+            return
         assignment = assign(seen, config)
     except ConfigError as fault:
-        found.problems += fault.problems
+        found.problems += [_moved(found, problem) for problem in fault.problems]
         return
     counts: Counter[tuple[int, int]] = Counter(choice.bucket for choice in assignment.choices)
     found.buckets = sorted(counts.items())
+
+
+def _unsaid(found: Checkup, seen: Scan) -> Iterator[Problem]:
+    """Those of its findings that are not made here, and every error where there is none so far."""
+    ok = found.ok
+    for problem in seen.problems:
+        if problem.code in SCANNED or (ok and problem.severity == "error"):
+            yield problem

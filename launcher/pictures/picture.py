@@ -1,14 +1,14 @@
-"""Opening one picture the way training will see it: whole, upright, 8-bit RGB or RGBA in sRGB."""
+"""One picture the way training will see it: whole, upright, 8-bit RGB or RGBA in sRGB."""
 
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from dataclasses import dataclass
 
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms
+
+from trainer.dataset.images import has_alpha, opened, orientation, upright
 
 TRAINABLE = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # what Kohya's trainer takes without plugins
 READABLE = (*TRAINABLE, ".gif", ".tif", ".tiff", ".avif")
@@ -23,10 +23,7 @@ UNREADABLE = {
     ".arw": "raw",
 }
 CAPTIONS = (".txt", ".caption", ".cap")
-MOST_PIXELS = 300_000_000
-ORIENTATION = 0x0112  # the EXIF tag
-
-FAULTS = (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError, EOFError, MemoryError)
+MATTE = (255, 255, 255)  # what training lays transparent parts on
 
 
 @dataclass(frozen=True)
@@ -40,24 +37,24 @@ class Picture:
     notes: tuple[str, ...]
 
 
-def open_picture(content: bytes) -> Picture:
-    """Decode a picture whole. OSError and its kind (see FAULTS) when it is broken, cut off or too large."""
-    with _guarded(), Image.open(io.BytesIO(content)) as file:
+def open_picture(source: str | os.PathLike[str] | bytes) -> Picture:
+    """Decode a picture whole. Raises Unreadable when it is broken, cut off, too large or no image."""
+    with opened(source) as file:
         file.load()
         notes = []
         frames = int(getattr(file, "n_frames", 1))
         if frames > 1:
             notes.append(f"first of {frames} frames")
-        orientation = int(file.getexif().get(ORIENTATION, 1) or 1)
-        if orientation not in (0, 1):
+        turn = orientation(file)
+        if turn != 1:
             notes.append("turned upright as its EXIF data says")
-        upright = ImageOps.exif_transpose(file)
+        whole = upright(file, turn)
         profile = file.info.get("icc_profile")
-        image, said = to_rgb(upright)
+        image, said = to_rgb(whole)
         if profile and file.mode not in ("L", "LA", "P", "1"):
-            image, coloured = _to_srgb(image, upright if file.mode == "CMYK" else image, profile)
+            image, coloured = _to_srgb(image, whole if file.mode == "CMYK" else image, profile)
             said += coloured
-        return Picture(image, orientation, file.format or "", frames, tuple(notes + said))
+        return Picture(image, turn, file.format or "", frames, tuple(notes + said))
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
@@ -72,9 +69,20 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     return image.convert("RGB"), []
 
 
-def has_alpha(image: Image.Image) -> bool:
-    """Whether the picture's format carries transparency; the pixels may all be opaque."""
-    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+def as_trained(image: Image.Image) -> Image.Image:
+    """RGB; transparent parts as training shows them."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (*MATTE, 255)), image).convert("RGB")
+
+
+def thumbnail(image: Image.Image, size: tuple[int, int], quality: int) -> bytes:
+    """A JPEG of an RGB or RGBA image within `size`, as training shows it, without any metadata."""
+    small = as_trained(image)
+    small.thumbnail(size)
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=quality)
+    return stream.getvalue()
 
 
 def is_transparent(image: Image.Image) -> bool:
@@ -101,16 +109,3 @@ def _to_srgb(image: Image.Image, coloured: Image.Image, profile: bytes) -> tuple
     if image.mode == "RGBA":
         moved.putalpha(image.getchannel("A"))
     return moved, [f"colours moved from {name or 'its profile'} to sRGB"]
-
-
-@contextmanager
-def _guarded() -> Iterator[None]:
-    """Pillow's own bomb limit, set to ours for the while, without its warning halfway there."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow refuses at twice this
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before

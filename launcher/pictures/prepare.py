@@ -11,12 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from launcher.pictures.picture import CAPTIONS, FAULTS, READABLE, TRAINABLE, UNREADABLE, open_picture
+from launcher.pictures.picture import CAPTIONS, READABLE, TRAINABLE, UNREADABLE, open_picture
 from launcher.pictures.source import Entry, Source, read_source
 from schemas.problems import ConfigError, Problem, error
-from schemas.writing import disk_fault, scratch_of, sweep
+from schemas.writing import scratch_of, sweep
+from trainer.dataset.captions import LONGEST_FILE as LONGEST_CAPTION
+from trainer.dataset.images import FORMATS, LARGEST_FILE, Unreadable, kind_of
+from trainer.dataset.names import Names, fold
+from trainer.dataset.pictures import PASSED_OVER
+from trainer.dataset.spec import TRAINING_IMAGES
 
 LOOKS = 400  # pictures x repeats of one epoch that auto repeats aim at
+NAMES_HEAD = "# photo\timage"  # begins the list of names
 SIBLINGS = ("result_current", "txt2img-images")
 
 
@@ -50,6 +56,15 @@ class Prepared:
     def train_data_dir(self) -> Path:
         return self.folder.parent
 
+    @property
+    def names_file(self) -> Path:
+        """Where the photos' old and new names are told."""
+        return names_file(self.directory, self.token)
+
+
+def names_file(directory: Path, token: str) -> Path:
+    return directory / f"names_{token}.txt"
+
 
 def auto_repeats(images: int) -> int:
     """How often each picture is shown in an epoch so that an epoch has about 400 looks; at least once."""
@@ -63,16 +78,15 @@ def prepare(
     *,
     repeats: int | None = None,
     keep_format: bool = False,
-    skip_unreadable: bool = False,
     progress: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> Prepared:
     """Write `directory`/training_images/<repeats>_<token>/ and its siblings; repeats None counts them itself.
 
-    Raises ConfigError before anything stays on the disk: `bad-name`, `target-exists`, `target-in-source`,
-    `no-images`, `unreadable-image`, `caption-encoding`, and those of `read_source`.
+    What cannot be read is left out and named. Raises ConfigError before anything stays on the disk: `bad-name`,
+    `target-exists`, `target-in-source`, `no-images`, `not-writable`, and those of `read_source`.
     """
     _check_token(token)
-    if directory.resolve().is_relative_to(source.resolve()):
+    if Path(os.path.realpath(directory)).is_relative_to(os.path.realpath(source)):  # resolve() fails at circles
         raise error("target-in-source", f"{directory}: lies inside {source}, which stays as it is", fix="use --to")
     _check_target(directory, token)
     found = read_source(source)
@@ -80,26 +94,48 @@ def prepare(
     if not pictures:
         looked = f"{len(found.entries)} files, none a picture" if found.entries else "nothing"
         raise error("no-images", f"{source}: no pictures found ({looked})", fix=f"accepted: {' '.join(READABLE)}")
-    repeats = repeats or auto_repeats(len(pictures))
-    parent = directory / "training_images"
-    made = Prepared(directory, parent / f"{repeats}_{token}", token, repeats, left_out=left_out)
+    parent = directory / TRAINING_IMAGES
+    made = Prepared(directory, parent / f"{repeats}_{token}", token, repeats or 0, left_out=left_out)
     created = _make_folders(parent)
     sweep([parent])  # what a prepare that was killed has left
-    staging = scratch_of(made.folder)
+    staging = scratch_of(parent / token)
     try:
         staging.mkdir()
         created.append(staging)
-        _write_all(made, staging, pictures, captions, keep_format, skip_unreadable, progress)
+        _write_all(made, staging, pictures, captions, keep_format, progress)
+        if repeats is None:
+            made.repeats = auto_repeats(len(made.written))
+            made.folder = parent / f"{made.repeats}_{token}"
         os.replace(staging, made.folder)
+        made.names_file.write_text(_names(made), encoding="utf-8", errors="backslashreplace")
+    except OSError as fault:
+        _undo(staging, created)
+        raise error("not-writable", f"{parent}: cannot be written: {fault.strerror}", fix="use --to") from None
     except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        for folder in reversed(created):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        _undo(staging, created)
         raise
     for name in SIBLINGS:
         (directory / name).mkdir(exist_ok=True)
     return made
+
+
+def _undo(staging: Path, created: list[Path]) -> None:
+    """Nothing of a prepare that failed stays."""
+    shutil.rmtree(staging, ignore_errors=True)
+    for folder in reversed(created):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _names(made: Prepared) -> str:
+    """Which photo became which image, a line each."""
+    rows = [f"{_printable(one.source)}\t{one.file}" for one in made.written]
+    return "\n".join([f"{NAMES_HEAD} in {TRAINING_IMAGES}/{made.folder.name}", *rows, ""])
+
+
+def _printable(name: str) -> str:
+    """A name that keeps to its line."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
 
 
 def _check_token(token: str) -> None:
@@ -118,7 +154,10 @@ def _check_token(token: str) -> None:
 def _check_target(directory: Path, token: str) -> None:
     if directory.exists() and not directory.is_dir():
         raise error("target-exists", f"{directory}: is a file", fix="choose another folder with --to")
-    parent = directory / "training_images"
+    names = names_file(directory, token)
+    if names.is_file() and not names.read_bytes().startswith(NAMES_HEAD.encode()):
+        raise error("target-exists", f"{names}: is there already and is not overwritten", fix="move it, or use --to")
+    parent = directory / TRAINING_IMAGES
     for folder in sorted(parent.iterdir()) if parent.is_dir() else []:
         if folder.name.partition("_")[2] == token:
             raise error(
@@ -131,27 +170,35 @@ def _check_target(directory: Path, token: str) -> None:
 def sort_entries(found: Source) -> tuple[list[Entry], dict[str, Entry], list[tuple[str, str]]]:
     """(pictures, caption by picture name, what is left out and why)."""
     left_out = list(found.left_out)
-    pictures = [entry for entry in found.entries if entry.suffix in READABLE]
+    pictures = [entry for entry in found.entries if _is_image(entry)]
+    taken = {entry.name for entry in pictures}
     texts = {entry.name: entry for entry in found.entries if entry.suffix in CAPTIONS}
+    names = Names(texts)
     captions: dict[str, Entry] = {}
     for picture in pictures:
-        names = [base + extension for extension in CAPTIONS for base in (picture.stem, picture.name)]
-        hit = next((texts[name] for name in names if name in texts), None)
+        wanted = [base + extension for extension in CAPTIONS for base in (picture.stem, picture.name)]
+        hit = next((name for name in map(names.find, wanted) if name is not None), None)
         if hit:
-            captions[picture.name] = hit
+            captions[picture.name] = texts[hit]
     used = {entry.name for entry in captions.values()}
+    stems = {fold(picture.stem) for picture in pictures}
     for entry in found.entries:
-        if entry.name in used or entry.suffix in READABLE:
+        if entry.name in used or entry.name in taken:
             continue
         if entry.suffix in CAPTIONS:
-            stems = {picture.stem for picture in pictures}
-            reason = "another caption of this picture was taken" if entry.stem in stems else "no picture of this name"
+            twice = fold(entry.stem) in stems
+            reason = "another caption of this picture was taken" if twice else "no picture of this name"
         elif entry.suffix in UNREADABLE:
             reason = f"{UNREADABLE[entry.suffix]} cannot be read here; export it as JPEG or PNG"
         else:
             reason = "not a picture"
         left_out.append((entry.name, reason))
     return pictures, captions, left_out
+
+
+def _is_image(entry: Entry) -> bool:
+    """By its extension, or else by its content; what then cannot be read is named."""
+    return entry.suffix in READABLE or (entry.suffix not in PASSED_OVER and kind_of(entry.head()) in FORMATS)
 
 
 def _make_folders(parent: Path) -> list[Path]:
@@ -170,45 +217,53 @@ def _write_all(
     pictures: list[Entry],
     captions: dict[str, Entry],
     keep_format: bool,
-    skip_unreadable: bool,
     progress: Callable[[list[Any]], Iterable[Any]],
 ) -> None:
     digits = max(3, len(str(len(pictures))))
-    problems: list[Problem] = []
+    reasons: list[Problem] = []
     for entry in progress(pictures):
         stem = f"{made.token}_{len(made.written) + 1:0{digits}d}"
         try:
-            text = _caption(captions.get(entry.name))
-        except UnicodeDecodeError:
-            problems.append(_bad_caption(captions[entry.name]))
+            content = _content(entry)
+            file, size, notes = _write_picture(entry, content, staging / stem, keep_format)
+        except Unreadable as fault:
+            made.left_out.append((entry.name, str(fault)))
+            reasons.append(Problem(code="unreadable-image", key=entry.name, must=str(fault)))
             continue
-        try:
-            file, size, notes = _write_picture(entry, staging / stem, keep_format)
-        except FAULTS as fault:
-            if disk_fault(fault):  # the folder that is written, not the image
-                raise
-            if skip_unreadable:
-                made.left_out.append((entry.name, f"cannot be read: {fault}"))
-            else:
-                problems.append(_bad_picture(entry, fault))
-            continue
+        text = _caption(made, captions.get(entry.name))
         if text is not None:
             (staging / f"{stem}.txt").write_text(text, encoding="utf-8", newline="")
         made.written.append(Written(entry.name, file.name, size, text, notes))
-    if problems:
-        raise ConfigError(problems)
     if not made.written:
-        raise error("no-images", "none of the pictures can be read", fix="look at the files that were left out")
+        none = error("no-images", "none of the pictures can be read", fix="look at the files that were left out")
+        raise ConfigError([*reasons, *none.problems])
 
 
-def _caption(entry: Entry | None) -> str | None:
-    """The caption's text without a byte-order mark."""
-    return None if entry is None else entry.read().decode("utf-8-sig")
+def _content(entry: Entry) -> bytes:
+    try:
+        return entry.read(LARGEST_FILE)
+    except OSError as fault:
+        raise Unreadable(f"cannot be read whole: {fault}") from None
 
 
-def _write_picture(entry: Entry, target: Path, keep_format: bool) -> tuple[Path, tuple[int, int], tuple[str, ...]]:
+def _caption(made: Prepared, entry: Entry | None) -> str | None:
+    """The caption's text without a byte-order mark; one that cannot be read is left out and named."""
+    if entry is None:
+        return None
+    try:
+        return entry.read(LONGEST_CAPTION).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        reason = "is not UTF-8 text; save it again as UTF-8"
+    except OSError as fault:
+        reason = str(fault)
+    made.left_out.append((entry.name, f"{reason}. Its image was taken without a caption"))
+    return None
+
+
+def _write_picture(
+    entry: Entry, content: bytes, target: Path, keep_format: bool
+) -> tuple[Path, tuple[int, int], tuple[str, ...]]:
     """Write one picture as `target` plus its extension."""
-    content = entry.read()
     picture = open_picture(content)
     keeps = keep_format and entry.suffix in TRAINABLE and picture.frames == 1
     if keeps and picture.orientation in (0, 1):
@@ -227,23 +282,8 @@ def _write_picture(entry: Entry, target: Path, keep_format: bool) -> tuple[Path,
     return file, picture.image.size, picture.notes
 
 
-def _bad_caption(entry: Entry) -> Problem:
-    return Problem(
-        code="caption-encoding", key=entry.name, must="is not UTF-8 text", fix="save the caption again as UTF-8"
-    )
-
-
-def _bad_picture(entry: Entry, fault: BaseException) -> Problem:
-    return Problem(
-        code="unreadable-image",
-        key=entry.name,
-        must=f"cannot be read whole: {str(fault) or type(fault).__name__}",
-        fix="replace or remove the file, or pass --skip-unreadable to leave it out",
-    )
-
-
 def default_directory(source: Path, token: str) -> Path:
     """`<SOURCE>_<TOKEN>` beside the source; a zip's extension is dropped."""
-    source = source.resolve()
+    source = Path(os.path.realpath(source))
     name = PurePosixPath(source.name).stem if source.suffix.lower() == ".zip" and source.is_file() else source.name
     return source.parent / f"{name}_{token}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import os
 import random
 import stat
 import zipfile
@@ -11,10 +14,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from launcher.photos import dataset
 from launcher.pictures.prepare import auto_repeats
+from schemas import from_flat
+from trainer.dataset.files import scan
 from trainer.toy import world
 
 
@@ -75,7 +80,8 @@ def test_prepare_makes_the_three_folders(shoot: Path, tmp_path: Path) -> None:
     made = document("prepare", shoot, "--name", "N0m3")
     target = tmp_path / "shoot_N0m3"
     assert made["directory"] == str(target)
-    assert sorted(path.name for path in target.iterdir()) == ["result_current", "training_images", "txt2img-images"]
+    names = ["names_N0m3.txt", "result_current", "training_images", "txt2img-images"]
+    assert sorted(path.name for path in target.iterdir()) == names
     assert sorted(path.name for path in (target / "training_images" / "133_N0m3").iterdir()) == [
         "N0m3_001.png",
         "N0m3_001.txt",
@@ -143,21 +149,76 @@ def test_second_concept_joins_the_first(shoot: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out" / "training_images").iterdir()) == ["1_one", "1_two"]
 
 
-def test_broken_pictures_are_all_named_and_nothing_is_written(shoot: Path, tmp_path: Path) -> None:
-    for name in ("IMG_1.jpg", "IMG_2.jpg"):
-        (shoot / name).write_bytes((shoot / name).read_bytes()[:600])
+def test_what_cannot_be_read_is_named_and_the_rest_is_used(shoot: Path) -> None:
+    (shoot / "IMG_1.jpg").write_bytes((shoot / "IMG_1.jpg").read_bytes()[:600])
+    (shoot / "IMG_2.txt").write_bytes(b"caf\xe9")
+    made = document("prepare", shoot, "--name", "N0m3")
+    assert made["ok"]
+    assert [(one["from"], one["to"], one["caption"]) for one in made["written"]] == [
+        ("IMG_2.jpg", "N0m3_001.png", None),
+        ("IMG_10.jpg", "N0m3_002.png", None),
+    ]
+    left_out = {one["file"]: one["why"] for one in made["left_out"]}
+    assert left_out.keys() == {"IMG_1.jpg", "IMG_2.txt", "notes.pdf"}
+    assert "UTF-8" in left_out["IMG_2.txt"]
+    assert made["repeats"] == 200  # of the two that are there
+
+
+def test_nothing_is_written_where_no_picture_can_be_read(shoot: Path, tmp_path: Path) -> None:
+    for photo_file in shoot.glob("*.jpg"):
+        photo_file.write_bytes(photo_file.read_bytes()[:600])
     refused = run("prepare", shoot, "--name", "N0m3")
     assert refused.exit_code == 1
-    assert "IMG_1.jpg" in refused.stderr
-    assert "IMG_2.jpg" in refused.stderr
+    assert all(f"IMG_{number}.jpg" in refused.stderr for number in (1, 2, 10))
     assert not (tmp_path / "shoot_N0m3").exists()
 
 
-def test_skip_unreadable_says_what_it_skipped(shoot: Path) -> None:
+def test_skip_unreadable_of_older_scripts_is_still_taken(shoot: Path) -> None:
     (shoot / "IMG_1.jpg").write_bytes(b"not a picture")
     made = document("prepare", shoot, "--name", "N0m3", "--skip-unreadable")
     assert made["images"] == 2
     assert "IMG_1.jpg" in {one["file"] for one in made["left_out"]}
+
+
+def test_old_and_new_names_are_told_in_a_list(shoot: Path, tmp_path: Path) -> None:
+    shown = run("prepare", shoot, "--name", "N0m3").stdout
+    listed = (tmp_path / "shoot_N0m3" / "names_N0m3.txt").read_text(encoding="utf-8")
+    assert "IMG_10.jpg\tN0m3_003.png" in listed
+    assert "IMG_1.jpg -> N0m3_001.png" in shown
+    assert "names_N0m3.txt" in shown
+
+
+def test_a_list_of_names_that_is_not_ours_is_kept(shoot: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "out" / "names_N0m3.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine", encoding="utf-8")
+    assert run("prepare", shoot, "--name", "N0m3", "--to", tmp_path / "out").exit_code == 1
+    assert mine.read_text(encoding="utf-8") == "mine"
+
+
+def test_captions_are_matched_whatever_their_case_and_unicode_form(tmp_path: Path) -> None:
+    for name in ("U.JPG", "cafe\u0301.png"):
+        photo(tmp_path / "a" / name, len(name))
+    (tmp_path / "a" / "u.TXT").write_text("upper", encoding="utf-8")
+    (tmp_path / "a" / "caf\xe9.txt").write_text("accent", encoding="utf-8")
+    made = document("prepare", tmp_path / "a", "--name", "x")
+    assert {one["from"]: one["caption"] for one in made["written"]} == {"U.JPG": "upper", "cafe\u0301.png": "accent"}
+    assert made["left_out"] == []
+
+
+def test_images_are_known_by_their_content(tmp_path: Path) -> None:
+    for name in ("a.jfif", "b", "c.txt.jpeg"):
+        photo(tmp_path / "a" / name, len(name), format="JPEG")
+    assert document("prepare", tmp_path / "a", "--name", "x")["images"] == 3
+
+
+def test_a_caption_that_links_out_of_the_folder_is_not_copied(shoot: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("key", encoding="utf-8")
+    (shoot / "IMG_1.txt").unlink()
+    (shoot / "IMG_1.txt").symlink_to(tmp_path / "secret")
+    made = document("prepare", shoot, "--name", "N0m3")
+    assert made["captions"] == 1
+    assert "IMG_1.txt" in {one["file"] for one in made["left_out"]}
 
 
 @pytest.mark.parametrize("token", ["", "a/b", "..", "a:b", " x", "x."])
@@ -238,6 +299,21 @@ def test_broken_zip_member_is_named(shoot: Path, tmp_path: Path) -> None:
     content[len(content) // 2] ^= 0xFF
     archive.write_bytes(content)
     assert document("prepare", archive, "--name", "x")["problems"][0]["key"] == "a.jpg"
+
+
+def test_a_zip_of_odd_names_is_read_or_refused(tmp_path: Path) -> None:
+    photo(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    long = packed(tmp_path / "long.zip", {"1" * 5000 + ".png": content, "\u0663\xb2.png": content})
+    assert document("prepare", long, "--name", "x")["images"] == 2
+    bad = packed(tmp_path / "bad.zip", {"\xe9.png": content})
+    bad.write_bytes(bad.read_bytes().replace("\xe9".encode(), b"\xff\xff"))
+    assert document("prepare", bad, "--name", "x")["problems"][0]["code"] == "unreadable-archive"
+
+
+def test_a_source_without_an_end_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "photos.zip")
+    assert document("prepare", tmp_path / "photos.zip", "--name", "x")["problems"][0]["code"] == "not-a-source"
 
 
 # check
@@ -348,7 +424,120 @@ def test_sheet_is_one_page_with_every_picture(tmp_path: Path) -> None:
     assert "http" not in page
 
 
+def test_the_sheet_shows_every_error_and_reads_on_a_phone_in_the_dark(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t")
+    image = Image.new("RGBA", (300, 300), (0, 0, 0, 0))
+    image.save(folder / "10_N0m3" / "clear.png")
+    broken = folder / "10_N0m3" / "broken.png"
+    broken.write_bytes(b"text")
+    (folder / "10_N0m3" / "N0m3_2.txt").write_bytes(b"caf\xe9")
+    run("check", folder, "--sheet", tmp_path / "sheet.html")
+    page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    assert "name='viewport'" in page
+    assert "prefers-color-scheme: dark" in page
+    figures = page[page.index("<main>") : page.index("</main>")].split("<figure")[1:]
+    wrong = [figure for figure in figures if "class='error'" in figure]
+    assert [name for figure in wrong for name in ("broken.png", "N0m3_2.png") if name in figure] == [
+        "broken.png",
+        "N0m3_2.png",
+    ]
+    assert figures[: len(wrong)] == wrong
+    assert page.index("<main>") < page.index("<table>")
+    shown = next(figure for figure in figures if "clear.png" in figure).split("base64,")[1].partition("'")[0]
+    with Image.open(io.BytesIO(base64.b64decode(shown))) as thumbnail:
+        assert min(thumbnail.convert("L").tobytes()) > 250  # as it is trained: on white
+
+
+def test_a_sheet_into_a_missing_folder_is_refused_at_once(tmp_path: Path) -> None:
+    refused = run("check", trained(tmp_path / "t"), "--sheet", tmp_path / "none" / "sheet.html")
+    assert (refused.exit_code, "no such folder" in refused.stderr) == (1, True)
+
+
+def test_photos_that_teach_little_are_hinted_at_with_their_numbers(tmp_path: Path) -> None:
+    folder = tmp_path / "t" / "10_N0m3"
+    folder.mkdir(parents=True)
+    draw(1, 600).save(folder / "sharp.png")
+    draw(2, 600).filter(ImageFilter.GaussianBlur(5)).save(folder / "soft.png")
+    draw(3, 600).point(lambda value: value // 12).save(folder / "dark.png")
+    draw(4, 600).point(lambda value: min(255, value * 4)).save(folder / "bright.png")
+    found = {
+        (problem["code"], problem["key"]): problem
+        for problem in document("check", folder.parent)["problems"]
+        if problem["code"] in ("blurred-image", "dark-image", "burnt-out-image")
+    }
+    assert found.keys() == {
+        ("blurred-image", "10_N0m3/soft.png"),
+        ("dark-image", "10_N0m3/dark.png"),
+        ("burnt-out-image", "10_N0m3/bright.png"),
+    }
+    assert found["blurred-image", "10_N0m3/soft.png"]["got"] < 60
+    assert {problem["severity"] for problem in found.values()} == {"note"}
+
+
+def test_captions_without_the_word_are_counted(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t")
+    (folder / "10_N0m3" / "N0m3_1.txt").write_text("a cat, N0m3", encoding="utf-8")
+    (folder / "10_N0m3" / "N0m3_2.txt").write_text("n0m3 sits", encoding="utf-8")
+    (remark,) = [p for p in document("check", folder)["problems"] if p["code"] == "caption-trigger"]
+    assert remark["must"].startswith("1 of 3 captions")
+    assert remark["got"] == ["N0m3_1.png: a cat, N0m3"]
+
+
+def test_what_lies_too_deep_or_beside_is_named_by_check_and_plan_alike(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t")
+    photo(folder / "10_N0m3" / "more" / "z.png", 7)
+    photo(folder / "loose.png", 8)
+    photo(folder / "others" / "y.png", 9)
+    wanted = {"too-deep", "loose-images", "ignored-folder"}
+    assert wanted <= codes(folder).keys()
+    scanned = scan(from_flat({"train_data_dir": str(folder), "resolution": "64", "caption_extension": ".txt"})[0])
+    assert wanted <= {problem.code for problem in scanned.problems}
+    assert "10_more" not in run("check", folder).stdout
+
+
+def test_files_that_are_no_files_do_not_hang(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t") / "10_N0m3"
+    for number, make in enumerate((os.mkfifo, lambda path: os.symlink("/dev/zero", path))):
+        (folder / f"N0m3_{number}.txt").unlink()
+        make(folder / f"N0m3_{number}.txt")
+    os.symlink("loop.png", folder / "loop.png")
+    os.mkfifo(folder / "pipe.png")
+    found = codes(folder.parent)
+    assert (found["unreadable-caption"], found["unreadable-image"]) == (2, 2)
+
+
+def test_a_file_name_that_is_no_text_is_shown_escaped(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t")
+    (folder / "10_N0m3" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"no image")
+    shown = run("check", folder, "--sheet", tmp_path / "sheet.html")
+    assert "caf\\udce9.png" in shown.stdout
+    assert any("caf" in (problem["key"] or "") for problem in document("check", folder)["problems"])
+
+
+def test_long_captions_are_counted_against_the_limit_of_the_training(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t")
+    (folder / "10_N0m3" / "N0m3_1.txt").write_text("N0m3" + ", green frog" * 30, encoding="utf-8")
+    (problem,) = [p for p in document("check", folder)["problems"] if p["code"] == "caption-tokens"]
+    assert (problem["got"], problem["fix"]) == (["N0m3_1.png: 94 tokens"], "set max_token_length to 150")
+    assert "caption-tokens" not in codes(folder, "--max-token-length", "150")
+
+
 # pack
+
+
+def test_pack_refuses_what_lies_outside_the_folder(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t")
+    (tmp_path / "secret").write_text("key", encoding="utf-8")
+    (folder / "10_N0m3" / "N0m3_1.txt").unlink()
+    (folder / "10_N0m3" / "N0m3_1.txt").symlink_to(tmp_path / "secret")
+    refused = document("pack", folder, "-o", tmp_path / "out.zip")
+    assert [(one["code"], one["key"]) for one in refused["problems"]] == [("link-outside", "10_N0m3/N0m3_1.txt")]
+    assert not (tmp_path / "out.zip").exists()
+
+
+def test_pack_into_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    refused = run("pack", trained(tmp_path / "t"), "-o", tmp_path / "none" / "out.zip")
+    assert (refused.exit_code, "no such folder" in refused.stderr) == (1, True)
 
 
 def test_pack_holds_pictures_and_captions(tmp_path: Path) -> None:

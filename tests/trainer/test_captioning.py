@@ -86,9 +86,21 @@ def test_append_that_was_cut_off_goes_on(folder: Path) -> None:
     assert not (folder / JOURNAL).exists()
 
 
-def test_broken_picture_is_named(folder: Path) -> None:
-    (folder / "10_x" / "3.png").write_bytes(b"broken")
-    with pytest.raises(ConfigError, match=r"3\.png"):
+def test_broken_picture_is_named_at_the_end_and_the_others_get_their_captions(folder: Path) -> None:
+    (folder / "10_x" / "1.png").write_bytes(b"broken")
+    (folder / "10_x" / "4.TXT").write_text("mine", encoding="utf-8")
+    said: list[str] = []
+    settings = CaptionSettings(model="x", batch_size=2)
+    assert caption_folder(folder, settings, red, say=said.append) == 3
+    assert [text(folder, number) for number in (0, 2, 3)] == ["red 0", "red 80", "red 120"]
+    assert "10_x/1.png" in said[-1]
+    assert not (folder / "10_x" / "4.txt").exists()
+
+
+def test_a_folder_of_broken_pictures_is_an_error(folder: Path) -> None:
+    for number in range(5):
+        (folder / "10_x" / f"{number}.png").write_bytes(b"broken")
+    with pytest.raises(ConfigError, match="none of its 5"):
         run(folder)
 
 

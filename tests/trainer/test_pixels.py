@@ -8,6 +8,7 @@ from PIL import Image
 from trainer import pixels
 from trainer.dataset.buckets import Choice
 from trainer.dataset.draws import anywhere
+from trainer.dataset.images import TURNS
 
 
 def noise(width, height, channels=3):
@@ -41,7 +42,9 @@ def test_one_channel_stays_one_channel():
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_pictures_are_turned_upright(tmp_path, turn):
     upright = Image.fromarray(noise(6, 4))
-    back = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(turn, pixels.TURNS.get(turn))
+    back = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(
+        turn, getattr(Image.Transpose, TURNS.get(turn, ""), None)
+    )
     exif = Image.Exif()
     exif[0x0112] = turn
     (upright if back is None else upright.transpose(back)).save(tmp_path / "a.png", exif=exif)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 
+from schemas.problems import ConfigError
+from schemas.textfile import read_text
+from trainer.dataset.names import Names
 from trainer.dataset.spec import SubsetSpec
 
 OTHER_EXTENSIONS = (".txt", ".caption", ".cap", ".tags")
+LONGEST_FILE = 1 << 20  # bytes of a caption file; a book is no caption
 CHOICE = re.compile(r"\{([^}]+)\}")
 # Stand for doubled braces while the single ones are chosen from; neither can occur in a caption.
 OPEN, CLOSE = "\x00", "\x01"
@@ -103,28 +109,61 @@ def fixed(caption: str, spec: SubsetSpec) -> str:
     return process(caption, spec, rng=random.Random(0), epoch=1, step=0, max_train_steps=1)
 
 
+def still_text(spec: SubsetSpec) -> SubsetSpec:
+    """The settings without chance and change: what is left out by chance counts as there."""
+    return replace(
+        spec,
+        shuffle_caption=False,
+        caption_dropout_rate=0.0,
+        caption_dropout_every_n_epochs=0,
+        caption_tag_dropout_rate=0.0,
+        token_warmup_step=0.0,
+        enable_wildcard=False,
+    )
+
+
+def longest_lines(caption: str, spec: SubsetSpec) -> list[str]:
+    """The texts that wildcards may make of a caption, the longest of each choice; else the caption itself."""
+    if not spec.enable_wildcard:
+        return [caption]
+    return [
+        CHOICE.sub(lambda found: max(found[1].split("|"), key=len), line.replace("{{", OPEN).replace("}}", CLOSE))
+        for line in caption.split("\n")
+    ]
+
+
 def caption_stems(stem: str) -> tuple[str, ...]:
     """Names, without extension, that the caption of a picture may have; four trailing numbers tell of a face."""
     parts = stem.split("_")
     return (stem, "_".join(parts[:-4])) if len(parts) >= 5 else (stem,)
 
 
-def caption_path(picture: Path, extension: str, names: frozenset[str]) -> Path | None:
-    """The caption file of `picture` among the `names` of its folder."""
+def captions_like(picture: str, extension: str, names: Names) -> list[str]:
+    """Names of caption files that belong to the image called `picture`, the one to use first."""
     dotted = extension if extension.startswith(".") else f".{extension}"
-    found = (f"{stem}{dotted}" for stem in caption_stems(picture.stem))
-    return next((picture.with_name(name) for name in found if name in names), None)
+    stem, _ = os.path.splitext(picture)
+    return list(dict.fromkeys(name for own in caption_stems(stem) for name in names.like(f"{own}{dotted}")))
+
+
+def caption_path(picture: Path, extension: str, names: Names) -> Path | None:
+    """The caption file of `picture` among the `names` of its folder, without regard to case and Unicode form."""
+    return next((picture.with_name(name) for name in captions_like(picture.name, extension, names)), None)
+
+
+def read_text_of(path: Path) -> str:
+    """The text of a caption file. Raises ValueError, saying why, when it is not a regular file of UTF-8 text."""
+    try:
+        return read_text(path, limit=LONGEST_FILE, what="a caption")
+    except ConfigError as fault:
+        raise ValueError(fault.problems[0].must.removeprefix("a caption ")) from None
 
 
 def read_caption(path: Path, wildcards: bool) -> str:
     """The caption in a file: its first line, or with wildcards all lines that are not blank.
 
-    Raises ValueError, saying why, when the file is empty or not UTF-8; OSError when it cannot be read.
+    Raises ValueError, saying why, when the file is empty, not UTF-8 or not a plain file.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as fault:
-        raise ValueError(f"is not UTF-8 (byte {fault.start})") from None
+    text = read_text_of(path)
     lines = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
     if not any(lines):
         raise ValueError("is empty")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from schemas.config import TrainConfig
 from schemas.problems import ConfigError, Problem
 from trainer.dataset.buckets import choose
-from trainer.dataset.captions import random_settings
+from trainer.dataset.captions import fixed, longest_lines, random_settings, still_text
 from trainer.dataset.faces import face_in
 from trainer.dataset.pictures import Facts
 from trainer.dataset.spec import DatasetSpec, SubsetSpec
@@ -20,20 +20,23 @@ if TYPE_CHECKING:
     from trainer.dataset.files import Sample
 
 SHOWN = 5  # names given as examples
+WINDOW, LENGTHS = 75, (150, 225)  # tokens that are read by default, and where max_token_length is set
+WEIGHTS = re.compile(r"\\([()\[\]\\])|[()\[\]]|:[+-]?[.\d]+(?=\))")  # what brackets and weights leave of a caption
 WEIGHT = re.compile(r"\\.|\(|:([+-]?[.\d]+)\)|\)", re.DOTALL)  # what opens and closes brackets in weighted captions
+
+
+def unreadable(path: Path, fault: str) -> Problem:
+    """An image that cannot be used."""
+    return Problem(
+        code="unreadable-image", file=str(path), key="image_dir", must=fault, fix="replace or remove the file"
+    )
 
 
 def picture(sample: Sample, facts: Mapping[Path, Facts], spec: DatasetSpec) -> Iterator[Problem]:
     """Why a picture cannot be trained on."""
     for path in (sample.path, sample.mask):
         if path and facts[path].fault:
-            yield Problem(
-                code="unreadable-image",
-                file=str(path),
-                key="image_dir",
-                must=str(facts[path].fault),
-                fix="replace or remove the file",
-            )
+            yield unreadable(path, str(facts[path].fault))
             return
     if spec.resolution is not None:
         try:
@@ -65,6 +68,7 @@ def subsets(
             if config.weighted_captions:
                 yield from _weights(members)
             if members:
+                yield from _tokens(subset, members, config)
                 yield from _files(subset, members, facts)
                 yield from _faces(spec, subset, members, config)
                 yield from _cut(spec, subset, members)
@@ -181,6 +185,45 @@ def _weights(samples: Sequence[Sample]) -> Iterator[Problem]:
                 must=f"has a weight in its caption that is no number: {weight}",
                 fix="write it as in (word:1.2)",
             )
+
+
+def _tokens(spec: SubsetSpec, samples: Sequence[Sample], config: TrainConfig) -> Iterator[Problem]:
+    """Captions of which the model reads the beginning only."""
+    limit = config.max_token_length or WINDOW
+    still = still_text(spec)
+    long: list[tuple[int, str]] = []
+    for sample in samples:
+        tokens = max(
+            _token_count(text, limit, config)
+            for text in (fixed(line, still) for line in longest_lines(sample.caption, spec))
+        )
+        if tokens > limit:
+            long.append((tokens, sample.path.name))
+    if not long:
+        return
+    most = max(long)[0]
+    longer = [length for length in LENGTHS if length > limit]
+    enough = next((length for length in longer if length >= most), None)
+    fix = f"set max_token_length to {enough or longer[-1]}" if longer else "shorten them"
+    yield Problem(
+        code="caption-tokens",
+        severity="warning",
+        key="max_token_length",
+        got=[f"{name}: {tokens} tokens" for tokens, name in sorted(long, reverse=True)[:SHOWN]],
+        file=spec.image_dir or spec.metadata_file,
+        must=f"{len(long)} captions have more than the {limit} tokens that are read; what is beyond is cut off",
+        fix=fix if enough or not longer else f"{fix}, and shorten those that are longer still",
+    )
+
+
+def _token_count(text: str, limit: int, config: TrainConfig) -> int:
+    if text.isascii() and len(text) <= limit:
+        return 0  # a token has at least one letter
+    from trainer.dataset.clip_text import token_count
+
+    if config.weighted_captions:
+        text = WEIGHTS.sub(lambda found: found[1] or "", text)
+    return token_count(text, 0 if config.v2 else None)
 
 
 def _files(spec: SubsetSpec, samples: Sequence[Sample], facts: Mapping[Path, Facts]) -> Iterator[Problem]:

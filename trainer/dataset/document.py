@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from schemas.config import TrainConfig, table
-from schemas.problems import Problem, error, nearest
+from schemas.problems import ConfigError, Problem, error, nearest
+from schemas.textfile import read_text
 
 Kind = Literal["dreambooth", "finetuning", "controlnet"]
 
+LARGEST_DOCUMENT = 1 << 26  # bytes
 FILTERS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
 
 DATASET_KEYS = {
@@ -95,13 +97,15 @@ def read_document(path: str, problems: list[Problem]) -> dict[str, Any]:
             fix="rename the file after its format",
         )
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_text(Path(path), limit=LARGEST_DOCUMENT, what="a dataset_config file")
         document = json.loads(text) if extension == ".json" else _read_toml(text, path, problems)
-    except OSError as fault:
+    except ConfigError as fault:
+        must = fault.problems[0].must.removeprefix("a dataset_config file ")
+        code = f"not-{extension[1:]}" if fault.problems[0].code == "not-utf8" else "no-file"
         raise error(
-            "no-file", "cannot be read", file=path, key="dataset_config", got=fault.strerror, fix="check the path"
+            code, must, file=path, key="dataset_config", fix=fault.problems[0].fix or "check the path"
         ) from None
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise error(
             f"not-{extension[1:]}", f"is not {extension[1:].upper()}: {fault}", file=path, fix="mend that line"
         ) from None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from trainer.dataset.buckets import refusals
 from trainer.dataset.pictures import Facts, read_all
 from trainer.dataset.spec import DatasetSpec, SubsetSpec, resolve_datasets
 from trainer.dataset.subsets import Picture, pictures_of
+
+Progress = Callable[[int, int], object]  # hears (done, of how many)
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,11 @@ class Scan:
         return self.specs[sample.dataset].subsets[sample.subset]
 
 
-def scan(config: TrainConfig, *, verify: bool = False, document: Mapping[str, Any] | None = None) -> Scan:
+def scan(config: TrainConfig, *, verify: bool | Progress = False, document: Mapping[str, Any] | None = None) -> Scan:
     """The samples that `config` describes; all faults are in `.problems`, nothing is raised or written.
 
-    Reads captions and picture headers; with `verify` it decodes every picture, to find truncated ones. `document`
-    stands in for the dataset_config file.
+    Reads captions and picture headers; with `verify`, true or what hears (done, of how many), it decodes every
+    picture, to find truncated ones. `document` stands in for the dataset_config file.
     """
     problems: list[Problem] = []
     specs = tuple(_without_duplicates(spec, problems) for spec in resolve_datasets(config, problems, document))
@@ -70,7 +73,8 @@ def scan(config: TrainConfig, *, verify: bool = False, document: Mapping[str, An
         for picture in pictures_of(settings, config, problems)
     ]
     masks = [picture.mask for _, _, picture in found if picture.mask]
-    facts = read_all([*(picture.path for _, _, picture in found), *masks], verify=verify)
+    paths = [*(picture.path for _, _, picture in found), *masks]
+    facts = read_all(paths, verify=bool(verify), progress=verify if callable(verify) else None)
     good: list[Sample] = []
     for dataset, subset, picture in found:
         sample = _sample(picture, facts[picture.path], dataset, subset, specs[dataset].subsets[subset])
@@ -86,6 +90,27 @@ def scan(config: TrainConfig, *, verify: bool = False, document: Mapping[str, An
     elif specs and found and not any(not sample.is_reg for sample in samples) and len(good) == len(found):
         problems += checks.nothing_to_train(validation)
     return Scan(specs, samples, problems, tuple(validation))
+
+
+def damaged(scan: Scan, progress: Progress | None = None) -> list[Problem]:
+    """Images and masks of a scan that cannot be decoded whole; each is read once, in parallel."""
+    samples = (*scan.samples, *scan.validation)
+    paths = [path for sample in samples for path in (sample.path, sample.mask) if path]
+    facts = read_all(paths, verify=True, progress=progress)
+    return [checks.unreadable(path, fact.fault) for path, fact in facts.items() if fact.fault]
+
+
+def told_now_and_then(say: Callable[[str], Any], seconds: float = 5.0) -> Progress:
+    """A progress that tells `say` of long work every few seconds, and nothing of short work."""
+    told = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= seconds:
+            told = time.monotonic()
+            say(f"checking images: {done} of {total} are whole; skip_image_check leaves this out")
+
+    return progress
 
 
 def held_out(scan: Scan) -> Scan:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from schemas.config import TrainConfig
-from schemas.problems import ConfigError, Problem, error
+from schemas.problems import ConfigError, Problem, Severity, error
 from trainer.dataset.document import ARGUMENTS, Kind, dataset_kind, document_problems, read_document
 
 Size = tuple[int, int]
+TRAINING_IMAGES = "training_images"  # where `kohyakit dataset prepare` puts the numbered folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,35 +137,70 @@ def folder_document(config: TrainConfig, problems: list[Problem]) -> dict[str, A
                 Problem(code="missing-folder", key=name, got=folder, must="must be a folder", fix="check the path")
             )
             continue
-        numbered = list(_numbered(folder, name, is_reg, problems))
-        if not numbered:
-            problems.append(_nothing_found(folder, name))
-        subsets += numbered
+        numbered = list(numbered_in(folder))
+        problems += left_out(folder, name) if numbered else [nothing_found(folder, name)]
+        subsets += [
+            {
+                "image_dir": os.path.join(folder, inner),
+                "num_repeats": repeats,
+                "is_reg": is_reg,
+                "class_tokens": inner.partition("_")[2],
+            }
+            for inner, repeats in numbered
+        ]
     trained = any(not subset["is_reg"] for subset in subsets)
     return {"datasets": [{"subsets": subsets}] if trained else []}
 
 
-def _numbered(folder: str, key: str, is_reg: bool, problems: list[Problem]) -> Iterator[dict[str, Any]]:
-    for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
+def numbered_in(folder: str | os.PathLike[str]) -> Iterator[tuple[str, int]]:
+    """(name, repeats) of every folder in `folder` that is trained on, sorted by name."""
+    for name in folders_in(folder):
         repeats = folder_repeats(name)
         if repeats is not None:
-            yield {
-                "image_dir": os.path.join(folder, name),
-                "num_repeats": repeats,
-                "is_reg": is_reg,
-                "class_tokens": name.partition("_")[2],
-            }
-        elif not name.startswith("."):
-            problems.append(
-                Problem(
-                    code="ignored-folder",
-                    severity="warning",
-                    key=key,
-                    got=os.path.join(folder, name),
-                    must="is left out: its name does not begin with a number of repeats",
-                    fix=f"rename it, for example 10_{name}",
-                )
-            )
+            yield name, repeats
+
+
+def folders_in(folder: str | os.PathLike[str]) -> list[str]:
+    """Names of the folders in `folder`, sorted."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if _is_folder(entry))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def left_out(folder: str, key: str) -> Iterator[Problem]:
+    """What lies beside the numbered folders in `folder` and is not trained on."""
+    from trainer.dataset.pictures import deeper, pictures_in
+
+    loose = pictures_in(folder)
+    if loose:
+        yield Problem(
+            code="loose-images",
+            severity="warning",
+            key=key,
+            got=[path.name for path in loose[:5]],
+            must=f"{len(loose)} images lie directly in {folder}, beside its numbered folders, and are not trained on",
+            fix="move them, with their captions, into a numbered folder",
+        )
+    for name in folders_in(folder):
+        if folder_repeats(name) is not None or name.startswith("."):
+            continue
+        place = os.path.join(folder, name)
+        here, below = len(pictures_in(place)), list(deeper(place))
+        images = here + sum(count for _, count in below)
+        yield Problem(
+            code="ignored-folder",
+            severity="warning",
+            key=key,
+            got=place,
+            must=f"is left out with its {images} images: its name does not begin with a number of repeats",
+            fix=f"rename it, for example 10_{name}" if here else "move it away, or its images into a numbered folder",
+        )
 
 
 def folder_repeats(name: str) -> int | None:
@@ -175,7 +212,7 @@ def folder_repeats(name: str) -> int | None:
     return repeats if repeats >= 1 else None
 
 
-def _nothing_found(folder: str, key: str) -> Problem:
+def nothing_found(folder: str, key: str) -> Problem:
     """Without training folders there is no run; an empty folder for regularisation is often just left over."""
     from trainer.dataset.pictures import pictures_in
 
@@ -190,16 +227,32 @@ def _nothing_found(folder: str, key: str) -> Problem:
             must=f"must be the parent of numbered folders, not the numbered folder itself ({pictures} pictures in it)",
             fix=f"set {key} to {parent}",
         )
-    folders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    severity: Severity = "error" if key == "train_data_dir" else "warning"
+    inner = [os.path.join(folder, one) for one in folders_in(folder)]
+    holding = [place for place in inner if any(True for _ in numbered_in(place))]
+    if holding:
+        best = next((place for place in holding if os.path.basename(place) == TRAINING_IMAGES), holding[0])
+        return Problem(
+            code="wrong-level",
+            severity=severity,
+            key=key,
+            got=folder,
+            must=f"must hold folders named REPEATS_NAME; they lie one level deeper, in {' and '.join(holding[:5])}",
+            fix=f"add /{os.path.basename(best)}: set {key} to {best}",
+        )
+    folders = [os.path.basename(place) for place in inner]
     seen = f"{pictures} pictures directly in it, folders: {', '.join(folders[:5]) or 'none'}"
+    raw = pictures or any(pictures_in(place) for place in inner)
+    prepare = f"make one with `kohyakit dataset prepare {shlex.quote(folder)} --name WORD`, then "
     return Problem(
         code="no-images",
-        severity="error" if key == "train_data_dir" else "warning",
+        severity=severity,
         key=key,
         got=folder,
         must=f"must hold folders named REPEATS_NAME with pictures; found {seen}",
-        fix="move the pictures into a folder such as 10_name inside it",
-    )
+        fix=(prepare if raw else "") + ("set " if raw else "correct ") + key + (" to what it made" if raw else "")
+        + ", or move the pictures into a folder such as 10_name inside it",
+    )  # fmt: skip
 
 
 def _dataset(dataset: Mapping[str, Any], general: Mapping[str, Any], config: TrainConfig) -> DatasetSpec:

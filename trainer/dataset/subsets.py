@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import TrainConfig
-from schemas.problems import Problem
-from trainer.dataset.captions import OTHER_EXTENSIONS, caption_path, caption_stems, read_caption
-from trainer.dataset.pictures import extensions, pictures_in, unsupported_in
+from schemas.problems import ConfigError, Problem
+from schemas.textfile import read_text
+from trainer.dataset.captions import OTHER_EXTENSIONS, captions_like, read_caption
+from trainer.dataset.names import Names, fold
+from trainer.dataset.pictures import Listing, deeper, extensions, list_folder, pictures_in
 from trainer.dataset.spec import SubsetSpec
 
 SHOWN = 5  # names given as examples
+LARGEST_METADATA = 1 << 30  # bytes; a line an image, for millions of images
 
 
 @dataclass(frozen=True)
@@ -39,25 +42,35 @@ def pictures_of(spec: SubsetSpec, config: TrainConfig, problems: list[Problem]) 
                 Problem(code="missing-folder", key=key, got=place, must="must be a folder", fix="check the path")
             )
             return []
-    paths = pictures_in(folder)
-    problems += _left_out(folder, paths)
-    masks = _masks(spec, paths, problems) if spec.conditioning_data_dir else {}
-    return list(_captioned(spec, paths, masks, problems))
+    listing = list_folder(folder)
+    problems += _left_out(folder, listing)
+    masks = _masks(spec, listing.images, problems) if spec.conditioning_data_dir else {}
+    return list(_captioned(spec, listing, masks, problems))
 
 
-def _left_out(folder: str, paths: Sequence[Path]) -> Iterator[Problem]:
-    others = unsupported_in(folder)
-    if others:
+def _left_out(folder: str, listing: Listing) -> Iterator[Problem]:
+    if listing.others:
         yield Problem(
             code="unsupported-pictures",
             severity="warning",
             key="image_dir",
-            got=others[:SHOWN],
+            got=list(listing.others[:SHOWN]),
             file=folder,
-            must=f"{len(others)} pictures are of a kind that is not trained on and are left out",
+            must=f"{len(listing.others)} pictures are of a kind that is not trained on and are left out",
             fix="save them as PNG",
         )
-    if not paths:
+    if listing.unusual:
+        yield Problem(
+            code="unusual-extension",
+            severity="note",
+            key="image_dir",
+            got=list(listing.unusual[:SHOWN]),
+            file=folder,
+            must=f"{len(listing.unusual)} images are known by their content and trained on; the reference goes by the "
+            "extension and does not see them",
+        )
+    yield from too_deep(folder)
+    if not listing.images:
         yield Problem(
             code="empty-folder",
             severity="warning",
@@ -68,19 +81,43 @@ def _left_out(folder: str, paths: Sequence[Path]) -> Iterator[Problem]:
         )
 
 
+def too_deep(folder: str) -> Iterator[Problem]:
+    """Images in folders below one that is trained on: they are not."""
+    for place, count in deeper(folder):
+        yield Problem(
+            code="too-deep",
+            severity="warning",
+            key="image_dir",
+            got=str(place),
+            file=folder,
+            must=f"{count} images lie in a folder below and are not trained on",
+            fix=f"move them, with their captions, into {folder}",
+        )
+
+
 def _captioned(
-    spec: SubsetSpec, paths: Sequence[Path], masks: Mapping[str, Path], problems: list[Problem]
+    spec: SubsetSpec, listing: Listing, masks: Mapping[str, Path], problems: list[Problem]
 ) -> Iterator[Picture]:
-    names = frozenset(os.listdir(spec.image_dir or "."))
     without: list[Path] = []
-    for path in paths:
-        caption, found = spec.class_tokens or "", caption_path(path, spec.caption_extension, names)
+    alike: list[list[str]] = []  # captions found by a name that is written otherwise, or more than one
+    stems = {path.stem for path in listing.images}
+    for path in listing.images:
+        caption, names = spec.class_tokens or "", captions_like(path.name, spec.caption_extension, listing.names)
+        found = path.with_name(names[0]) if names else None
         if found is None:
             without.append(path)
         else:
+            # The caption of another image whose name differs in case only is that image's own.
+            rivals = [
+                name
+                for name in names[1:]
+                if fold(name) == fold(names[0]) and Path(name).stem not in stems - {path.stem}
+            ]
+            if rivals or _differs(path, found):
+                alike.append([path.name, names[0], *rivals])
             try:
                 caption = read_caption(found, spec.enable_wildcard)
-            except (OSError, ValueError) as fault:
+            except ValueError as fault:
                 problems.append(_caption_fault(found, fault))
             else:
                 if not caption:
@@ -94,24 +131,54 @@ def _captioned(
                             fix="delete that line",
                         )
                     )
-        yield Picture(path, caption, found is not None, masks.get(path.stem))
-    problems += _uncaptioned(spec, without, names)
+        yield Picture(path, caption, found is not None, masks.get(fold(path.stem)))
+    problems += _uncaptioned(spec, without, listing.names)
+    problems += _alike(spec, alike)
+
+
+def _differs(path: Path, caption: Path) -> bool:
+    """Whether a caption's name is written otherwise than its image's."""
+    return not path.stem.startswith(caption.stem) or caption.suffix != caption.suffix.lower()
+
+
+def _alike(spec: SubsetSpec, alike: Sequence[list[str]]) -> Iterator[Problem]:
+    several = [f"{image}: {' or '.join(names)}" for image, *names in alike if len(names) > 1]
+    if several:
+        yield Problem(
+            code="two-captions",
+            severity="warning",
+            key="caption_extension",
+            file=spec.image_dir,
+            got=several[:SHOWN],
+            must=f"{len(several)} images have captions that differ in case or Unicode form only; the first is used",
+            fix="keep one of each",
+        )
+    other = [f"{image}: {names[0]}" for image, *names in alike if len(names) == 1]
+    if other:
+        yield Problem(
+            code="caption-case",
+            severity="note",
+            key="caption_extension",
+            file=spec.image_dir,
+            got=other[:SHOWN],
+            must=f"{len(other)} captions are written otherwise than their images, in case or Unicode form, and are "
+            "used; the reference finds them on Windows and macOS only",
+        )
 
 
 def _caption_fault(path: Path, fault: Exception) -> Problem:
     said = str(fault)
     code = {"is empty": "empty-caption"}.get(said, "caption-encoding" if "UTF-8" in said else "unreadable-caption")
-    fix = "write a caption into it, or delete it" if code == "empty-caption" else "save it as UTF-8"
+    fix = {"empty-caption": "write a caption into it, or delete it", "caption-encoding": "save it as UTF-8"}.get(
+        code, "replace it by a plain text file, or delete it"
+    )
     return Problem(code=code, file=str(path), key="caption", must=f"cannot be used as a caption: {said}", fix=fix)
 
 
-def _uncaptioned(spec: SubsetSpec, without: Sequence[Path], names: frozenset[str]) -> Iterator[Problem]:
+def _uncaptioned(spec: SubsetSpec, without: Sequence[Path], names: Names) -> Iterator[Problem]:
     """Warnings on pictures without a caption file; loud when their captions have another extension (traps T11)."""
     others = [
-        extension
-        for extension in OTHER_EXTENSIONS
-        for path in without
-        if any(f"{stem}{extension}" in names for stem in caption_stems(path.stem))
+        extension for extension in OTHER_EXTENSIONS for path in without if captions_like(path.name, extension, names)
     ]
     used = f"the class words {spec.class_tokens!r} are" if spec.class_tokens else "an empty text is"
     if others:
@@ -139,11 +206,11 @@ def _uncaptioned(spec: SubsetSpec, without: Sequence[Path], names: frozenset[str
 
 
 def _masks(spec: SubsetSpec, paths: Sequence[Path], problems: list[Problem]) -> dict[str, Path]:
-    """Mask pictures by stem; one missing or left over is an error, as in the reference."""
+    """Mask pictures by folded stem; one missing or left over is an error, as in the reference."""
     folder = spec.conditioning_data_dir or ""
-    masks = {path.stem: path for path in pictures_in(folder)}
-    stems = {path.stem for path in paths}
-    lost = [path.name for path in paths if path.stem not in masks]
+    masks = {fold(path.stem): path for path in reversed(pictures_in(folder))}
+    stems = {fold(path.stem) for path in paths}
+    lost = [path.name for path in paths if fold(path.stem) not in masks]
     extra = [path.name for stem, path in masks.items() if stem not in stems]
     for code, found, must in (
         ("missing-mask", lost, "have no mask of the same name in it"),
@@ -168,18 +235,12 @@ def _from_metadata(spec: SubsetSpec, problems: list[Problem]) -> Iterator[Pictur
     file = spec.metadata_file or ""
     try:
         entries = _read_metadata(file)
-    except OSError as fault:
-        problems.append(
-            Problem(
-                code="no-file",
-                key="metadata_file",
-                got=file,
-                must=f"cannot be read: {fault.strerror}",
-                fix="check the path",
-            )
-        )
+    except ConfigError as fault:
+        must = fault.problems[0].must.removeprefix("the metadata file ")
+        code = "bad-metadata" if fault.problems[0].code == "not-utf8" else "no-file"
+        problems.append(Problem(code=code, key="metadata_file", got=file, must=must, fix="check the path"))
         return
-    except (ValueError, TypeError, KeyError) as fault:
+    except (ValueError, TypeError, KeyError, RecursionError) as fault:
         problems.append(
             Problem(
                 code="bad-metadata",
@@ -213,7 +274,7 @@ def _from_metadata(spec: SubsetSpec, problems: list[Problem]) -> Iterator[Pictur
 
 
 def _read_metadata(file: str) -> dict[str, Mapping[str, Any]]:
-    text = Path(file).read_text(encoding="utf-8-sig")
+    text = read_text(Path(file), limit=LARGEST_METADATA, what="the metadata file")
     if file.lower().endswith(".jsonl"):
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         entries = {row["image_path"]: row for row in rows}
@@ -227,7 +288,7 @@ def _read_metadata(file: str) -> dict[str, Mapping[str, Any]]:
 def _picture_path(key: str, folder: str | None) -> Path | None:
     """The file of a metadata key, which may lack its extension."""
     path = Path(key) if os.path.isabs(key) or not folder else Path(folder, key)
-    if path.suffix.lower() in extensions():
+    if path.is_file() or path.suffix.lower() in extensions():
         return path if path.is_file() else None
     named = (
         path.with_name(path.name + ending)

@@ -6,79 +6,26 @@ No download and no tokenizer folder is needed: the vocabulary follows from the m
 from __future__ import annotations
 
 import functools
-import gzip
-import html
 import re
-import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
 
 from transformers import CLIPTokenizer
 
 from schemas import error
+from trainer.dataset.clip_text import byte_symbols, clean, merge_table
 
-MERGES = Path(__file__).parent / "data" / "merges.txt.gz"
 START, END = 49406, 49407
 WINDOW = 75  # caption tokens a window holds, between its first and last id
-
-
-def byte_symbols() -> list[str]:
-    """A printable character for each byte 0..255 (Radford et al. 2019, GPT-2), in vocabulary order."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return [chr(byte) for byte in plain] + [chr(256 + place) for place in range(len(others))]
 
 
 @functools.cache
 def clip_tokenizer() -> CLIPTokenizer:
     """The tokenizer of SD1.5, SD2 and both SDXL encoders; they differ only in the pad id, see `windows`."""
-    with gzip.open(MERGES, "rt", encoding="utf-8") as stream:
-        lines = stream.read().splitlines()[1:]
-    merges = [tuple(line.split()) for line in lines if line]
+    merges = [tuple(line.split()) for line in merge_table()]
     symbols = byte_symbols()
     words = [*symbols, *(symbol + "</w>" for symbol in symbols), *(left + right for left, right in merges)]
     vocabulary = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=WINDOW + 2)
-
-
-LIGATURES = {
-    "Ĳ": "IJ", "ĳ": "ij", "ŉ": "ʼn", "Ǳ": "DZ", "ǲ": "Dz", "ǳ": "dz", "Ǆ": "DŽ", "ǅ": "Dž", "ǆ": "dž", "Ǉ": "LJ",
-    "ǈ": "Lj", "ǉ": "lj", "Ǌ": "NJ", "ǋ": "Nj", "ǌ": "nj", "ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl",
-    "ﬅ": "ſt", "ﬆ": "st",
-}  # fmt: skip
-WIDE = {chr(code): unicodedata.normalize("NFKC", chr(code)) for code in range(0xFF01, 0xFFF0)} | {"\u3000": " "}
-QUOTES = dict.fromkeys("ʼ‘’‚‛", "'") | dict.fromkeys("“”„‟", '"')
-BREAKS = dict.fromkeys(("\r", "\u2028", "\u2029", "\x85"), "\n")
-CONTROLS = dict.fromkeys(
-    [*range(0x09), 0x0B, *range(0x0E, 0x20), 0x7F, *range(0x206A, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFD)], ""
-)
-CLEANED = str.maketrans(LIGATURES | WIDE | QUOTES | BREAKS) | CONTROLS
-ENTITY = re.compile(r"&#?[0-9A-Za-z]{1,24};")
-TERMINAL = re.compile(r"\x1b\[[\d;]*[a-zA-Z]")
-
-
-def clean(text: str) -> str:
-    """Text as CLIP was trained on: HTML entities, wide forms, ligatures, curly quotes and control characters resolved.
-
-    Follows the text repair that the reference's tokenizer applies (ftfy's defaults), without its guess at wrongly
-    decoded text.
-    """
-    entities = True
-    cleaned = []
-    for line in text.splitlines(keepends=True):
-        entities = entities and "<" not in line
-        cleaned.append(_clean_line(line, entities))
-    return "".join(cleaned)
-
-
-def _clean_line(line: str, entities: bool) -> str:
-    while True:
-        before = line
-        if entities:
-            line = ENTITY.sub(lambda found: html.unescape(found[0]), line)
-        line = unicodedata.normalize("NFC", TERMINAL.sub("", line).translate(CLEANED))
-        if line == before:
-            return line
 
 
 def token_ids(text: str, pad: int = END) -> list[int]:

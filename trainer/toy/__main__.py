@@ -7,15 +7,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from PIL import Image
-
+from trainer.dataset.images import opened
 from trainer.toy import judge
 
 
 def main(paths: Sequence[str]) -> int:
     images = []
     for path in paths:
-        with Image.open(path) as image:
+        with opened(path) as image:
             images.append(image.convert("RGB"))
     print(json.dumps([asdict(verdict) for verdict in judge.read(images)] if images else []))
     return 0

@@ -40,8 +40,8 @@ def test_no_pictures_says_where_was_looked_and_what_was_found(tmp_path, picture)
     picture(tmp_path / "cats" / "a.png")
     found = scan(folders(tmp_path))
     assert codes(found) == ["no-images"]
-    assert codes(found, "warning") == ["ignored-folder"]
     assert "folders: cats" in found.problems[-1].must
+    assert "dataset prepare" in found.problems[-1].fix
 
 
 def test_a_missing_folder_is_an_error(tmp_path, one_subset):

@@ -8,6 +8,7 @@ import pytest
 
 from schemas import ConfigError
 from trainer.dataset.checks import bad_weight
+from trainer.dataset.clip_text import token_count
 from trainer.families import tokenizer
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "tokens.json").read_text(encoding="utf-8"))["cases"]
@@ -58,6 +59,23 @@ def test_every_refused_golden_case_is_refused():
 def test_exclamation_mark_is_the_pad_token_where_that_is_id_0():
     assert tokenizer.token_ids("oh no! !", pad=0)[-2:] == [0, 0]
     assert tokenizer.token_ids("oh no!")[-1] == 256
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a photo of ohwx frog, sitting!!! on a (red:1.2) chair",
+        "it's we've can't 12345 naïve café ß ½ ² ａｂｃ 日本語の猫 안녕 😀🎉 \u0301e",
+        "<|endoftext|> x <|startoftext|>",
+        "   ",
+        "don't'll ''s x's2nd ab_cd-ef--gh ...,,,",
+        "١٢٣ Ⅷ ⅷ ǅ İstanbul \u0645\u0631\u062d\u0628\u0627 a\u00a0b\u2003c\u200bd",
+        *[case["caption"] for case in PLAIN],
+    ],
+)
+@pytest.mark.parametrize("pad", [tokenizer.END, 0])
+def test_tokens_are_counted_without_the_tokenizer(text, pad):
+    assert token_count(text, pad) == len(tokenizer.token_ids(text, pad))
 
 
 def test_vocabulary_has_every_id_once():
