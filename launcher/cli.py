@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -66,8 +65,10 @@ class Commands(click.Group):
         try:
             code = super().main(words, *rest, **extra)
         except click.UsageError as fault:
+            from schemas.terminal import plain, say_document
+
             if "--json" in words:
-                must = fault.format_message()
+                must = plain(fault.format_message())
                 problem = {
                     "severity": "error",
                     "code": "usage",
@@ -77,13 +78,15 @@ class Commands(click.Group):
                     "must": must,
                     "fix": None,
                 }
-                click.echo(json.dumps({"ok": False, "problems": [problem]}))
-            fault.show()
+                say_document({"ok": False, "problems": [problem]})
+            _show(fault, words)
             code = 2
         except (click.Abort, KeyboardInterrupt):
             code = 130
         except click.ClickException as fault:
-            fault.show()
+            from schemas.terminal import say
+
+            say(f"Error: {fault.format_message()}", err=True)
             code = 1
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the reader has left; nothing more can be said to it
@@ -97,14 +100,33 @@ def _shipped(module: str) -> bool:
     return (Path(__file__).parent.parent / (module.replace(".", "/") + ".py")).is_file()
 
 
+def _show(fault: click.UsageError, words: Sequence[str]) -> None:
+    """As click shows it, with what was typed on one line: an argument may come out of a stranger's file or name."""
+    from schemas.terminal import plain, say
+
+    for line in fault.ctx.get_usage().split("\n") if fault.ctx else ():
+        say(line, err=True)
+    if fault.ctx and fault.ctx.command.get_help_option(fault.ctx) is not None:
+        say(f"Try '{fault.ctx.command_path} {fault.ctx.help_option_names[0]}' for help.", err=True)
+    if fault.ctx:
+        say(err=True)
+    message = fault.format_message()
+    for word in words:
+        message = message.replace(word, plain(word)) if plain(word) != word else message
+    for line in f"Error: {message}".split("\n"):
+        say(line, err=True)
+
+
 def _version(ctx: click.Context) -> None:
     from importlib import metadata
+
+    from schemas.terminal import say
 
     try:
         number = metadata.version("kohyakit")
     except metadata.PackageNotFoundError:
         number = "(a checkout that is not installed)"
-    click.echo(f"kohyakit {number}")
+    say(f"kohyakit {number}")
     ctx.exit()
 
 

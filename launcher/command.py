@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 from launcher.machine import Machine
 from launcher.resolve import ACCELERATE
 from schemas.problems import error
+from schemas.terminal import shell_words
 
 PLUGINS = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 ROOT = Path(__file__).resolve().parent.parent
@@ -209,4 +209,4 @@ def free_port() -> int:
 
 def quoted(words: list[str]) -> str:
     """The command as a shell of this system takes it."""
-    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shell_words(words)

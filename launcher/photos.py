@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.command import quoted
 from schemas.problems import ConfigError, Problem, errors
+from schemas.terminal import say, say_document
 
 if TYPE_CHECKING:
     from launcher.pictures.check import Checkup
@@ -39,14 +39,14 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
             if as_json:
                 print_json({"ok": False, "problems": [problem.as_json() for problem in fault.problems]})
             for line in summary(fault.problems):
-                click.echo(line, err=True)
+                say(line, err=True)
             sys.exit(1)
 
     return guarded
 
 
 def print_json(document: dict[str, Any]) -> None:
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    say_document(document)
 
 
 @dataset.command()
@@ -91,7 +91,8 @@ def prepare(
     if as_json:
         print_json(prepared_json(made))
     else:
-        click.echo("\n".join(_told(made, chosen=directory is None)))
+        for line in _told(made, chosen=directory is None):
+            say(line)
 
 
 def _repeats(text: str) -> int | None:
@@ -116,7 +117,7 @@ def next_command(made: Prepared) -> str:
         "output_dir": str(made.directory / "result_current"),
         "output_name": made.token,
     }
-    return " ".join(["kohyakit plan sd15-character", *(f"--set {shlex.quote(f'{k}={v}')}" for k, v in sets.items())])
+    return " ".join(["kohyakit plan sd15-character", *(f"--set {quoted([f'{k}={v}'])}" for k, v in sets.items())])
 
 
 def prepared_json(made: Prepared) -> dict[str, Any]:
@@ -147,7 +148,8 @@ def _told(made: Prepared, *, chosen: bool) -> Iterator[str]:
         yield f"  left out: {name}: {why}"
     if captions < images:
         yield f"  {images - captions} pictures have no caption: they are trained on the word {made.token} alone"
-    yield f"\nLook at it:  kohyakit dataset check {shlex.quote(str(made.directory))}"
+    yield ""
+    yield f"Look at it:  kohyakit dataset check {quoted([str(made.directory)])}"
     yield f"Then:        {next_command(made)}"
 
 
@@ -174,12 +176,14 @@ def check(*, directory: Path, caption_extension: str, resolution: str, sheet_fil
     if as_json:
         print_json(found.as_json())
     else:
-        click.echo("\n".join(_report(found)))
+        for line in _report(found):
+            say(line)
         if sheet_file:
-            click.echo(f"\nOpen {sheet_file}")
+            say()
+            say(f"Open {sheet_file}")
     if not found.ok:
         if not as_json:
-            click.echo(f"{len(errors(found.problems))} errors", err=True)
+            say(f"{len(errors(found.problems))} errors", err=True)
         sys.exit(1)
 
 
@@ -214,7 +218,8 @@ def summary(problems: Iterable[Problem]) -> Iterator[str]:
         kinds.setdefault((order[problem.severity], problem.code), []).append(problem)
     for (_, code), alike in sorted(kinds.items(), key=lambda item: item[0][0]):
         for problem in alike[:SHOWN]:
-            yield f"{problem.severity}: {problem}"
+            first, *rest = problem.lines()
+            yield from [f"{problem.severity}: {first}", *rest]
         if len(alike) > SHOWN:
             yield f"{alike[0].severity}: {len(alike) - SHOWN} more of the kind {code} (--json lists all)"
 
@@ -234,7 +239,7 @@ def caption(*, directory: Path, mode: str | None, **settings: Any) -> None:
     from launcher.demo import run_module
 
     if not directory.is_dir():
-        click.echo(f"{directory}: there is no such folder", err=True)
+        say(f"{directory}: there is no such folder", err=True)
         sys.exit(1)
     words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     sys.exit(run_module("trainer.captioning", str(directory), f"--mode={mode or 'keep'}", *words))
@@ -257,4 +262,4 @@ def pack(*, directory: Path, target: Path, as_json: bool) -> None:
     if as_json:
         print_json({"ok": True, "file": str(target), "names": names})
     else:
-        click.echo(f"{target}: {len(found.shots)} pictures, {len(names) - len(found.shots)} captions")
+        say(f"{target}: {len(found.shots)} pictures, {len(names) - len(found.shots)} captions")

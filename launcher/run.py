@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from launcher.remedies import consent_words, fix_command
 from launcher.spill import SpillWatch
 from schemas.config import write as config_text
 from schemas.problems import ConfigError, Problem, errors
+from schemas.terminal import pass_on
 from trainer.plan.listing import listing
 
 FAILED = 3
@@ -227,11 +227,9 @@ def _way_on(plan: Plan, failure: Failure | None, lines: Sequence[str], say: Call
 
 def to_stdout(data: bytes) -> None:
     """The trainer's output, unchanged."""
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    pass_on(data)
 
 
 def to_stderr(data: bytes) -> None:
     """The trainer's output where stdout belongs to one JSON document."""
-    sys.stderr.buffer.write(data)
-    sys.stderr.buffer.flush()
+    pass_on(data, err=True)

@@ -21,6 +21,7 @@ from typing import Any
 
 from schemas import ConfigError, Problem, TrainConfig, config, errors, pickles, rules, weights
 from schemas.derive import add_flags
+from schemas.terminal import say
 from trainer.dataset.checks import bucket_steps
 from trainer.dataset.files import Scan, scan
 from trainer.plan.adapt import adapt_to
@@ -130,10 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         family, found, problems = prepare(read)
         if first and not os.environ.get("KOHYAKIT_LAUNCHED"):
             for problem in [*notes, *problems]:
-                print(f"{problem.severity}: {problem}", file=sys.stderr)
+                tell(problem)
         if read.debug_dataset:
             for line in listing(found, read) if first else ():
-                print(line)
+                say(line)
             return 0
         quiet()
         import torch
@@ -144,27 +145,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         read, changes = adapt_to(read, gpu=torch.cuda.is_available(), packages=packages)
         if first:
             for change in changes:
-                print(f"adapted: {change.argument}: {change.before} -> {change.after}, {change.why}", flush=True)
+                say(f"adapted: {change.argument}: {change.before} -> {change.after}, {change.why}")
         return INTERRUPTED if train(read, family, found).interrupted else 0
     except ConfigError as wrong:
         if not first:
             time.sleep(2)  # what the first process says too it has said by then, and its end has taken this one along
         for problem in wrong.problems:
-            print(f"{problem.severity}: {process()}{problem}", file=sys.stderr)
+            tell(problem)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as fault:
         if "trainer.connection" in sys.modules and sys.modules["trainer.connection"].lost_peer(fault):
-            print(f"{process()}another process of this run has ended; its own message says why, without one it was "
-                  "killed, often for want of memory", file=sys.stderr)  # fmt: skip
+            say(f"{process()}another process of this run has ended; its own message says why, without one it was "
+                "killed, often for want of memory", err=True)  # fmt: skip
             return FAILED
         stopping = sys.modules.get("trainer.stopping")
         if stopping is not None and isinstance(fault, stopping.TrainingStopped):  # says all that there is to say
-            print(traceback.format_exception_only(fault)[-1].rstrip(), file=sys.stderr)
+            told(traceback.format_exception_only(fault)[-1])
             return FAILED
-        traceback.print_exc()
+        told(traceback.format_exc())
         return FAILED
+
+
+def tell(problem: Problem) -> None:
+    """A finding on stderr, with the process that has it."""
+    first, *rest = problem.lines()
+    for line in (f"{problem.severity}: {process()}{first}", *rest):
+        say(line, err=True)
+
+
+def told(text: str) -> None:
+    """A message of several lines, such as Python's own, on stderr."""
+    for line in text.rstrip().split("\n"):
+        say(line, err=True)
 
 
 def process() -> str:

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from schemas import TrainConfig
+from schemas.terminal import say, shell_words
 from trainer import checkpoint, states
 from trainer.adapters import is_plugin
 from trainer.dataset.files import Scan
@@ -191,7 +192,7 @@ class Results:
             raise self._unsound(run, path, fault) from fault
         self.files.append(path)
         if untouched(weights) and run.at.step > self.steps.warmup and any(run.rates().values()):
-            print(f"warning: {name} changes nothing yet: it is still 0 after {run.at.step} steps", flush=True)
+            say(f"warning: {name} changes nothing yet: it is still 0 after {run.at.step} steps")
         if self.uploads:
             for file in written:
                 self.uploads.send(file)
@@ -269,8 +270,8 @@ class Results:
             if not disk_full(fault):
                 raise
             self._state_due = time.monotonic() + LATEST
-            print(f"warning: no room for a training state: it takes {megabytes(self._state_bytes(run))}, "
-                  f"{_free(self.folder.path)} are left in {self.folder.path}", flush=True)  # fmt: skip
+            say(f"warning: no room for a training state: it takes {megabytes(self._state_bytes(run))}, "
+                f"{_free(self.folder.path)} are left in {self.folder.path}")  # fmt: skip
 
     def _drop_unnamed(self, but: Path | None = None) -> None:
         for state in states.states_in(self.folder.path):
@@ -298,7 +299,7 @@ class Results:
             run.scheduler.step()
         if self.main:
             for note in notes:
-                print(note, flush=True)
+                say(note)
             for moment in marks.saves(self.config, self.steps):
                 if moment.step == position["step"]:  # the kill may have come before its rotation
                     self._rotate_states(moment)
@@ -320,8 +321,8 @@ class Results:
         self.save_state(run)
         self._finish_uploads()
         self._lock.free()
-        print(f"stopped at step {run.at.step} of {self.steps.total}; saved {self.files[-1]}\n"
-              f"go on with: kohyakit resume {self.folder.path}", flush=True)  # fmt: skip
+        say(f"stopped at step {run.at.step} of {self.steps.total}; saved {self.files[-1]}")
+        say(f"go on with: {shell_words(['kohyakit', 'resume', str(self.folder.path)])}")
 
     def rescued(self, run: Run, fault: TrainingStopped) -> TrainingStopped:
         """The fault, with the name of the last good weights, which are saved."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from schemas.problems import ConfigError, Problem, errors
+from schemas.terminal import say, say_document, style
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")
@@ -73,7 +73,7 @@ def print_json(document: Any) -> None:
     """The one document, without anything that looks like a secret."""
     from launcher.files import blanked
 
-    click.echo(json.dumps(blanked(document), indent=2, ensure_ascii=False, default=str))
+    say_document(blanked(document))
 
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -89,13 +89,13 @@ def tell(problems: Iterable[Problem], *, notes: bool = True) -> None:
     ]
     for problem in problems:
         if notes or problem.severity != "note":
-            click.echo(
-                f"{click.style(problem.severity, fg=COLOURS[problem.severity])}: {problem}",
-                err=True,
-            )
+            first, *rest = problem.lines()
+            say(f"{style(problem.severity, colour=COLOURS[problem.severity])}: {first}", err=True)
+            for line in rest:
+                say(line, err=True)
     hidden = 0 if notes else sum(problem.severity == "note" for problem in problems)
     if hidden:
-        click.echo(f"({hidden} note{'' if hidden == 1 else 's'} more: kohyakit validate --keys)", err=True)
+        say(f"({hidden} note{'' if hidden == 1 else 's'} more: kohyakit validate --keys)", err=True)
 
 
 def stop_on_errors(problems: list[Problem]) -> None:

@@ -10,6 +10,7 @@ import click
 
 from launcher.commands import command, from_option, print_json, refuse, set_option, tell, trust_option, with_trust
 from schemas.problems import ConfigError, Problem, errors
+from schemas.terminal import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,10 +71,10 @@ def plan(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int:
         tell(errors(made.problems))
     else:
         for line in show.plan_lines(made):
-            click.echo(line)
+            say(line)
         if made.launch.num_processes > 1:
             for line in show.process_lines(made, make_plan(resolved, machine, LaunchOptions(processes=1), vram=vram)):
-                click.echo(line)
+                say(line)
         tell(made.problems, notes=False)
     return 1 if errors(made.problems) else 0
 
@@ -139,11 +140,11 @@ def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int
     if errors(made.problems):
         raise ConfigError(made.problems)
     if words["print_command"]:
-        print_json({"command": made.command}) if as_json else click.echo(quoted(made.command))
+        print_json({"command": made.command}) if as_json else say(quoted(made.command))
         return 0
     tell(made.problems, notes=False)
     for line in show.plan_lines(made):
-        click.echo(line, err=as_json)
+        say(line, err=as_json)
     return _finish(made, run.launch(made, **_outlets(as_json)), as_json)
 
 
@@ -169,7 +170,7 @@ def _outlets(as_json: bool) -> dict[str, Any]:
     sys.stdout.flush()
     return {
         "write": run.to_stderr if as_json else run.to_stdout,
-        "say": lambda text: click.echo(text, err=True),
+        "say": lambda text: say(text, err=True),
         "terminal": sys.stdout.isatty() and not as_json,
     }
 
@@ -229,17 +230,17 @@ def resume(
     if errors(made.problems):
         for line in said:
             if not line.lstrip().startswith(("nothing differs", "verdict: ")):  # there is none while input is wrong
-                click.echo(line, err=True)
+                say(line, err=True)
         raise ConfigError(made.problems)
     if words["print_command"]:
-        print_json({"command": made.command, "said": said}) if as_json else click.echo(quoted(made.command))
+        print_json({"command": made.command, "said": said}) if as_json else say(quoted(made.command))
         return 0
     made = going_on.renamed(made, way)
     for line in said:
-        click.echo(line, err=as_json)
+        say(line, err=as_json)
     tell(made.problems, notes=False)
     for line in show.plan_lines(made):
-        click.echo(line, err=as_json)
+        say(line, err=as_json)
     return _finish(made, going_on.start(made, way, **_outlets(as_json)), as_json)
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from PIL import Image
 
+from schemas.terminal import say
 from trainer.toy import judge
 
 
@@ -17,7 +18,7 @@ def main(paths: Sequence[str]) -> int:
     for path in paths:
         with Image.open(path) as image:
             images.append(image.convert("RGB"))
-    print(json.dumps([asdict(verdict) for verdict in judge.read(images)] if images else []))
+    say(json.dumps([asdict(verdict) for verdict in judge.read(images)] if images else []))
     return 0
 
 
