@@ -11,7 +11,9 @@ from pathlib import Path
 from launcher.formats.base import Draft, Setting
 from launcher.resolve import Resolved
 from schemas.config import table
+from schemas.places import protected
 from schemas.problems import Problem
+from schemas.rules.names import caches_beside_images, document_places, written_places
 
 FREE_WORDS = "extra_accelerate_launch_args"
 # `accelerate launch`: options that only say how many processes start and in which number format
@@ -61,7 +63,8 @@ FREE_TEXT = "additional_parameters"
 
 def asked(resolved: Resolved) -> list[Problem]:
     """Everything of the file that needs consent, whatever trains."""
-    found = [*_own_consent(resolved), *_outside(resolved), *launch_words(resolved.draft, resolved.config.trust)]
+    found = [*_own_consent(resolved), *_outside(resolved), *_places(resolved)]
+    found += [*launch_words(resolved.draft, resolved.config.trust)]
     return [resolved.placed(problem) for problem in found]
 
 
@@ -114,6 +117,21 @@ def _outside(resolved: Resolved) -> Iterator[Problem]:
         home = form.get("output_dir") or resolved.config.output_dir
         if name == "wandb_api_key" or not _inside(value, home):
             yield from _consent(resolved, name, does)
+
+
+def _places(resolved: Resolved) -> Iterator[Problem]:
+    """Folders of the system, and hidden ones of the user, that a file would have written to."""
+    config = resolved.config
+    for name, value in written_places(config):
+        why = protected(value) if _from_file(resolved.settings.get(name)) else None
+        if why is not None:
+            yield from _consent(resolved, name, f"writes into {value}, which {why}")
+    if caches_beside_images(config) and resolved.draft.datasets is not None and "image_dir" not in config.trust:
+        for value in document_places(resolved.draft.datasets):
+            why = protected(value)
+            if why is not None:
+                must, fix = f"caches written beside the images go into a place that {why}", "--trust image_dir"
+                yield Problem(code="needs-consent", key="image_dir", got=value, must=must, fix=f"if you agree: {fix}")
 
 
 def _consent(resolved: Resolved, name: str, does: str) -> Iterator[Problem]:

@@ -123,6 +123,7 @@ def _shapes(keys: Mapping[str, str]) -> dict[str, Any]:
         "int": {"type": "integer"},
         "bool": {"type": "boolean"},
         "str": {"type": "string"},
+        "path": {"type": "string"},
         "float": number,
         "pair": {"type": "array", "items": number, "minItems": 2, "maxItems": 2},
         "table": {"type": "object"},

@@ -311,9 +311,13 @@ def gui_steps(resolved: Resolved, scan: Scan) -> tuple[Resolved, list[Problem]]:
 
 
 def unique(problems: Iterable[Problem]) -> list[Problem]:
-    """Without repetitions, errors first, otherwise in the order found."""
+    """Without repetitions and consequences, errors first, otherwise in the order found."""
     seen: dict[tuple[Any, ...], Problem] = {}
+    problems = list(problems)
+    bad = {problem.key for problem in errors(problems) if problem.code == "bad-value"}
     for problem in problems:
+        if problem.code == "missing-option" and problem.key in bad:
+            continue  # it is given, and what is wrong with it is said
         seen.setdefault((problem.severity, problem.code, problem.key, problem.must, repr(problem.got)), problem)
     rank = {"error": 0, "warning": 1, "note": 2}
     return sorted(seen.values(), key=lambda problem: rank[problem.severity])

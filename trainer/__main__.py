@@ -19,8 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from schemas import ConfigError, Problem, TrainConfig, config, errors, pickles, rules, weights
+from schemas import ConfigError, Problem, TrainConfig, config, errors, pickles, places, rules, weights
 from schemas.derive import add_flags
+from schemas.rules import names
 from schemas.terminal import say
 from trainer.dataset.checks import bucket_steps
 from trainer.dataset.files import Scan, scan
@@ -40,7 +41,7 @@ def read_arguments(argv: Sequence[str]) -> tuple[TrainConfig, list[Problem]]:
     if file and not typed.get("output_config"):  # with that, it is the file to be written
         file = file if file.endswith(".toml") else f"{file}.toml"
         values, lines = config.read_values(file)
-        _refuse_consent(values, file, lines)
+        _refuse_consent(values, typed, file, lines)
     else:
         lines = {}
     values.update(typed)
@@ -49,12 +50,24 @@ def read_arguments(argv: Sequence[str]) -> tuple[TrainConfig, list[Problem]]:
     return read, [note for note in notes if note.key not in typed]  # on a command line everything is text
 
 
-def _refuse_consent(values: dict[str, Any], file: str, lines: dict[str, int]) -> None:
-    """A file may be a stranger's: it cannot allow code to run."""
+def _refuse_consent(values: dict[str, Any], typed: dict[str, Any], file: str, lines: dict[str, int]) -> None:
+    """A file may be a stranger's: it cannot allow code to run, nor choose a system folder to write to."""
+    found = []
     if values.get("trust"):
-        raise ConfigError([Problem(code="needs-consent", key="trust", got=values["trust"], file=file,
-                                   line=lines.get("trust"), must="is not a file's to give: only the command line can",
-                                   fix="remove it and, if you agree, give --trust NAME")])  # fmt: skip
+        found.append(Problem(code="needs-consent", key="trust", got=values["trust"], file=file,
+                             line=lines.get("trust"), must="is not a file's to give: only the command line can",
+                             fix="remove it and, if you agree, give --trust NAME"))  # fmt: skip
+    if not os.environ.get("KOHYAKIT_LAUNCHED"):  # the launcher has asked, and passes on what it was given
+        inner = {name: value for name, value in values.items() if name not in typed and name in config.table()}
+        known, _ = config.from_flat({**inner, "trust": ()}, file=file, lines=lines)
+        for name, value in names.written_places(known):
+            why = places.protected(value) if name not in typed.get("trust", ()) and name in inner else None
+            if why is not None:
+                found.append(Problem(code="needs-consent", key=name, got=value, file=file, line=lines.get(name),
+                                     must=f"--{name} writes into a place that {why}",
+                                     fix=f"remove it, or if you agree: --trust {name}"))  # fmt: skip
+    if found:
+        raise ConfigError(found)
 
 
 def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from schemas.config import TrainConfig, table
+from schemas.places import fault_of_path
 from schemas.problems import Problem, error, nearest
 
 Kind = Literal["dreambooth", "finetuning", "controlnet"]
@@ -59,9 +60,9 @@ KIND_KEYS: dict[Kind, dict[str, str]] = {
 }
 # Allowed in a subset only.
 OWN_KEYS: dict[Kind, dict[str, str]] = {
-    "dreambooth": {"image_dir": "str", "is_reg": "bool", "alpha_mask": "bool"},
-    "finetuning": {"metadata_file": "str", "image_dir": "str", "alpha_mask": "bool"},
-    "controlnet": {"image_dir": "str", "conditioning_data_dir": "str"},
+    "dreambooth": {"image_dir": "path", "is_reg": "bool", "alpha_mask": "bool"},
+    "finetuning": {"metadata_file": "path", "image_dir": "path", "alpha_mask": "bool"},
+    "controlnet": {"image_dir": "path", "conditioning_data_dir": "path"},
 }
 NEEDED: dict[Kind, tuple[str, ...]] = {
     "dreambooth": ("image_dir",),
@@ -74,6 +75,7 @@ MUST = {
     "int": "must be a whole number",
     "bool": "must be true or false",
     "str": "must be text",
+    "path": "must be text",
     "float": "must be a number",
     "pair": "must be two numbers",
     "table": "must be a table",
@@ -199,6 +201,8 @@ def _table_problems(values: Mapping[str, Any], known: Mapping[str, str], place: 
         key = f"{place}/{name}"
         if name not in known:
             yield _unknown(key, name, known)
+        elif known[name] == "path" and isinstance(value, str):
+            yield from _path_problems(name, key, value)
         elif value is not None and not (_fits(known[name], value) and _in_bounds(name, value)):
             yield {
                 "code": "bad-value",
@@ -207,6 +211,13 @@ def _table_problems(values: Mapping[str, Any], known: Mapping[str, str], place: 
                 "must": MUST[known[name]] + _bounds(name),
                 "fix": f"correct {name}",
             }
+
+
+def _path_problems(name: str, key: str, value: str) -> Iterator[dict[str, Any]]:
+    fault = fault_of_path(value)
+    if fault is not None:
+        fix = f"{name} = '{fault[1]}'" if fault[1] else f"correct {name}"
+        yield {"code": "bad-value", "key": key, "got": value, "must": fault[0], "fix": fix}
 
 
 def _unknown(key: str, name: str, known: Mapping[str, str] | tuple[str, ...]) -> dict[str, Any]:
@@ -236,7 +247,7 @@ def _fits(kind: str, value: Any) -> bool:
             return value in FILTERS
         case "table":
             return isinstance(value, Mapping)
-    return {"int": whole, "float": number, "bool": isinstance(value, bool), "str": isinstance(value, str)}[kind]
+    return {"int": whole, "float": number, "bool": isinstance(value, bool)}.get(kind, isinstance(value, str))
 
 
 def _marks(name: str) -> Mapping[str, Any]:
