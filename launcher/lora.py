@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,8 @@ from typing import Any
 from launcher.formats.base import Draft
 from launcher.formats.foreign_header import trainer_of
 from schemas.config import table, to_flat
+from schemas.documents import parse_json
+from schemas.textfile import open_regular
 from schemas.weights import Header, TensorInfo, lora_facts, module_of, read_header
 
 WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
@@ -54,7 +55,10 @@ class Health:
 def health(header: Header) -> Health:
     """Looks at every number of the file. A module has moved when the half that starts at zero is not zero any more."""
     not_finite, zero, ups, moved = [], [], 0, 0
-    with header.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with (
+        open_regular(header.path, what="weights file") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
         for name, info in header.tensors.items():
             if info.dtype not in WIDTHS:
                 continue
@@ -158,7 +162,7 @@ def hashes(header: Header) -> dict[str, Any]:
     """SHA-256 of the file and of its tensor data (the sshs form), against what the header states."""
     start = min((info.start for info in header.tensors.values()), default=header.size)
     file, data = hashlib.sha256(), hashlib.sha256()
-    with header.path.open("rb") as stream:
+    with open_regular(header.path, what="weights file") as stream:
         file.update(stream.read(start))
         while piece := stream.read(PIECE):
             file.update(piece)
@@ -181,7 +185,7 @@ def _shown(name: str, text: str) -> Any:
     text = without_secrets(text)
     if text[:1] in "{[":
         try:
-            return json.loads(text)
+            return parse_json(text)
         except ValueError:
             return text
     return text

@@ -16,6 +16,8 @@ from launcher import paths
 from launcher.files import write_json
 from launcher.plan import Plan
 from schemas.config import Option, table
+from schemas.documents import object_in
+from schemas.textfile import open_regular
 
 PACKAGES = ("kohyakit", "torch", "accelerate", "diffusers", "transformers", "peft", "safetensors", "lycoris_lora",
             "bitsandbytes", "xformers", "prodigyopt", "numpy", "pillow")  # fmt: skip
@@ -121,7 +123,7 @@ def model_fingerprint(model: str | None) -> dict[str, Any]:
         size = sum(file.stat().st_size for file in files)
     else:
         size = path.stat().st_size
-        with path.open("rb") as stream:
+        with open_regular(path, what="weights file") as stream:
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             digest.update(start + stream.read(min(length, 100 * 2**20)))
@@ -133,11 +135,7 @@ def model_fingerprint(model: str | None) -> dict[str, Any]:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """run.json of a run folder; empty when there is none or it cannot be read."""
-    try:
-        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return object_in(folder / "run.json", what="record of a run")
 
 
 def now() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,9 @@ from launcher.plan import Plan
 from launcher.resolve import ACCELERATE, Resolved, UsageError, settle
 from launcher.run import Ended
 from schemas.config import BadValue, read_value, table
+from schemas.documents import object_in, parse_toml
 from schemas.problems import ConfigError, Problem, error, nearest
+from schemas.textfile import CONFIG, read_text
 
 Mode = Literal["resume", "continue"]
 # Places that may change on a resume, renamed or on another machine: what stands there is compared by its content.
@@ -228,11 +229,11 @@ def _kept_draft(found: Found, *, carried: bool) -> Draft:
 def _carry(draft: Draft, name: str, held: Path) -> None:
     """The held file becomes part of the draft, so that the new run writes its own."""
     del draft.arguments[name]
-    text = held.read_text(encoding="utf-8")
+    text = read_text(held, limit=CONFIG, what="file of a run")
     if name == "sample_prompts":
         draft.prompts = text
     else:
-        draft.datasets = tomllib.loads(text)
+        draft.datasets = parse_toml(text)
 
 
 def _further(found: Found, sets: Mapping[str, str], epochs: int | None, steps: int | None) -> Continuation:
@@ -366,13 +367,7 @@ def keep_older(plan: Plan) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    import json
-
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return object_in(path, what="file of a run")
 
 
 def start(

@@ -24,6 +24,7 @@ from launcher.spill import SpillWatch
 from schemas.config import write as config_text
 from schemas.problems import ConfigError, Problem, errors
 from schemas.terminal import pass_on
+from schemas.textfile import CONFIG, read_bytes
 from trainer.plan.listing import listing
 
 FAILED = 3
@@ -141,7 +142,7 @@ def keep_source(plan: Plan) -> None:
 
         write_json(folder / "source.json", read_header(source).metadata)
         return
-    data = source.read_bytes()
+    data = read_bytes(source, limit=CONFIG, what="config file")
     secrets = secrets_of(resolved.config).values()
     text = data.decode("utf-8", "surrogateescape")
     blanked = without_secrets(text, secrets).encode("utf-8", "surrogateescape")

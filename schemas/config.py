@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import tomllib
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from schemas import options as o
+from schemas import textfile
+from schemas.documents import parse_toml
 from schemas.places import fault_of_name, fault_of_path
 from schemas.problems import ConfigError, Problem, error, nearest
 from schemas.terminal import shell_words
@@ -295,13 +296,10 @@ def read(path: str | os.PathLike[str]) -> tuple[TrainConfig, list[Problem]]:
 
 def read_values(file: str) -> tuple[dict[str, Any], dict[str, int]]:
     """(values, their lines) of a TOML of sd-scripts' form: tables are merged one level down, as its reader does."""
+    text = textfile.read_text(file, limit=textfile.CONFIG, what="config file")
     try:
-        with open(file, encoding="utf-8-sig") as stream:
-            text = stream.read()
-        document = tomllib.loads(text)
-    except OSError as fault:
-        raise error("no-file", "cannot be read", file=file, got=fault.strerror, fix="check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        document = parse_toml(text)
+    except ValueError as fault:
         raise error("not-toml", f"is not TOML: {fault}", file=file, fix="mend that line") from None
     lines = {}
     for number, line in enumerate(text.splitlines(), start=1):

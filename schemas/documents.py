@@ -7,10 +7,14 @@ surrogate pairs, which no file and no terminal takes.
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any
+
+from schemas import textfile
+from schemas.problems import ConfigError
 
 DEEPEST = 64  # levels; a training config has four
 DEEP = f"is nested more than {DEEPEST} levels deep"
@@ -44,6 +48,15 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError(DIGITS) from None
     check_depth(found)
     return found
+
+
+def object_in(path: str | os.PathLike[str], *, what: str, limit: int = textfile.CONFIG) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none, or none that can be read."""
+    try:
+        found = parse_json(textfile.read_text(path, limit=limit, what=what))
+    except (ConfigError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def needs_work(text: str) -> bool:

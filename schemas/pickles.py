@@ -15,6 +15,7 @@ from typing import IO
 
 from schemas.config import TrainConfig
 from schemas.problems import Problem
+from schemas.textfile import is_regular, open_regular
 from schemas.weights import PICKLES
 
 FILES = ("pretrained_model_name_or_path", "vae", "network_weights", "base_weights")
@@ -46,8 +47,10 @@ def foreign_names(path: Path) -> list[str]:
 
 
 def _programs(path: Path) -> Iterator[IO[bytes]]:
+    if not is_regular(path):
+        return
     if not zipfile.is_zipfile(path):
-        with path.open("rb") as stream:
+        with open_regular(path, what="weights file") as stream:
             for _ in range(OLD_FORM):
                 yield stream
         return

@@ -5,7 +5,6 @@ Format: https://huggingface.co/docs/safetensors (8 bytes length, JSON header, da
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import struct
@@ -15,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from schemas.documents import object_in, parse_json
 from schemas.problems import ConfigError, error
+from schemas.textfile import is_regular, open_regular
 
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 BITS = {
@@ -66,25 +67,22 @@ class LoraFacts:
 def read_header(path: str | os.PathLike[str]) -> Header:
     """The checked header. ConfigError `no-file`, `not-safetensors`, or `truncated-file` (bytes expected and found)."""
     file = os.fspath(path)
-    try:
-        with Path(path).open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            head = stream.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-            if not 2 <= length <= HEADER_LIMIT:
-                raise _not_safetensors(file, head + stream.read(120))
-            text = stream.read(length)
-    except OSError as fault:
-        raise error("no-file", f"cannot be read: {fault.strerror}", file=file, fix="check the path") from None
+    with open_regular(path, what="weights file") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        head = stream.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        if not 2 <= length <= HEADER_LIMIT:
+            raise _not_safetensors(file, head + stream.read(120))
+        text = stream.read(length)
     if text[:1] != b"{":
         raise _not_safetensors(file, head + text[:120])
     if len(text) < length:
         raise _truncated(file, 8 + length, size)
     try:
-        document = json.loads(text)
+        document = parse_json(text)
         metadata = {str(key): str(value) for key, value in document.pop("__metadata__", {}).items()}
         tensors = {str(name): _tensor(facts, 8 + length) for name, facts in document.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+    except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise error("not-safetensors", f"has a damaged safetensors header ({fault})", file=file, fix=_AGAIN) from None
     end = _end_of_data(file, tensors, 8 + length)
     if size < end:
@@ -144,7 +142,7 @@ def read_scalar(header: Header, name: str) -> float:
     if math.prod(info.shape) != 1 or info.dtype not in ("F16", "BF16", "F32", "F64", "I32", "I64"):
         must = f"must hold one number, is {info.dtype} {list(info.shape)}"
         raise error("bad-tensor", must, file=str(header.path), key=name, fix=_AGAIN)
-    with header.path.open("rb") as stream:
+    with open_regular(header.path, what="weights file") as stream:
         stream.seek(info.start)
         raw = stream.read(info.end - info.start)
     if info.dtype == "BF16":  # the upper half of a float32
@@ -160,8 +158,11 @@ def checkpoint_family(path: str | os.PathLike[str]) -> str:
     """
     place = Path(path)
     if place.is_dir():
+        for part in (*place.glob("*"), *place.glob("*/*")):
+            if not part.is_dir() and not is_regular(part) and part.exists():
+                read_header(part)  # says that it is no regular file
         return _folder_family(place)
-    if place.suffix.lower() in PICKLES and place.is_file():
+    if place.suffix.lower() in PICKLES and is_regular(place):
         return "unknown"
     return family_of({name: info.shape for name, info in read_header(place).tensors.items()})
 
@@ -181,11 +182,7 @@ def _folder_family(folder: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
+    return object_in(path, what="part of a base model")
 
 
 def family_of(shapes: Mapping[str, tuple[int, ...]]) -> str:

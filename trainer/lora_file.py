@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from schemas.problems import error
+from schemas.textfile import CONFIG, read_text
 from schemas.weights import lora_family, read_header
 from trainer.lora_keys import peft_settings, to_kohya, to_peft
 from trainer.pickles import load_pickle
@@ -173,7 +174,7 @@ def load_weights(
     file = _file_in(path)
     tensors, metadata = _read(file, trust)
     beside = file.with_name("adapter_config.json")
-    config = beside.read_text(encoding="utf-8") if beside.is_file() else None
+    config = read_text(beside, limit=CONFIG, what="adapter config") if beside.is_file() else None
     weights = to_kohya(tensors, targets, peft_settings(metadata, config))
     theirs = lora_family({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata)
     ours = family or ("sdxl" if any(target.part == "te2" for target in targets) else "sd15 or sd2")

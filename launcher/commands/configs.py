@@ -11,6 +11,7 @@ import click
 from launcher.commands import command, from_option, print_json, set_option, tell, trust_option, with_trust
 from schemas.problems import ConfigError, Problem, errors
 from schemas.terminal import say, say_file, style
+from schemas.textfile import CONFIG, read_text
 
 FORMATS = ("kohya-gui", "sd-scripts", "civitai", "args", "snapshot")
 
@@ -208,7 +209,7 @@ def presets(name: str | None, as_json: bool) -> int:
         raise ConfigError(
             [Problem(code="no-file", must="is no shipped preset", file=name, fix="kohyakit presets lists them")]
         )
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, limit=CONFIG, what="preset")
     if as_json:
         print_json(
             {

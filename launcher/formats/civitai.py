@@ -5,7 +5,6 @@ Facts: reference notes on the site's trainer at its state of 2026-08.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from launcher.formats import civitai_text, sd_scripts
 from launcher.formats.base import Draft, Fate, Setting
 from schemas.config import table
+from schemas.documents import parse_json
 from schemas.problems import Problem
 from schemas.rules.schedule import SCHEDULERS
 
@@ -135,7 +135,7 @@ def _unwrap(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _literal(value: Any) -> Any:
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return parse_json(value) if isinstance(value, str) else value
     except ValueError:
         return value
 

@@ -16,6 +16,7 @@ from launcher.formats import sd_scripts
 from launcher.formats.base import Draft, Kind
 from schemas.config import Option, table
 from schemas.problems import Problem
+from schemas.textfile import CONFIG, read_text
 
 SHELLS = (".sh", ".bat", ".cmd", ".ps1")
 # script -> (family, kind); None: SD 1.x or 2.x, the checkpoint or v2 tells
@@ -366,7 +367,7 @@ def _config_file(draft: Draft) -> None:
             )
         )
         return
-    inner = sd_scripts.read(path.read_text(encoding="utf-8-sig"), file=str(path))
+    inner = sd_scripts.read(read_text(path, limit=CONFIG, what="config file"), file=str(path))
     draft.arguments = {**inner.arguments, **draft.arguments}
     draft.keys = {**inner.keys, **draft.keys}
     draft.lines = {**{key: line for key, line in inner.lines.items() if key not in draft.keys}, **draft.lines}

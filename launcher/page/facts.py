@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -15,7 +14,9 @@ from launcher.data import PROMPTS
 from launcher.paths import DEFAULT_NAME
 from launcher.resume import COPY, Found
 from schemas.config import TrainConfig, read, table
+from schemas.documents import parse_json
 from schemas.problems import ConfigError, error
+from schemas.textfile import LISTING, read_bytes
 from trainer.plan.marks import read_preview_name
 
 RUN_OF_DIGITS = re.compile(r"\D")
@@ -147,12 +148,12 @@ def read_log(path: Path) -> list[Step]:
     """Every whole record in the order of steps; of one that stands there twice, the later."""
     found: dict[int, Step] = {}
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = read_bytes(path, limit=LISTING, what="log of a run").decode("utf-8", "replace").splitlines()
+    except ConfigError:
         return []
     for line in lines:
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):

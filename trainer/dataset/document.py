@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from schemas.config import TrainConfig, table
+from schemas.documents import check_depth, parse_json, parse_toml
 from schemas.places import fault_of_path
 from schemas.problems import Problem, error, nearest
+from schemas.textfile import CONFIG, read_text
 
 Kind = Literal["dreambooth", "finetuning", "controlnet"]
 
@@ -96,13 +96,9 @@ def read_document(path: str, problems: list[Problem]) -> dict[str, Any]:
             got=extension,
             fix="rename the file after its format",
         )
+    text = read_text(path, limit=CONFIG, what="dataset_config")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        document = json.loads(text) if extension == ".json" else _read_toml(text, path, problems)
-    except OSError as fault:
-        raise error(
-            "no-file", "cannot be read", file=path, key="dataset_config", got=fault.strerror, fix="check the path"
-        ) from None
+        document = parse_json(text) if extension == ".json" else _read_toml(text, path, problems)
     except ValueError as fault:
         raise error(
             f"not-{extension[1:]}", f"is not {extension[1:].upper()}: {fault}", file=path, fix="mend that line"
@@ -114,13 +110,14 @@ def read_document(path: str, problems: list[Problem]) -> dict[str, Any]:
 
 def _read_toml(text: str, path: str, problems: list[Problem]) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        return parse_toml(text)
     except tomllib.TOMLDecodeError as fault:
         import toml  # the reference's reader, which is laxer
 
         try:
             document: dict[str, Any] = toml.loads(text)
-        except (ValueError, IndexError):
+            check_depth(document)
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError):
             raise fault from None
         problems.append(Problem(code="lax-toml", severity="note", file=path, must=f"is not standard TOML: {fault}"))
         return document

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from schemas.config import table
+from schemas.documents import parse_json, parse_toml
 from schemas.problems import ConfigError, Problem, error, nearest
+from schemas.textfile import CONFIG, read_text
 
 STEPS = range(1, 1001)
 
@@ -111,17 +110,9 @@ def read_prompts(
             fix="rename the file after its format",
         )
     found: list[Problem] = []
+    text = read_text(file, limit=CONFIG, what="prompt file") if text is None else text
     try:
-        text = Path(file).read_text(encoding="utf-8-sig") if text is None else text
         entries = readers[extension](text, found, file)
-    except OSError as fault:
-        raise error(
-            "no-file", f"cannot be read: {fault.strerror}", key="sample_prompts", got=file, fix="check the path"
-        ) from None
-    except UnicodeDecodeError:
-        raise error(
-            "prompt-encoding", "must be UTF-8 text", key="sample_prompts", got=file, fix="save it as UTF-8"
-        ) from None
     except ValueError as fault:
         raise error(
             "bad-prompts", f"cannot be read: {fault}", key="sample_prompts", file=file, fix="mend that line"
@@ -176,7 +167,7 @@ def _unread(options: Iterable[str], line: int | None, file: str) -> Iterator[Pro
 
 
 def _read_toml(text: str, problems: list[Problem], file: str) -> Entries:
-    shared = tomllib.loads(text).get("prompt")
+    shared = parse_toml(text).get("prompt")
     subsets = shared.get("subset") if isinstance(shared, dict) else None
     if not isinstance(shared, dict) or not isinstance(subsets, list):
         raise ValueError("it must hold a table [prompt] with [[prompt.subset]]")
@@ -197,7 +188,7 @@ def _read_toml(text: str, problems: list[Problem], file: str) -> Entries:
 
 
 def _read_json(text: str, problems: list[Problem], file: str) -> Entries:
-    document = json.loads(text)
+    document = parse_json(text)
     if not isinstance(document, list) or not all(isinstance(entry, (str, dict)) for entry in document):
         raise ValueError("it must be a list of prompt lines or tables")
     entries: list[tuple[int | None, Mapping[str, Any]]] = []

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from schemas.config import TrainConfig
-from schemas.problems import Problem
+from schemas.documents import parse_json
+from schemas.problems import ConfigError, Problem
+from schemas.textfile import LISTING, read_text
 from trainer.dataset.captions import OTHER_EXTENSIONS, caption_path, caption_stems, read_caption
 from trainer.dataset.pictures import extensions, pictures_in, unsupported_in
 from trainer.dataset.spec import SubsetSpec
@@ -168,16 +169,8 @@ def _from_metadata(spec: SubsetSpec, problems: list[Problem]) -> Iterator[Pictur
     file = spec.metadata_file or ""
     try:
         entries = _read_metadata(file)
-    except OSError as fault:
-        problems.append(
-            Problem(
-                code="no-file",
-                key="metadata_file",
-                got=file,
-                must=f"cannot be read: {fault.strerror}",
-                fix="check the path",
-            )
-        )
+    except ConfigError as fault:
+        problems += [replace(one, key="metadata_file", got=file) for one in fault.problems]
         return
     except (ValueError, TypeError, KeyError) as fault:
         problems.append(
@@ -213,12 +206,12 @@ def _from_metadata(spec: SubsetSpec, problems: list[Problem]) -> Iterator[Pictur
 
 
 def _read_metadata(file: str) -> dict[str, Mapping[str, Any]]:
-    text = Path(file).read_text(encoding="utf-8-sig")
+    text = read_text(file, limit=LISTING, what="metadata file")
     if file.lower().endswith(".jsonl"):
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = [parse_json(line) for line in text.splitlines() if line.strip()]
         entries = {row["image_path"]: row for row in rows}
     else:
-        entries = json.loads(text)
+        entries = parse_json(text)
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise ValueError("it must be a table of tables")
     return entries
