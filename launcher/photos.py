@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher.command import quoted
+from launcher.commands import of_the_system
 from schemas.problems import ConfigError, Problem, errors
 from schemas.terminal import say, say_document
 
@@ -35,7 +36,10 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
     def guarded(as_json: bool, **words: Any) -> None:
         try:
             command(as_json=as_json, **words)
-        except ConfigError as fault:
+        except BrokenPipeError:
+            raise  # the reader of our output has left
+        except (ConfigError, OSError) as wrong:
+            fault = wrong if isinstance(wrong, ConfigError) else ConfigError([of_the_system(wrong)])
             if as_json:
                 print_json({"ok": False, "problems": [problem.as_json() for problem in fault.problems]})
             for line in summary(fault.problems):

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import codecs
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
 
 from schemas.problems import ConfigError, error
 
@@ -27,7 +27,7 @@ UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @contextmanager
-def open_regular(path: str | os.PathLike[str], *, what: str) -> Iterator[BinaryIO]:
+def open_regular(path: str | os.PathLike[str], *, what: str) -> Iterator[io.BufferedReader]:
     """The file opened for reading its bytes. ConfigError `no-file`, `not-a-regular-file`, `cannot-read`."""
     file = os.fspath(path)
     try:

@@ -72,7 +72,7 @@ def _refuse_consent(values: dict[str, Any], typed: dict[str, Any], file: str, li
 
 def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:
     """The family of the base model and what is trained on; raises ConfigError with everything that is wrong."""
-    problems = rules.check(read) + pickles.check(read)
+    problems = [*rules.check(read), *pickles.check(read), *names.irregular(read)]
     if errors(problems):
         raise ConfigError(problems)
     family = family_of(read)

@@ -57,8 +57,20 @@ def _run(function: Callable[..., int | None], as_json: bool, words: dict[str, An
     except ConfigError as fault:
         refuse(fault.problems, as_json)
         return 1
+    except BrokenPipeError:
+        raise  # the reader of our output has left
+    except OSError as fault:
+        refuse([of_the_system(fault)], as_json)
+        return 1
     except KeyboardInterrupt:
         return 130
+
+
+def of_the_system(fault: OSError) -> Problem:
+    """What the system says of a file or folder that a command line names."""
+    file = str(fault.filename) if fault.filename is not None else None
+    must, fix = f"cannot be used: {fault.strerror or fault}", "check the path, its rights and the room on the disk"
+    return Problem(code="not-usable", must=must, file=file, fix=fix)
 
 
 def refuse(problems: Iterable[Problem], as_json: bool, **document: Any) -> None:

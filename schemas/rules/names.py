@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from schemas.config import TrainConfig
+from schemas.config import TrainConfig, table
 from schemas.places import LONGEST_ENDING, LONGEST_PATH
 from schemas.problems import Problem
 from schemas.rules.registry import rule
@@ -49,6 +49,16 @@ def files_fit_their_folder(config: TrainConfig, family: str | None) -> Iterator[
         must = f"must leave room for the names of the files in it: the longest path would have {length} bytes"
         fix = "--set output_dir=PATH, a shorter one"
         yield Problem(code="path-too-long", key="output_dir", got=config.output_dir, must=must, fix=fix)
+
+
+def irregular(config: TrainConfig) -> Iterator[Problem]:
+    """Paths that are there and are neither file nor folder: reading a pipe or a device waits or never ends."""
+    for name, option in table().items():
+        value = getattr(config, name) if option.path else None
+        for path in value if isinstance(value, tuple) else (value,):
+            if path and os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path):
+                must = "is a pipe, a device or a socket; it must be a regular file or a folder"
+                yield Problem(code="irregular-path", key=name, got=path, must=must, fix=f"--set {name}=PATH")
 
 
 def written_places(config: TrainConfig) -> Iterator[tuple[str, str]]:
