@@ -129,9 +129,9 @@ def _rank(name: str, info: TensorInfo) -> int:
 
 
 def _alphas(header: Header) -> Counter[float]:
-    from schemas.weights import read_scalar
+    from schemas.weights import read_scalars
 
-    return Counter(read_scalar(header, name) for name in header.tensors if name.endswith(".alpha"))
+    return Counter(read_scalars(header, [name for name in header.tensors if name.endswith(".alpha")]).values())
 
 
 def parts(header: Header) -> dict[str, int]:

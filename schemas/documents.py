@@ -22,8 +22,11 @@ DIGITS = "holds a number of thousands of digits"
 HALF = re.compile("[\ud800-\udfff]")
 
 
-def parse_json(text: str | bytes, **hooks: Any) -> Any:
-    """The value of a JSON text; ValueError (json.JSONDecodeError where the place is known) says what is wrong."""
+def parse_json(text: str | bytes, *, flat: bool = False, **hooks: Any) -> Any:
+    """The value of a JSON text; ValueError (json.JSONDecodeError where the place is known) says what is wrong.
+
+    `flat`: the caller looks at every value itself and takes no nested ones; halves of pairs are left to it too.
+    """
     text = text.decode("utf-8") if isinstance(text, bytes) else text
     try:
         found = json.loads(text, **hooks)
@@ -33,7 +36,7 @@ def parse_json(text: str | bytes, **hooks: Any) -> Any:
         raise ValueError(DEEP) from None
     except ValueError:
         raise ValueError(DIGITS) from None
-    return workable(found) if needs_work(text) else found
+    return found if flat or not needs_work(text) else workable(found, halves="\\ud" in text or "\\uD" in text)
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -64,10 +67,10 @@ def needs_work(text: str) -> bool:
     return text.count("[") + text.count("{") > DEEPEST or "\\ud" in text or "\\uD" in text
 
 
-def workable(found: Any) -> Any:
-    """`found` with U+FFFD for each half of a surrogate pair; ValueError where it is nested too deep."""
+def workable(found: Any, *, halves: bool = True) -> Any:
+    """`found`, with U+FFFD for each half of a surrogate pair where it may hold `halves`; ValueError if too deep."""
     check_depth(found)
-    return _whole(found)
+    return _whole(found) if halves else found
 
 
 def check_depth(found: Any) -> None:
@@ -84,9 +87,14 @@ def check_depth(found: Any) -> None:
         level = below
 
 
+def whole(text: str) -> str:
+    """`text` with U+FFFD for each half of a surrogate pair."""
+    return HALF.sub("\ufffd", text)
+
+
 def _whole(value: Any) -> Any:
     if isinstance(value, str):
-        return HALF.sub("\ufffd", value) if HALF.search(value) else value
+        return whole(value)
     if isinstance(value, dict):
         return {_whole(name): _whole(one) for name, one in value.items()}
     return [_whole(one) for one in value] if isinstance(value, list) else value

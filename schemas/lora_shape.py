@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from schemas.weights import DOWNS, Header, LoraFacts, is_spatial, module_of, read_scalar
+from schemas.weights import DOWNS, Header, LoraFacts, module_of, read_scalars, spatial_modules
 
 BLOCKS = {"sd15": 25, "sd2": 25, "sdxl": 23}
 # blocks that hold attention, so that networks.lora adapts them without conv_dim
@@ -65,7 +65,8 @@ def adapter_shape(header: Header, facts: LoraFacts) -> AdapterShape:
         return _lycoris(header, facts)
     ranks = _ranks(header)
     shapes = {name: info.shape for name, info in header.tensors.items()}
-    linear = {module: rank for module, rank in ranks.items() if not is_spatial(module, shapes)}
+    spatial = spatial_modules(shapes)
+    linear = {module: rank for module, rank in ranks.items() if module not in spatial}
     dim, alpha, args, doubts = facts.dim, facts.alpha, [], []
     blocks = _by_block(linear, facts.family)
     text = [rank for module, rank in linear.items() if block_of(module, facts.family) is None]
@@ -132,9 +133,8 @@ def _block_lists(
 
 
 def _alpha_of(modules: Iterable[str], header: Header) -> float | None:
-    alphas = Counter(
-        read_scalar(header, f"{module}.alpha") for module in modules if f"{module}.alpha" in header.tensors
-    )
+    names = (f"{module}.alpha" for module in modules)
+    alphas = Counter(read_scalars(header, [name for name in names if name in header.tensors]).values())
     return alphas.most_common(1)[0][0] if alphas else None
 
 
