@@ -47,6 +47,10 @@ CODES = {
 }
 OPTION = re.compile(r"([a-z]+)\s(.+)", re.IGNORECASE)
 WHOLE = ("width", "height", "seed", "sample_steps")
+FAR = 2.0**65  # neither nan nor an infinity is within, nor an integer that no float can hold
+RANGES = {  # a seed may be negative: torch takes it as it is
+    "width": (0, 16384), "height": (0, 16384), "seed": (-(2**63), 2**64 - 1), "sample_steps": (0, STEPS[-1]),
+}  # fmt: skip
 DECIMAL = ("scale", "guidance_scale", "cfg_trunc_ratio", "renorm_cfg")
 # Of other families, or of ControlNet: known, but nothing follows from them here.
 IDLE = ("guidance_scale", "controlnet_image", "cfg_trunc_ratio", "renorm_cfg", "flow_shift")
@@ -169,7 +173,8 @@ def _unread(options: Iterable[str], line: int | None, file: str) -> Iterator[Pro
 def _read_toml(text: str, problems: list[Problem], file: str) -> Entries:
     shared = parse_toml(text).get("prompt")
     subsets = shared.get("subset") if isinstance(shared, dict) else None
-    if not isinstance(shared, dict) or not isinstance(subsets, list):
+    tables = isinstance(subsets, list) and all(isinstance(subset, dict) for subset in subsets)
+    if not isinstance(shared, dict) or not isinstance(subsets, list) or not tables:
         raise ValueError("it must hold a table [prompt] with [[prompt.subset]]")
     common = {key: value for key, value in shared.items() if key != "subset"}
     for number, subset in enumerate(subsets):
@@ -236,14 +241,14 @@ def _wrong(values: dict[str, Any], place: dict[str, Any]) -> Iterator[Problem]:
             code="no-prompt", key="prompt", got=values.get("prompt"), must="must be text", fix="add prompt", **place
         )
     for key, value in values.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        # a seed may be negative: torch takes it as it is
-        if key in WHOLE and not (number and value == int(value) and (value >= 0 or key == "seed")):
-            yield Problem(
-                code="bad-value", key=key, got=value, must="must be a whole number", fix=f"correct {key}", **place
-            )
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and -FAR < value < FAR
+        least, most = RANGES.get(key, (0, 0))
+        if key in WHOLE and not (number and value == int(value) and least <= value <= most):
+            must = f"must be a whole number from {least} to {most}"
+            yield Problem(code="bad-value", key=key, got=value, must=must, fix=f"correct {key}", **place)
         elif key == "scale" and not number:
-            yield Problem(code="bad-value", key=key, got=value, must="must be a number", fix=f"correct {key}", **place)
+            must = f"must be a finite number below {FAR:.2g}"
+            yield Problem(code="bad-value", key=key, got=value, must=must, fix=f"correct {key}", **place)
         elif key == "negative_prompt" and not isinstance(value, str):
             yield Problem(code="bad-value", key=key, got=value, must="must be text", fix=f"correct {key}", **place)
     sampler, samplers = values.get("sample_sampler"), table()["sample_sampler"].choices
