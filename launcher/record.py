@@ -16,7 +16,8 @@ from launcher import paths
 from launcher.files import write_json
 from launcher.plan import Plan
 from schemas.config import Option, table
-from schemas.documents import object_in
+from schemas.documents import object_in, parse_json
+from schemas.problems import ConfigError
 from schemas.textfile import open_regular
 
 PACKAGES = ("kohyakit", "torch", "accelerate", "diffusers", "transformers", "peft", "safetensors", "lycoris_lora",
@@ -173,15 +174,15 @@ def end(folder: Path, code: int) -> dict[str, Any]:
 def last_step(folder: Path) -> int | None:
     """The step of the newest whole line of log.jsonl."""
     try:
-        with (folder / "log.jsonl").open("rb") as stream:
+        with open_regular(folder / "log.jsonl", what="log of a run") as stream:
             stream.seek(0, 2)
             stream.seek(max(0, stream.tell() - 65536))
             lines = stream.read().splitlines()
-    except OSError:
+    except ConfigError:
         return None
     for line in reversed(lines):
         try:
-            step = json.loads(line).get("step")
+            step = parse_json(line).get("step")
         except (ValueError, AttributeError):
             continue
         if isinstance(step, int):

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from schemas.documents import parse_json
 from schemas.problems import error
 from schemas.textfile import CONFIG, read_text
 from schemas.weights import lora_family, read_header
@@ -126,7 +127,7 @@ def _ready(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 def split_image(image: bytes) -> tuple[dict[str, Any], memoryview]:
     """(header without metadata, tensor data) of a safetensors image."""
     length = int.from_bytes(image[:8], "little")
-    header = json.loads(image[8 : 8 + length])
+    header = parse_json(image[8 : 8 + length], flat=True)
     header.pop("__metadata__", None)
     return header, memoryview(image)[8 + length :]
 

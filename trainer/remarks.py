@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from schemas.documents import object_in
 from trainer.adapters import Adapter
 from trainer.dataset.captions import fixed
 from trainer.dataset.files import Sample, Scan
@@ -61,11 +62,8 @@ class Remarks:
             self._change(noted)
 
     def _change(self, change: Callable[[dict[str, Any]], None]) -> None:
-        try:
-            record = json.loads(self.record.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return
-        if isinstance(record, dict):
+        record = object_in(self.record, what="record of a run")
+        if record:
             change(record)
             write_text(self.record, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 

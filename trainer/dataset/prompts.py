@@ -263,5 +263,5 @@ def _wrong(values: dict[str, Any], place: dict[str, Any]) -> Iterator[Problem]:
             **place,
         )
     for key in WHOLE:
-        if isinstance(values.get(key), float) and values[key] == int(values[key]):
+        if isinstance(values.get(key), float) and values[key].is_integer():
             values[key] = int(values[key])
