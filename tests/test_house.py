@@ -297,6 +297,7 @@ OPENING = {
     "trainer/families/architecture.py": "our own table",
     "trainer/families/random_checkpoint.py": "writes",
     "trainer/toy/__main__.py": "images, of our own",
+    "trainer/toy/judge.py": "our own weights",
 }
 OPENERS = {"open", "read_text", "read_bytes", "load_file", "safe_open"}
 PARSERS = {"json.load", "json.loads", "tomllib.load", "tomllib.loads"}

@@ -41,7 +41,8 @@ def test_a_call_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     say(EVIL)
     say(f"{style('error', colour='red', bold=True)}: {EVIL}", err=True)
     out, err = capsys.readouterr()
-    assert out.count("\n") == err.count("\n") == 1 and "\x1b" not in out + err
+    assert out.count("\n") == err.count("\n") == 1
+    assert "\x1b" not in out + err
     assert err.startswith("error: a")
 
 
@@ -73,7 +74,8 @@ def test_documents_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_finding_is_one_line_and_its_fix_another() -> None:
     lines = Problem(code="x", must=f"is {EVIL}", key=EVIL, got=EVIL, fix=EVIL, file=EVIL, line=1).lines()
-    assert len(lines) == 2 and lines == [plain(line) for line in lines]
+    assert len(lines) == 2
+    assert lines == [plain(line) for line in lines]
 
 
 def test_a_suggested_command_is_one_line_and_runs() -> None:

@@ -17,7 +17,8 @@ def code(function: Callable[..., object], *words: object, **more: object) -> str
     with pytest.raises(ConfigError) as caught:
         function(*words, what="config", **more)
     problem = caught.value.problems[0]
-    assert problem.file == str(words[0]) and problem.fix
+    assert problem.file == str(words[0])
+    assert problem.fix
     return problem.code
 
 
@@ -51,7 +52,8 @@ def test_what_is_not_there_or_cannot_be(tmp_path: Path) -> None:
     assert code(read_bytes, tmp_path / "loop", limit=9) == "cannot-read"
     assert code(read_bytes, str(tmp_path / ("x" * 5000)), limit=9) == "cannot-read"
     assert code(read_bytes, "a\0b", limit=9) == "cannot-read"
-    assert not is_regular("x" * 5000) and not is_regular("a\0b")
+    assert not is_regular("x" * 5000)
+    assert not is_regular("a\0b")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
