@@ -14,6 +14,7 @@ from schemas.config import table
 from schemas.places import protected
 from schemas.problems import Problem
 from schemas.rules.names import caches_beside_images, document_places, written_places
+from schemas.terminal import shell_word
 
 FREE_WORDS = "extra_accelerate_launch_args"
 # `accelerate launch`: options that only say how many processes start and in which number format
@@ -138,12 +139,12 @@ def _consent(resolved: Resolved, name: str, does: str) -> Iterator[Problem]:
     if name in resolved.config.trust:
         return
     value = "***" if table()[name].secret else getattr(resolved.config, name)
-    fix = f"remove it, or if you agree: --trust {name}"
+    fix = f"remove it, or if you agree: --trust {shell_word(name)}"
     yield Problem(code="needs-consent", key=name, got=value, must=f"--{name} {does}", fix=fix)
 
 
 def _untrusted(key: str, name: str) -> Problem:
-    fix = f"remove it, or if you trust it: --trust {name}"
+    fix = f"remove it, or if you trust it: --trust {shell_word(name)}"
     return Problem(code="untrusted-module", key=key, got=name, must="would run its code", fix=fix)
 
 
@@ -187,11 +188,13 @@ def _launch_word(name: str, key: str, trust: Sequence[str]) -> Iterator[Problem]
     if name in trust:
         return
     if name in REACHING:
-        fix = f"remove it, or if you agree: --trust {name}"
+        fix = f"remove it, or if you agree: --trust {shell_word(name)}"
         yield Problem(code="needs-consent", key=key, got=name, must=f"--{name} {REACHING[name]}", fix=fix)
     elif name not in FLAGS and name not in VALUES:
         must = "is not one of the launch options that a file may set"
-        yield Problem(code="unknown-launch-word", key=key, got=name, must=must, fix=f"remove it, or --trust {name}")
+        yield Problem(
+            code="unknown-launch-word", key=key, got=name, must=must, fix=f"remove it, or --trust {shell_word(name)}"
+        )
     elif name not in HEEDED and not name.startswith("dynamo_"):
         must = "has no effect on the bundled trainer"
         yield Problem(code="no-effect", severity="note", key=key, got=name, must=must)

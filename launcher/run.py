@@ -23,7 +23,7 @@ from launcher.remedies import consent_words, fix_command
 from launcher.spill import SpillWatch
 from schemas.config import write as config_text
 from schemas.problems import ConfigError, Problem, errors
-from schemas.terminal import pass_on
+from schemas.terminal import pass_on, plain
 from schemas.textfile import CONFIG, read_bytes
 from trainer.plan.listing import listing
 
@@ -53,7 +53,7 @@ def launch(plan: Plan, *, write: Callable[[bytes], Any], say: Callable[[str], An
         raise ConfigError(wrong)
     if plan.config.debug_dataset and plan.checked.scan:
         for line in listing(plan.checked.scan, plan.config):
-            write(f"{line}\n".encode())
+            write(f"{plain(line)}\n".encode())
         return Ended(0, [])
     plan = settled(plan)
     probe_writing(plan)

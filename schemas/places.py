@@ -22,7 +22,7 @@ ENDINGS = (
 )
 LONGEST_ENDING = max(len(ending) for ending in ENDINGS)
 QUOTES = (('"', '"'), ("'", "'"), ("\u201c", "\u201d"), ("\u2018", "\u2019"), ("`", "`"))
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]")
 # what an escape in double quotes has become, where a backslash between folders was meant
 ESCAPES = {"\t": "t", "\n": "n", "\r": "r", "\b": "b", "\f": "f", "\x1b": "e"}
 NAMES = {"\t": "a tab", "\n": "a line end", "\r": "a line end", "\0": "a NUL"}
@@ -73,8 +73,8 @@ def fault_of_name(name: str) -> tuple[str, str] | None:
 
 
 def _fault(text: str) -> tuple[str, str] | None:
-    if re.search("[\ud800-\udbff\ude00-\udfff\ufffd]", text):
-        return "must be text, and holds a character that is none", ""
+    if re.search("[\ud800-\udfff\ufffd]", text):
+        return "must be text that UTF-8 can write, and holds a character that is none", ""
     for begin, end in QUOTES:
         if len(text) > 1 and text.startswith(begin) and text.endswith(end):
             return "must not stand in quotes of its own: they would become part of the name", text[1:-1].strip()

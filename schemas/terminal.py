@@ -40,6 +40,11 @@ def shell_words(words: Iterable[str]) -> str:
     return " ".join(_ansi_c(word) if UNSAFE.search(word) else shlex.quote(word) for word in words)
 
 
+def shell_word(value: object) -> str:
+    """One word of a suggested command: what a file says may not become another command of it."""
+    return shell_words([str(value)])
+
+
 def _ansi_c(word: str) -> str:
     text = word.replace("\\", "\\\\").replace("'", "\\'")
     return "$'" + UNSAFE.sub(lambda found: "".join(f"\\x{byte:02x}" for byte in _bytes(found[0])), text) + "'"

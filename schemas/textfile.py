@@ -80,7 +80,7 @@ def is_regular(path: str | os.PathLike[str]) -> bool:
 def _regular(mode: int, file: str, what: str) -> None:
     if not stat.S_ISREG(mode):
         kind = next((name for test, name in KINDS if test(mode)), "no regular file")
-        must = f"is {kind}; a {what} must be a regular file"
+        must = f"is {kind}; only a regular file can be read as {what}"
         raise error("not-a-regular-file", must, file=file, fix="choose the right file")
 
 

@@ -25,6 +25,7 @@ from schemas.rules import names
 from schemas.terminal import say
 from trainer.dataset.checks import bucket_steps
 from trainer.dataset.files import Scan, scan
+from trainer.dataset.prompts import read_prompts
 from trainer.plan.adapt import adapt_to
 from trainer.plan.listing import listing
 
@@ -79,6 +80,8 @@ def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:
     problems = rules.check(read, family)
     found = scan(read)
     problems += [*found.problems, *bucket_steps(found.specs, read, family)]
+    if read.sample_prompts:
+        read_prompts(read.sample_prompts)  # raises what is wrong with them, long before the first preview
     if errors(problems):
         raise ConfigError(problems)
     return family, found, problems
@@ -127,10 +130,18 @@ def write_config(read: TrainConfig) -> int:
     return 0
 
 
+class Spoken(logging.Handler):
+    """Our own parts' remarks leave through the door to the terminal too."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage(), err=True)
+
+
 def quiet() -> None:
     """Libraries' remarks on what is on purpose here stay out of the run's output."""
     for name in ("bitsandbytes", "diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("trainer").addHandler(Spoken())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from schemas.config import table
 from schemas.documents import parse_json
 from schemas.problems import Problem
 from schemas.rules.schedule import SCHEDULERS
+from schemas.terminal import shell_word
 
 # the order in which the site's database prints them
 ORDER = (
@@ -243,7 +244,7 @@ def _unknown(draft: Draft, key: str, value: Any, params: Mapping[str, Any]) -> N
     fix = f"remove {key}"
     guess = draft.guess(key, ARGUMENTS)
     if value in SCHEDULERS and "lrScheduler" not in params:
-        fix = f"probably lrScheduler: --set lr_scheduler={value}"
+        fix = f"probably lrScheduler: --set lr_scheduler={shell_word(value)}"
     elif guess:
         fix = f"did you mean {guess}?"
     draft.keys[key] = Fate("unknown", None, None, fix)

@@ -11,6 +11,7 @@ from schemas.config import TrainConfig, table
 from schemas.places import LONGEST_ENDING, LONGEST_PATH
 from schemas.problems import Problem
 from schemas.rules.registry import rule
+from schemas.terminal import shell_word
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".avif")
 
@@ -26,7 +27,7 @@ def names_stay_in_their_folder(config: TrainConfig, family: str | None) -> Itera
             key="output_name",
             got=name,
             must="must be a name, not a path: the folder is output_dir",
-            fix=f"--set output_name={clean}",
+            fix=f"--set output_name={shell_word(clean)}",
         )
     prefix = config.log_prefix or ""
     if ".." in re.split(r"[/\\]", prefix) or re.match(r"[/\\~]|[A-Za-z]:", prefix):

@@ -85,7 +85,8 @@ def test_the_whole_path_has_room() -> None:
 @pytest.mark.parametrize(
     "path",
     ["/", "/etc", "/etc/x/y", "/usr/lib/x", "/tmp/../etc", "/dev", "/proc/self", "/var/lib/x", "/boot", "/sys",
-     "/bin/x",     "~/.ssh", "~/.config/autostart", "~/.local/share/x", "~/Library/LaunchAgents", "C:\\Windows\\System32",
+     "/bin/x", "~/.ssh", "~/.config/autostart", "~/.local/share/x", "~/Library/LaunchAgents",
+     "C:\\Windows\\System32",
      "c:/windows/x"],
 )  # fmt: skip
 def test_system_and_configuration_folders_need_a_word(path: str) -> None:
