@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
-
 from launcher import paths
 from launcher.command import quoted
 from launcher.consent import asked_by_sd_scripts
@@ -20,6 +18,7 @@ from launcher.files import write_text
 from launcher.preflight import Checked, check_run
 from launcher.resolve import Resolved
 from schemas.problems import ConfigError, errors
+from schemas.terminal import say, say_document
 
 # Only our own trainer minds these.
 OURS = (
@@ -50,7 +49,7 @@ def sd_scripts(resolved: Resolved, folder: str | None, *, only_print: bool, as_j
     words = command(checked, config_file, folder or "")
     if only_print:
         text = {"command": words, "config": toml_values(checked)}
-        _print_json(text) if as_json else click.echo(quoted(words))
+        _print_json(text) if as_json else say(quoted(words))
         return 0
     script = next(word for word in words if word.endswith(".py"))
     if not Path(script).is_file():
@@ -59,9 +58,7 @@ def sd_scripts(resolved: Resolved, folder: str | None, *, only_print: bool, as_j
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    import json
-
-    click.echo(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    say_document(document)
 
 
 def pictures(checked: Checked) -> int:

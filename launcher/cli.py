@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -80,8 +79,10 @@ class Commands(click.Group):
                 code = end.code
             sys.stdout.flush()  # what cannot be written shows now, not in the interpreter's last moments
         except click.UsageError as fault:
+            from schemas.terminal import plain, say_document
+
             if "--json" in words:
-                must = fault.format_message()
+                must = plain(fault.format_message())
                 problem = {
                     "severity": "error",
                     "code": "usage",
@@ -91,13 +92,15 @@ class Commands(click.Group):
                     "must": must,
                     "fix": None,
                 }
-                click.echo(json.dumps({"ok": False, "problems": [problem]}))
-            fault.show()
+                say_document({"ok": False, "problems": [problem]})
+            _show(fault, words)
             code = 2
         except (Interrupted, click.Abort, KeyboardInterrupt):
             code = _interrupted("--json" in words)
         except click.ClickException as fault:
-            fault.show()
+            from schemas.terminal import say
+
+            say(f"Error: {fault.format_message()}", err=True)
             code = 1
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the reader has left; nothing more can be said to it
@@ -110,21 +113,23 @@ class Commands(click.Group):
 def _interrupted(as_json: bool) -> int:
     """One line; what was being written is gone, what was there is whole."""
     from schemas.signals import INTERRUPTED, held_off
+    from schemas.terminal import say, say_document
 
     with held_off():
-        click.echo("interrupted", err=True)
+        say("interrupted", err=True)
         if as_json:
-            click.echo(json.dumps({"ok": False, "interrupted": True, "problems": []}))
+            say_document({"ok": False, "interrupted": True, "problems": []})
     return INTERRUPTED
 
 
 def _disk(fault: OSError) -> int:
     """A disk that takes no more, or anything else that the system refuses a file."""
+    from schemas.terminal import say, style
     from schemas.writing import disk_advice, disk_fault, disk_words
 
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is still in its buffer would fail again at the end
     fix = f". {disk_advice(fault).capitalize()} and try again" if disk_fault(fault) else ""
-    click.echo(f"{click.style('error', fg='red')}: {disk_words(fault)}{fix}", err=True)
+    say(f"{style('error', colour='red')}: {disk_words(fault)}{fix}", err=True)
     return 1
 
 
@@ -134,14 +139,33 @@ def _shipped(module: str) -> bool:
     return (Path(__file__).parent.parent / (module.replace(".", "/") + ".py")).is_file()
 
 
+def _show(fault: click.UsageError, words: Sequence[str]) -> None:
+    """As click shows it, with what was typed on one line: an argument may come out of a stranger's file or name."""
+    from schemas.terminal import plain, say
+
+    for line in fault.ctx.get_usage().split("\n") if fault.ctx else ():
+        say(line, err=True)
+    if fault.ctx and fault.ctx.command.get_help_option(fault.ctx) is not None:
+        say(f"Try '{fault.ctx.command_path} {fault.ctx.help_option_names[0]}' for help.", err=True)
+    if fault.ctx:
+        say(err=True)
+    message = fault.format_message()
+    for word in words:
+        message = message.replace(word, plain(word)) if plain(word) != word else message
+    for line in f"Error: {message}".split("\n"):
+        say(line, err=True)
+
+
 def _version(ctx: click.Context) -> None:
     from importlib import metadata
+
+    from schemas.terminal import say
 
     try:
         number = metadata.version("kohyakit")
     except metadata.PackageNotFoundError:
         number = "(a checkout that is not installed)"
-    click.echo(f"kohyakit {number}")
+    say(f"kohyakit {number}")
     ctx.exit()
 
 

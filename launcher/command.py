@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shlex
 import socket
 import subprocess
 import sys
@@ -16,7 +14,10 @@ from typing import Any
 
 from launcher.machine import Machine
 from launcher.resolve import ACCELERATE
+from schemas.documents import parse_json
 from schemas.problems import error
+from schemas.terminal import shell_words
+from schemas.textfile import CONFIG, read_text
 
 PLUGINS = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,17 +113,11 @@ def decide(options: LaunchOptions, words: Mapping[str, Any], mixed_precision: st
 
 def read_accelerate_config(file: str) -> dict[str, Any]:
     """The launch words of a file that `accelerate config` has written: its plain top-level entries."""
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except OSError as fault:
-        must = f"cannot be read: {fault.strerror}"
-        raise error("no-file", must, file=file, fix="write one with: accelerate config --config_file FILE") from None
-    except UnicodeDecodeError:
-        raise error("bad-value", "is not text", file=file, fix="write one with: accelerate config") from None
+    text = read_text(file, limit=CONFIG, what="accelerate config")
     found: dict[str, Any] = {}
     if text.lstrip().startswith("{"):
         try:
-            document = json.loads(text)
+            document = parse_json(text)
         except ValueError as fault:
             raise error("not-json", f"is not JSON: {fault}", file=file, fix="mend that line") from None
         found = {name: value for name, value in document.items() if not isinstance(value, (dict, list))}
@@ -209,4 +204,4 @@ def free_port() -> int:
 
 def quoted(words: list[str]) -> str:
     """The command as a shell of this system takes it."""
-    return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+    return subprocess.list2cmdline(words) if sys.platform == "win32" else shell_words(words)

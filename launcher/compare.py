@@ -11,6 +11,7 @@ from schemas import options as o
 from schemas import rules
 from schemas.config import table, to_flat
 from schemas.problems import ConfigError
+from schemas.textfile import CONFIG, read_bytes
 
 # These change where results go and what is shown, not what is trained.
 BESIDE = (o.LoggingOptions, o.MetadataOptions, o.HubOptions, o.FileOptions, o.SavingOptions, o.StateOptions,
@@ -72,9 +73,9 @@ def _named_datasets(path: str | None) -> Any:
 def _named_prompts(path: str | None) -> str | None:
     """The text of a plain prompt file, None where it cannot be read."""
     try:
-        data = Path(path).read_bytes() if path and path.endswith(".txt") else None
-        return None if data is None else formats.decode(data)[0]
-    except (OSError, ConfigError):
+        text = path and path.endswith(".txt")
+        return formats.decode(read_bytes(path, limit=CONFIG, what="prompt file"))[0] if path and text else None
+    except ConfigError:
         return None
 
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from launcher.formats.base import Draft, Setting
 from launcher.resolve import Resolved
 from schemas.config import table
+from schemas.places import protected
 from schemas.problems import Problem
+from schemas.rules.names import caches_beside_images, document_places, written_places
+from schemas.terminal import shell_word
 
 FREE_WORDS = "extra_accelerate_launch_args"
 # `accelerate launch`: options that only say how many processes start and in which number format
@@ -61,7 +64,8 @@ FREE_TEXT = "additional_parameters"
 
 def asked(resolved: Resolved) -> list[Problem]:
     """Everything of the file that needs consent, whatever trains."""
-    found = [*_own_consent(resolved), *_outside(resolved), *launch_words(resolved.draft, resolved.config.trust)]
+    found = [*_own_consent(resolved), *_outside(resolved), *_places(resolved)]
+    found += [*launch_words(resolved.draft, resolved.config.trust)]
     return [resolved.placed(problem) for problem in found]
 
 
@@ -116,16 +120,31 @@ def _outside(resolved: Resolved) -> Iterator[Problem]:
             yield from _consent(resolved, name, does)
 
 
+def _places(resolved: Resolved) -> Iterator[Problem]:
+    """Folders of the system, and hidden ones of the user, that a file would have written to."""
+    config = resolved.config
+    for name, value in written_places(config):
+        why = protected(value) if _from_file(resolved.settings.get(name)) else None
+        if why is not None:
+            yield from _consent(resolved, name, f"writes into {value}, which {why}")
+    if caches_beside_images(config) and resolved.draft.datasets is not None and "image_dir" not in config.trust:
+        for value in document_places(resolved.draft.datasets):
+            why = protected(value)
+            if why is not None:
+                must, fix = f"caches written beside the images go into a place that {why}", "--trust image_dir"
+                yield Problem(code="needs-consent", key="image_dir", got=value, must=must, fix=f"if you agree: {fix}")
+
+
 def _consent(resolved: Resolved, name: str, does: str) -> Iterator[Problem]:
     if name in resolved.config.trust:
         return
     value = "***" if table()[name].secret else getattr(resolved.config, name)
-    fix = f"remove it, or if you agree: --trust {name}"
+    fix = f"remove it, or if you agree: --trust {shell_word(name)}"
     yield Problem(code="needs-consent", key=name, got=value, must=f"--{name} {does}", fix=fix)
 
 
 def _untrusted(key: str, name: str) -> Problem:
-    fix = f"remove it, or if you trust it: --trust {name}"
+    fix = f"remove it, or if you trust it: --trust {shell_word(name)}"
     return Problem(code="untrusted-module", key=key, got=name, must="would run its code", fix=fix)
 
 
@@ -169,11 +188,13 @@ def _launch_word(name: str, key: str, trust: Sequence[str]) -> Iterator[Problem]
     if name in trust:
         return
     if name in REACHING:
-        fix = f"remove it, or if you agree: --trust {name}"
+        fix = f"remove it, or if you agree: --trust {shell_word(name)}"
         yield Problem(code="needs-consent", key=key, got=name, must=f"--{name} {REACHING[name]}", fix=fix)
     elif name not in FLAGS and name not in VALUES:
         must = "is not one of the launch options that a file may set"
-        yield Problem(code="unknown-launch-word", key=key, got=name, must=must, fix=f"remove it, or --trust {name}")
+        yield Problem(
+            code="unknown-launch-word", key=key, got=name, must=must, fix=f"remove it, or --trust {shell_word(name)}"
+        )
     elif name not in HEEDED and not name.startswith("dynamo_"):
         must = "has no effect on the bundled trainer"
         yield Problem(code="no-effect", severity="note", key=key, got=name, must=must)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-
 from launcher.child import handed_down
+from launcher.command import quoted
 from launcher.demo_sheet import Asked, Epoch, draw, previews, rated, reason
+from schemas.terminal import say, style
 from schemas.writing import disk_words
 from trainer.toy.world import TOKEN
 
@@ -53,12 +52,13 @@ def run_demo(directory: Path) -> int:
     try:
         _demo(directory)
     except Failed as fault:
-        click.echo(f"\nThe demo stopped: the command above ended with exit code {fault.code}.", err=True)
-        click.echo(f"What it has made so far lies in {directory}", err=True)
+        say(err=True)
+        say(f"The demo stopped: the command above ended with exit code {fault.code}.", err=True)
+        say(f"What it has made so far lies in {directory}", err=True)
         return fault.code
     except OSError as fault:
-        click.echo(f"\nThe demo stopped: {disk_words(fault)}", err=True)
-        click.echo(f"What it has made so far lies in {directory}", err=True)
+        say(f"The demo stopped: {disk_words(fault)}", err=True)
+        say(f"What it has made so far lies in {directory}", err=True)
         return 3
     return 0
 
@@ -85,11 +85,9 @@ def _demo(directory: Path) -> None:
 
     _heading(f"Photos. Everything goes into {directory}")
     shutil.copytree(TOY / "frogs", photos)
-    click.echo(f"{len(list(photos.glob('*.png')))} captioned pictures of a frog called {TOKEN}: {photos}")
-    click.echo(
-        "The base model is a toy: 12 MB in the form of a Stable Diffusion 1.5 checkpoint, trained from nothing\n"
-        "on drawn shapes and animals in six landscapes. It has never seen a frog, and its pictures have 64 pixels."
-    )
+    say(f"{len(list(photos.glob('*.png')))} captioned pictures of a frog called {TOKEN}: {photos}")
+    say("The base model is a toy: 12 MB in the form of a Stable Diffusion 1.5 checkpoint, trained from nothing")
+    say("on drawn shapes and animals in six landscapes. It has never seen a frog, and its pictures have 64 pixels.")
 
     _heading("1. From photos to a training folder")
     _kohyakit("dataset", "prepare", str(photos), "--name", TOKEN, "--to", str(data), "--repeats", "16")
@@ -118,24 +116,25 @@ def _demo(directory: Path) -> None:
 def _compared(results: Path, name: str, sheet: Path) -> list[Epoch]:
     """Prints what the previews of each epoch show, and draws the sheet."""
     epochs = rated(previews(results / "sample", name), ASKED, environment())
-    click.echo(f"{'epoch':>8}  {'frogs':>6}  {'others':>9}  as read from the previews by a small classifier")
+    say(f"{'epoch':>8}  {'frogs':>6}  {'others':>9}  as read from the previews by a small classifier")
     for epoch in epochs:
         number = "before" if epoch.number == 0 else str(epoch.number)
         taught, kept = f"{epoch.taught} of {epoch.taught_of}", f"{epoch.kept} of {epoch.kept_of}"
-        click.echo(f"{number:>8}  {taught:>6}  {kept:>9}")
-    click.echo(reason(epochs))
+        say(f"{number:>8}  {taught:>6}  {kept:>9}")
+    say(reason(epochs))
     draw(epochs, sheet)
-    click.echo(f"side by side: {sheet}")
+    say(f"side by side: {sheet}")
     return epochs
 
 
 def _heading(text: str) -> None:
-    click.echo("\n" + click.style(text, bold=True))
+    say()
+    say(style(text, bold=True))
 
 
 def _kohyakit(*words: str) -> None:
     """Print and run one command of ours, by this very installation."""
-    click.echo(click.style("$ " + shlex.join(["kohyakit", *words]), fg="cyan"))
+    say(style("$ " + quoted(["kohyakit", *words]), colour="cyan"))
     code = run_module("launcher", *words)
     if code:
         raise Failed(code)
@@ -164,18 +163,20 @@ def _farewell(directory: Path, results: Path) -> None:
     _listed("LoRA files, for any program that loads Kohya's", sorted(results.glob("*.safetensors")))
     _listed("the settings, which Kohya's GUI and kohyakit load", sorted(results.glob("*.json")))
     run = results / f"{NAME}.run"
-    click.echo("\nWhat to type next:")
+    say()
+    say("What to type next:")
     for words, why in (
         (["report", str(run)], "the run as a page: curves, previews, settings"),
         (["inspect", str(results / f"{NAME}.safetensors")], "what the LoRA file says about itself"),
         (["presets"], "presets for real models"),
         (["dataset", "prepare", "MY_PHOTOS", "--name", "MYTOKEN"], "and now your own photos"),
     ):
-        click.echo(f"  {shlex.join(['kohyakit', *words])}\n      {why}")
+        say(f"  {quoted(['kohyakit', *words])}")
+        say(f"      {why}")
 
 
 def _listed(title: str, files: Sequence[Path]) -> None:
     if files:
-        click.echo(f"{title}:")
+        say(f"{title}:")
     for file in files:
-        click.echo(f"  {file}")
+        say(f"  {file}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import TrainConfig, table
+from schemas.terminal import in_strings
 from schemas.writing import write_atomically
 
 TOKEN = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|sk-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,})")
@@ -31,7 +32,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, document: Any) -> None:
     """Indented, readable."""
-    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_text(path, in_strings(json.dumps(document, indent=2, ensure_ascii=False, default=str)) + "\n")
 
 
 def secrets_of(config: TrainConfig) -> dict[str, str]:

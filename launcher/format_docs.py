@@ -12,6 +12,7 @@ from launcher.formats.kohya_gui import keys
 from launcher.formats.kohya_gui.fates import NEVER_SENT
 from schemas.config import table
 from schemas.rules import UNSUPPORTED, WITHOUT_EFFECT
+from schemas.terminal import say
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "formats.md"
 HEAD = """# Formats
@@ -183,7 +184,7 @@ def _reasons(title: str, reasons: Mapping[str, str]) -> Iterator[str]:
 
 def main() -> int:
     PAGE.write_text(page(), encoding="utf-8")
-    print(PAGE)
+    say(PAGE)
     return 0
 
 

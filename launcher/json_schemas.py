@@ -14,6 +14,7 @@ from typing import Any
 
 from launcher.formats.base import Draft
 from schemas.problems import Problem
+from schemas.terminal import say
 
 FOLDER = Path(__file__).resolve().parent.parent / "schemas"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -122,6 +123,7 @@ def _shapes(keys: Mapping[str, str]) -> dict[str, Any]:
         "int": {"type": "integer"},
         "bool": {"type": "boolean"},
         "str": {"type": "string"},
+        "path": {"type": "string"},
         "float": number,
         "pair": {"type": "array", "items": number, "minItems": 2, "maxItems": 2},
         "table": {"type": "object"},
@@ -244,7 +246,7 @@ def main() -> int:
     for name in PUBLISHED:
         path = FOLDER / f"{name}.schema.json"
         path.write_text(text(name), encoding="utf-8")
-        print(path)
+        say(path)
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,8 @@ from launcher.formats.base import Draft
 from launcher.formats.foreign_header import trainer_of
 from schemas import interop
 from schemas.config import table, to_flat
+from schemas.documents import parse_json
+from schemas.textfile import open_regular
 from schemas.weights import EXTRAS, Header, LoraFacts, lora_facts, module_of, module_ranks, read_header
 
 WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
@@ -52,7 +53,10 @@ def health(header: Header) -> Health:
     """Looks at every number of the file. A module has moved when a product of its factors is not zero any more."""
     not_finite, zero = [], []
     products: dict[str, dict[str, bool]] = {}
-    with header.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with (
+        open_regular(header.path, what="weights file") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
         for name, info in header.tensors.items():
             if info.dtype not in WIDTHS:
                 continue
@@ -138,9 +142,9 @@ def programs(header: Header, facts: LoraFacts) -> dict[str, dict[str, str]]:
 
 
 def _alphas(header: Header) -> Counter[float]:
-    from schemas.weights import read_scalar
+    from schemas.weights import read_scalars
 
-    return Counter(read_scalar(header, name) for name in header.tensors if name.endswith(".alpha"))
+    return Counter(read_scalars(header, [name for name in header.tensors if name.endswith(".alpha")]).values())
 
 
 def parts(header: Header) -> dict[str, int]:
@@ -171,7 +175,7 @@ def hashes(header: Header) -> dict[str, Any]:
     """SHA-256 of the file and of its tensor data (the sshs form), against what the header states."""
     start = min((info.start for info in header.tensors.values()), default=header.size)
     file, data = hashlib.sha256(), hashlib.sha256()
-    with header.path.open("rb") as stream:
+    with open_regular(header.path, what="weights file") as stream:
         file.update(stream.read(start))
         while piece := stream.read(PIECE):
             file.update(piece)
@@ -194,7 +198,7 @@ def _shown(name: str, text: str) -> Any:
     text = without_secrets(text)
     if text[:1] in "{[":
         try:
-            return json.loads(text)
+            return parse_json(text)
         except ValueError:
             return text
     return text

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from launcher.resolve import Resolved
 from schemas.config import Option, table
 from schemas.problems import Problem
+from schemas.rules import names
 from schemas.run_folder import last_step
 
 OUTPUTS = ("output_dir", "logging_dir", "console_log_file")
@@ -52,13 +53,15 @@ def foreign(path: str) -> bool:
 
 def path_problems(resolved: Resolved) -> list[Problem]:
     """Every path argument that this machine cannot serve, except the base model and the training pictures' content."""
-    found = []
+    model = "pretrained_model_name_or_path"  # opened, and judged, elsewhere
+    found = [resolved.placed(one) for one in names.irregular(resolved.config) if one.key != model]
+    irregular = {problem.got for problem in found}
     for option in table().values():
         value = getattr(resolved.config, option.name)
         if not option.path or not value or option.name in LEFT_TO_OTHERS or _unused(resolved, option.name):
             continue
         for path in value if isinstance(value, tuple) else (value,):
-            problem = _path_problem(resolved, option, path)
+            problem = None if path in irregular else _path_problem(resolved, option, path)
             if problem is not None:
                 found.append(resolved.placed(problem))
     return found

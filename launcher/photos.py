@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -13,8 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from launcher.command import quoted
+from launcher.commands import of_the_system
 from launcher.commands.examples import epilog
 from schemas.problems import ConfigError, Problem, error, errors
+from schemas.terminal import say, say_document
 
 if TYPE_CHECKING:
     from launcher.pictures.check import Checkup
@@ -36,25 +37,21 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
     def guarded(as_json: bool, **words: Any) -> None:
         try:
             command(as_json=as_json, **words)
-        except ConfigError as fault:
+        except BrokenPipeError:
+            raise  # the reader of our output has left
+        except (ConfigError, OSError) as wrong:
+            fault = wrong if isinstance(wrong, ConfigError) else ConfigError([of_the_system(wrong)])
             if as_json:
                 print_json({"ok": False, "problems": [problem.as_json() for problem in fault.problems]})
-            say(summary(fault.problems), err=True)
+            for line in summary(fault.problems):
+                say(line, err=True)
             sys.exit(1)
 
     return guarded
 
 
 def print_json(document: dict[str, Any]) -> None:
-    # A file name that is no UTF-8 has lone surrogates, which JSON writes as escapes.
-    text = json.dumps(document, indent=2, ensure_ascii=False)
-    click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
-
-
-def say(lines: Iterable[str], *, err: bool = False) -> None:
-    """Lines for people; what a terminal could not write is escaped."""
-    for line in lines:
-        click.echo(line.encode("utf-8", "backslashreplace").decode("utf-8"), err=err)
+    say_document(document)
 
 
 @dataset.command(epilog=epilog("prepare"))
@@ -98,7 +95,8 @@ def prepare(
     if as_json:
         print_json(prepared_json(made))
     else:
-        say(_told(made, chosen=directory is None))
+        for line in _told(made, chosen=directory is None):
+            say(line)
 
 
 def _repeats(text: str) -> int | None:
@@ -123,7 +121,7 @@ def next_command(made: Prepared) -> str:
         "output_dir": str(made.directory / "result_current"),
         "output_name": made.token,
     }
-    return " ".join(["kohyakit plan sd15-character", *(f"--set {shlex.quote(f'{k}={v}')}" for k, v in sets.items())])
+    return " ".join(["kohyakit plan sd15-character", *(f"--set {quoted([f'{k}={v}'])}" for k, v in sets.items())])
 
 
 def prepared_json(made: Prepared) -> dict[str, Any]:
@@ -157,7 +155,8 @@ def _told(made: Prepared, *, chosen: bool) -> Iterator[str]:
         yield f"  left out: {name}: {why}"
     if captions < images:
         yield f"  {images - captions} pictures have no caption: they are trained on the word {made.token} alone"
-    yield f"\nLook at it:  kohyakit dataset check {shlex.quote(str(made.directory))}"
+    yield ""
+    yield f"Look at it:  kohyakit dataset check {quoted([str(made.directory)])}"
     yield f"Then:        {next_command(made)}"
 
 
@@ -189,12 +188,14 @@ def check(*, directory: Path, sheet_file: Path | None, as_json: bool, **settings
     if as_json:
         print_json(found.as_json())
     else:
-        say(_report(found))
+        for line in _report(found):
+            say(line)
         if sheet_file:
-            click.echo(f"\nOpen {sheet_file}")
+            say()
+            say(f"Open {sheet_file}")
     if not found.ok:
         if not as_json:
-            click.echo(f"{len(errors(found.problems))} errors", err=True)
+            say(f"{len(errors(found.problems))} errors", err=True)
         sys.exit(1)
 
 
@@ -242,7 +243,8 @@ def summary(problems: Iterable[Problem]) -> Iterator[str]:
         kinds.setdefault((order[problem.severity], problem.code), []).append(problem)
     for (_, code), alike in sorted(kinds.items(), key=lambda item: item[0][0]):
         for problem in alike[:SHOWN]:
-            yield f"{problem.severity}: {problem}"
+            first, *rest = problem.lines()
+            yield from [f"{problem.severity}: {first}", *rest]
         if len(alike) > SHOWN:
             yield f"{alike[0].severity}: {len(alike) - SHOWN} more of the kind {code} (--json lists all)"
 
@@ -262,7 +264,7 @@ def caption(*, directory: Path, mode: str | None, **settings: Any) -> None:
     from launcher.demo import run_module
 
     if not directory.is_dir():
-        click.echo(f"{directory}: there is no such folder", err=True)
+        say(f"{directory}: there is no such folder", err=True)
         sys.exit(1)
     words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     sys.exit(run_module("trainer.captioning", str(directory), f"--mode={mode or 'keep'}", *words))
@@ -288,4 +290,4 @@ def pack(*, directory: Path, target: Path, as_json: bool) -> None:
     if as_json:
         print_json({"ok": True, "file": str(target), "names": names})
     else:
-        say([f"{target}: {len(found.shots)} pictures, {len(names) - len(found.shots)} captions"])
+        say(f"{target}: {len(found.shots)} pictures, {len(names) - len(found.shots)} captions")

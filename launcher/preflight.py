@@ -14,6 +14,7 @@ from launcher import paths
 from launcher.machine import Machine, adapt
 from launcher.resolve import Resolved
 from schemas.problems import ConfigError, Problem, errors
+from schemas.terminal import shell_word
 from trainer.plan.adapt import Adapted
 
 if TYPE_CHECKING:
@@ -182,10 +183,11 @@ def _fits(resolved: Resolved, family: str, problem: Any, fix: str) -> tuple[str 
     if family == "unknown":
         return _unknown(said, str(resolved.config.pretrained_model_name_or_path), problem, fix)
     if family == "lora":
+        model = shell_word(resolved.config.pretrained_model_name_or_path)
         return None, problem(
             "not-a-checkpoint",
             "is a LoRA, not a base model",
-            f"{fix} (to start from this LoRA: --set network_weights={resolved.config.pretrained_model_name_or_path})",
+            f"{fix} (to start from this LoRA: --set network_weights={model})",
         )
     if family not in FAMILIES:
         return None, problem("unsupported-family", f"is a {family} model; SD1.5, SD2 and SDXL can be trained")
@@ -349,9 +351,13 @@ def gui_steps(resolved: Resolved, scan: Scan) -> tuple[Resolved, list[Problem]]:
 
 
 def unique(problems: Iterable[Problem]) -> list[Problem]:
-    """Without repetitions, errors first, otherwise in the order found."""
+    """Without repetitions and consequences, errors first, otherwise in the order found."""
     seen: dict[tuple[Any, ...], Problem] = {}
+    problems = list(problems)
+    bad = {problem.key for problem in errors(problems) if problem.code == "bad-value"}
     for problem in problems:
+        if problem.code == "missing-option" and problem.key in bad:
+            continue  # it is given, and what is wrong with it is said
         seen.setdefault((problem.severity, problem.code, problem.key, problem.must, repr(problem.got)), problem)
     rank = {"error": 0, "warning": 1, "note": 2}
     return sorted(seen.values(), key=lambda problem: rank[problem.severity])

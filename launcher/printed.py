@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from launcher import paths
 from launcher.command import launch_words, quoted
@@ -14,7 +12,9 @@ from launcher.data import carried_files
 from launcher.files import secrets_of
 from launcher.plan import Plan
 from schemas.derive import typed_words
-from schemas.problems import error
+from schemas.problems import ConfigError, error
+from schemas.terminal import shell_word, shell_words
+from schemas.textfile import CONFIG, read_text
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def printed_command(plan: Plan) -> Printed:
         must = f"carries what the trainer reads from files of its own: {', '.join(sorted(missing))}"
         fix = "kohyakit convert FILE --to sd-scripts -o OUT.toml, then print the command of OUT.toml"
         raise error("carried-files", f"{must}; one line cannot write those", file=resolved.draft.file, fix=fix)
-    before = [f"mkdir -p {shlex.quote(folder)}"] if missing else []
-    before += [f"{_printing(text)} > {shlex.quote(file)}" for file, text in missing.items()]
+    before = [f"mkdir -p {shell_word(folder)}"] if missing else []
+    before += [f"{_printing(text)} > {shell_word(file)}" for file, text in missing.items()]
     notes = [
         f"note: {name} is not printed: set {SECRET_VARIABLES.get(name, name.upper())} in the environment"
         for name in secrets_of(resolved.config)
@@ -58,11 +58,11 @@ def printed_command(plan: Plan) -> Printed:
 
 def _printing(text: str) -> str:
     """The words that print a text, line by line, so that the command itself stays one line."""
-    return shlex.join(["printf", "%s\\n", *text.removesuffix("\n").split("\n")])
+    return shell_words(["printf", "%s\\n", *text.removesuffix("\n").split("\n")])
 
 
 def _holds(file: str, text: str) -> bool:
     try:
-        return Path(file).read_text(encoding="utf-8") == text
-    except (OSError, ValueError):
+        return read_text(file, limit=CONFIG, what="file of a run") == text
+    except ConfigError:
         return False

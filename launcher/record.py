@@ -17,6 +17,7 @@ from launcher.files import write_json
 from launcher.plan import Plan
 from schemas.config import Option, table
 from schemas.run_folder import RECORD, last_step, read_record, states_in
+from schemas.textfile import open_regular
 
 PACKAGES = ("kohyakit", "torch", "accelerate", "diffusers", "transformers", "peft", "safetensors", "lycoris_lora",
             "bitsandbytes", "xformers", "prodigyopt", "numpy", "pillow")  # fmt: skip
@@ -122,7 +123,7 @@ def model_fingerprint(model: str | None) -> dict[str, Any]:
         size = sum(file.stat().st_size for file in files)
     else:
         size = path.stat().st_size
-        with path.open("rb") as stream:
+        with open_regular(path, what="weights file") as stream:
             start = stream.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             digest.update(start + stream.read(min(length, 100 * 2**20)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from launcher.formats.base import Draft, Fate, Origin, Setting
 from schemas.config import BadValue, TrainConfig, from_flat, read_value, table
 from schemas.problems import ConfigError, Problem, nearest
+from schemas.textfile import is_regular
 
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
 ACCELERATE = (
@@ -132,11 +134,11 @@ def resolve(file: str, sets: Mapping[str, str] | None = None, *, format: str | N
 
 
 def _find(file: str) -> tuple[str, Origin]:
-    if not Path(file).is_file():
+    if not is_regular(file):
         preset = preset_path(file)
         if preset is not None:
             return str(preset), "preset"
-        if not Path(file).exists():
+        if not os.path.exists(file):
             guess = nearest(file, [path.stem for path in presets()])
             fix = (
                 f"did you mean the preset {guess}?" if guess else "check the path, or choose one of `kohyakit presets`"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,9 +19,12 @@ from launcher.preflight import unique
 from launcher.resolve import ACCELERATE, Resolved, UsageError, settle
 from launcher.run import Ended
 from schemas.config import BadValue, read_value, table
+from schemas.documents import parse_toml
 from schemas.problems import ConfigError, Problem, error, nearest
 from schemas.resuming import Choice, cannot_change, kept_config, kept_seed, not_on_resume, state_meant
 from schemas.run_folder import CONFIG, MANIFEST, STATE, read_record, same_place, states_in
+from schemas.textfile import CONFIG as LARGEST
+from schemas.textfile import read_text
 
 Mode = Literal["resume", "continue", "launch"]
 LENGTHS = {"max_train_steps", "max_train_epochs"}
@@ -332,11 +334,11 @@ def _kept_draft(found: Found, *, carried: bool) -> Draft:
 def _carry(draft: Draft, name: str, held: Path) -> None:
     """The held file becomes part of the draft, so that the new run writes its own."""
     del draft.arguments[name]
-    text = held.read_text(encoding="utf-8")
+    text = read_text(held, limit=LARGEST, what="file of a run")
     if name == "sample_prompts":
         draft.prompts = text
     else:
-        draft.datasets = tomllib.loads(text)
+        draft.datasets = parse_toml(text)
 
 
 def _further(found: Found, sets: Mapping[str, str], epochs: int | None, steps: int | None) -> Continuation:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +30,9 @@ from schemas.run_folder import CONFIG, LOG, RECORD, last_step
 from schemas.run_lock import VARIABLE as LOCK_VARIABLE
 from schemas.run_lock import hold_for_launcher
 from schemas.signals import INTERRUPTED, held_off
+from schemas.terminal import pass_on, plain
+from schemas.textfile import CONFIG as LARGEST
+from schemas.textfile import read_bytes
 from schemas.writing import disk_advice, disk_fault
 from trainer.plan.listing import listing
 
@@ -61,7 +63,7 @@ def launch(plan: Plan, *, write: Callable[[bytes], Any], say: Callable[[str], An
         raise ConfigError(wrong)
     if plan.config.debug_dataset and plan.checked.scan:
         for line in listing(plan.checked.scan, plan.config):
-            write(f"{line}\n".encode())
+            write(f"{plain(line)}\n".encode())
         return Ended(0, [])
     refuse_damaged(plan, say)
     plan = settled(plan)
@@ -222,7 +224,7 @@ def keep_source(plan: Plan) -> None:
 
         write_json(folder / "source.json", read_header(source).metadata)
         return
-    data = source.read_bytes()
+    data = read_bytes(source, limit=LARGEST, what="config file")
     secrets = secrets_of(resolved.config).values()
     text = data.decode("utf-8", "surrogateescape")
     blanked = without_secrets(text, secrets).encode("utf-8", "surrogateescape")
@@ -355,11 +357,9 @@ def _way_on(plan: Plan, failure: Failure | None, lines: Sequence[str], say: Call
 
 def to_stdout(data: bytes) -> None:
     """The trainer's output, unchanged."""
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    pass_on(data)
 
 
 def to_stderr(data: bytes) -> None:
     """The trainer's output where stdout belongs to one JSON document."""
-    sys.stderr.buffer.write(data)
-    sys.stderr.buffer.flush()
+    pass_on(data, err=True)

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from launcher import paths
 from launcher.command import default_config, quoted
 from launcher.preflight import FAMILIES, Checked
 from launcher.processes import load_of
+from schemas.terminal import style
 
 if TYPE_CHECKING:
     from launcher.plan import Plan
@@ -20,45 +19,46 @@ if TYPE_CHECKING:
 SHOWN = 6  # entries of a long list that are named
 
 
-def row(name: str, text: str) -> str:
-    """One line of a table; further lines of `text` are indented under it."""
-    first, *rest = text.split("\n")
-    return "\n".join([f"  {click.style(f'{name:<10}', bold=True)} {first}", *(f"  {'':<10} {line}" for line in rest)])
+def row(name: str, first: str, *more: str) -> Iterator[str]:
+    """An entry of a table; further lines are indented under its first one."""
+    yield f"  {style(f'{name:<10}', bold=True)} {first}"
+    for line in more:
+        yield f"  {'':<10} {line}"
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:
     """The dry run, most important first."""
     resolved = plan.checked.resolved
     family = FAMILIES.get(plan.family or "", plan.family or "family unknown")
-    yield click.style(f"{resolved.draft.file}: a {resolved.draft.kind} for {family}", bold=True)
+    yield style(f"{resolved.draft.file}: a {resolved.draft.kind} for {family}", bold=True)
     config = plan.config
-    read = next((f"\n{one.must}" for one in plan.checked.problems if one.code == "text-projection"), "")
-    yield row("model", f"{config.pretrained_model_name_or_path or 'not given'}{read}")
-    yield row("network", _network(plan))
-    yield row("optimizer", _optimizer(plan))
+    read = [one.must for one in plan.checked.problems if one.code == "text-projection"]
+    yield from row("model", config.pretrained_model_name_or_path or "not given", *read[:1])
+    yield from row("network", *_network(plan))
+    yield from row("optimizer", _optimizer(plan))
     yield from _data(plan)
     yield from _steps(plan)
-    yield row("results", str(paths.output_dir(resolved) / f"{paths.run_name(resolved)}.{config.save_model_as}"))
+    yield from row("results", str(paths.output_dir(resolved) / f"{paths.run_name(resolved)}.{config.save_model_as}"))
     if plan.memory is not None:
         device = "" if plan.launch.cpu else f"{_bytes(plan.memory.device_bytes)} GPU, "
         disk = f", {_bytes(plan.disk_bytes)} on disk" if plan.disk_bytes is not None else ""
-        yield row("memory", f"about {device}{_bytes(plan.memory.host_bytes)} main memory{disk}")
+        yield from row("memory", f"about {device}{_bytes(plan.memory.host_bytes)} main memory{disk}")
     for change in plan.checked.adapted:
-        yield row("adapted", f"{change.argument}: {change.before!r} -> {change.after!r}, {change.why}")
+        yield from row("adapted", f"{change.argument}: {change.before!r} -> {change.after!r}, {change.why}")
     yield from fit_lines(plan)
     yield from _launch_file(plan)
-    yield row("command", quoted(plan.command))
+    yield from row("command", quoted(plan.command))
 
 
 def _launch_file(plan: Plan) -> Iterator[str]:
     """Which file of `accelerate config` counts; nothing where there is none."""
     if plan.launch.config_file:
-        yield row("launch", f"settings of {plan.launch.config_file}, laid under the words of the command")
+        yield from row("launch", f"settings of {plan.launch.config_file}, laid under the words of the command")
     elif unused := default_config():
-        yield row("launch", f"{unused} is not used; --accelerate-config FILE would use it")
+        yield from row("launch", f"{unused} is not used; --accelerate-config FILE would use it")
 
 
-def _network(plan: Plan) -> str:
+def _network(plan: Plan) -> list[str]:
     config = plan.config
     parts = (
         "U-Net only"
@@ -68,9 +68,9 @@ def _network(plan: Plan) -> str:
         else "U-Net and text encoder"
     )
     args = f", {' '.join(config.network_args)}" if config.network_args else ""
-    start = f"\nstarts from {config.network_weights}" if config.network_weights else ""
+    start = [f"starts from {config.network_weights}"] if config.network_weights else []
     dim = config.network_dim or 4
-    return f"{config.network_module}, rank {dim}, alpha {config.network_alpha or dim:g}{args}; {parts}{start}"
+    return [f"{config.network_module}, rank {dim}, alpha {config.network_alpha or dim:g}{args}; {parts}", *start]
 
 
 def _optimizer(plan: Plan) -> str:
@@ -90,7 +90,7 @@ def _optimizer(plan: Plan) -> str:
 def _data(plan: Plan) -> Iterator[str]:
     found = plan.dataset_json()
     if found is None:
-        yield row("data", plan.config.dataset_config or plan.config.train_data_dir or "not given")
+        yield from row("data", plan.config.dataset_config or plan.config.train_data_dir or "not given")
         return
     lines = [f"{_count(found['images'], 'picture')}, {found['repeats_total']} with repeats"]
     if found["without_caption"]:
@@ -101,41 +101,42 @@ def _data(plan: Plan) -> Iterator[str]:
     for subset in found["subsets"]:
         reg = " (regularisation)" if subset["is_reg"] else ""
         lines.append(f"{subset['folder']}: {subset['images']} x {subset['repeats']}{reg}")
-    yield row("data", "\n".join(lines))
+    yield from row("data", *lines)
     sizes = [
         f"{width}x{height}: {entry['images']}" for entry in found["buckets"] for width, height in [entry["resolution"]]
     ]
     if sizes:
-        yield row("buckets", _some(sizes, 12))
+        yield from row("buckets", _some(sizes, 12))
 
 
 def _steps(plan: Plan) -> Iterator[str]:
     steps = plan.steps
     if steps is None:
         return
-    yield row("steps", derivation(plan))
+    yield from row("steps", *derivation(plan))
     if plan.done:
-        yield row("", f"{plan.done} of them are done, {steps.total - plan.done} are left")
+        yield from row("", f"{plan.done} of them are done, {steps.total - plan.done} are left")
     names = [save.file for save in plan.saves]
-    yield row("saves", f"{len(names)}: {_some(names)}")
+    yield from row("saves", f"{len(names)}: {_some(names)}")
     if plan.config.sample_prompts and plan.previews:
-        yield row("previews", "after steps " + _some([str(step) for step in plan.previews], 10) + _made_prompts(plan))
+        after = "after steps " + _some([str(step) for step in plan.previews], 10)
+        yield from row("previews", after, *_made_prompts(plan))
     elif not plan.config.sample_prompts:
-        yield row("previews", "none: no prompts are given")
+        yield from row("previews", "none: no prompts are given")
 
 
-def _made_prompts(plan: Plan) -> str:
+def _made_prompts(plan: Plan) -> list[str]:
     """The prompts, where the file leaves them to be made from the data."""
-    made = [problem for problem in plan.problems if problem.code == "made-prompts"]
-    prompts = (plan.checked.resolved.draft.prompts or "").splitlines() if made else []
-    return "".join(f"\n{line}" for line in ["of prompts made from the captions:" if made else "", *prompts] if line)
+    if not any(problem.code == "made-prompts" for problem in plan.problems):
+        return []
+    return ["of prompts made from the captions:", *(plan.checked.resolved.draft.prompts or "").splitlines()]
 
 
-def derivation(plan: Plan) -> str:
+def derivation(plan: Plan) -> list[str]:
     """How the number of steps comes about, as a sum that can be followed."""
     steps, config = plan.steps, plan.config
     if steps is None:
-        return ""
+        return []
     found = plan.dataset_json() or {}
     total = found.get("repeats_total", 0) + found.get("reg_repeats_total", 0)
     scan = plan.checked.scan
@@ -152,7 +153,7 @@ def derivation(plan: Plan) -> str:
     by = "max_train_epochs" if config.max_train_epochs else "max_train_steps"
     how = " (computed as the GUI does)" if setting and setting.origin == "computed" and by == "max_train_steps" else ""
     words.append(f"x {steps.epochs} epochs = {steps.total} steps, set by {by}{how}")
-    return "\n".join([words[0] + " " + words[1], " ".join(words[2:])])
+    return [words[0] + " " + words[1], " ".join(words[2:])]
 
 
 def process_lines(plan: Plan, single: Plan) -> Iterator[str]:
@@ -160,7 +161,7 @@ def process_lines(plan: Plan, single: Plan) -> Iterator[str]:
     if plan.steps is None or single.steps is None:
         return
     one, many = load_of(single.checked, single.steps), load_of(plan.checked, plan.steps)
-    yield row("processes", f"{'':<34}{1:>10}{many.processes:>10}")
+    yield from row("processes", f"{'':<34}{1:>10}{many.processes:>10}")
     for name, left, right in (
         ("pictures on a device at once", one.device_batch, many.device_batch),
         ("pictures in one step", one.global_batch, many.global_batch),
@@ -171,10 +172,10 @@ def process_lines(plan: Plan, single: Plan) -> Iterator[str]:
         ("pictures seen", one.samples, many.samples),
         ("learning rate", f"{one.learning_rate:g}", f"{many.learning_rate:g}"),
     ):
-        yield row("", f"{name:<34}{left:>10}{right:>10}")
+        yield from row("", f"{name:<34}{left:>10}{right:>10}")
     if many.samples > 1.1 * one.samples:
-        yield row("", "--keep-samples shortens the run so that as many pictures are seen as with one process")
-    yield row("", "gradients are averaged over the processes, so a step is as large and less noisy; the rate is yours")
+        yield from row("", "--keep-samples shortens the run so that as many pictures are seen as with one process")
+    yield from row("", "gradients are averaged: a step is as large, but less noisy; the rate is yours")
 
 
 def fit_lines(plan: Plan) -> Iterator[str]:
@@ -182,10 +183,10 @@ def fit_lines(plan: Plan) -> Iterator[str]:
     if plan.fits is None:
         return
     if not plan.fits:
-        yield row("fits", "as it is")
+        yield from row("fits", "as it is")
     for change in plan.fits:
         result = "changes the result" if change["changes_result"] else "same result"
-        yield row(
+        yield from row(
             "to fit",
             f"{change['argument']}: {change['from']!r} -> {change['to']!r} saves "
             f"{_bytes(change['saves_bytes'])}; {change['cost']}; {result}",
@@ -197,7 +198,7 @@ def verdict_lines(checked: Checked, *, keys: bool) -> Iterator[str]:
     draft = checked.resolved.draft
     counts = Counter(problem.severity for problem in checked.problems)
     said = ", ".join(_count(counts[name], name) for name in ("error", "warning", "note") if counts[name])
-    mark = click.style("ok", fg="green") if checked.ok else click.style("not ok", fg="red")
+    mark = style("ok", colour="green") if checked.ok else style("not ok", colour="red")
     yield f"{draft.file}: {draft.format}, {checked.family or 'family unknown'}, {draft.kind}: {mark}" + (
         f" ({said})" if said else ""
     )

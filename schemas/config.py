@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import tomllib
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,11 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from schemas import options as o
+from schemas import textfile
+from schemas.documents import parse_toml
+from schemas.places import fault_of_name, fault_of_path
 from schemas.problems import ConfigError, Problem, error, nearest
+from schemas.terminal import shell_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,10 @@ class Option:
         return bool(self.marks.get("path"))
 
     @property
+    def name_of_files(self) -> bool:
+        return bool(self.marks.get("name_of_files"))
+
+    @property
     def kit(self) -> bool:
         return bool(self.marks.get("kit"))
 
@@ -109,7 +116,11 @@ LARGEST = 2.0**63
 
 
 class BadValue(ValueError):
-    """A value that cannot be read; the text says what it must be."""
+    """A value that cannot be read; the text says what it must be, `fix` what was probably meant."""
+
+    def __init__(self, must: str, fix: str | None = None) -> None:
+        super().__init__(must)
+        self.fix = fix
 
 
 def read_value(option: Option, value: Any) -> tuple[Any, str | None]:
@@ -174,7 +185,7 @@ def _number(option: Option, value: Any) -> tuple[float | int, str | None]:
             raise BadValue(_must(option)) from None
         note = "text read as a number"
     if not -LARGEST < number < LARGEST:  # neither is nan, nor an integer that no float can hold
-        raise BadValue(_must(option))
+        raise BadValue(_must(option, beyond=True))
     return number, note
 
 
@@ -207,21 +218,31 @@ def _read_text(option: Option, value: Any) -> tuple[str | None, str | None]:
         if text.strip().lower() not in folded:
             raise BadValue(_must(option))
         return folded[text.strip().lower()], "spelling of the choice repaired"
+    fault = fault_of_path(text) if option.path and not text.startswith("data:") else None
+    fault = fault_of_name(text) if option.name_of_files else fault
+    if fault is not None:
+        raise BadValue(
+            fault[0], f"--set {option.name}={shell_words([fault[1]])}" if fault[1] and not option.many else None
+        )
     note = None if isinstance(value, str) else "number read as text"
     return text, note
 
 
-def _must(option: Option) -> str:
-    """What a value of this option must be, in words."""
+def _must(option: Option, *, beyond: bool = False) -> str:
+    """What a value of this option must be, in words; of one `beyond` all numbers also how far they go."""
     if option.choices:
         return "must be one of " + ", ".join(option.choices)
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[option.kind]
     if option.marks.get("ratio"):
         words = "a whole number of steps, or a share of the run (a decimal up to 1.0, or per cent)"
+    limits: dict[str, Any] = {"ge": -LARGEST, "le": LARGEST} if beyond else {}
+    limits |= {mark: option.marks[mark] for mark in ("ge", "gt", "le") if mark in option.marks}
+    if beyond:
+        words = words.replace("a ", "a finite ", 1)
     bounds = [
-        f"{said} {option.marks[mark]}"
+        f"{said} {limits[mark]:.2g}" if abs(limits[mark]) == LARGEST else f"{said} {limits[mark]}"
         for mark, said in (("ge", "at least"), ("gt", "more than"), ("le", "at most"))
-        if mark in option.marks
+        if mark in limits and not (mark == "ge" and "gt" in limits)
     ]
     words = " ".join([words, " and ".join(bounds)]).strip()
     return f"must be {'a list, each ' if option.many else ''}{words}"
@@ -246,7 +267,8 @@ def from_flat(
             given[name], note = read_value(known[name], value)
         except BadValue as bad:
             hidden = {**place, "got": "***"} if known[name].secret else place
-            problems.append(Problem(code="bad-value", must=str(bad), fix=f"correct {name}", **hidden))
+            fix = bad.fix or f"correct {name}"
+            problems.append(Problem(code="bad-value", must=str(bad), fix=fix, **hidden))
             continue
         if note:
             problems.append(Problem(code="unusual-spelling", must=note, severity="note", **place))
@@ -274,13 +296,10 @@ def read(path: str | os.PathLike[str]) -> tuple[TrainConfig, list[Problem]]:
 
 def read_values(file: str) -> tuple[dict[str, Any], dict[str, int]]:
     """(values, their lines) of a TOML of sd-scripts' form: tables are merged one level down, as its reader does."""
+    text = textfile.read_text(file, limit=textfile.CONFIG, what="config file")
     try:
-        with open(file, encoding="utf-8-sig") as stream:
-            text = stream.read()
-        document = tomllib.loads(text)
-    except OSError as fault:
-        raise error("no-file", "cannot be read", file=file, got=fault.strerror, fix="check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        document = parse_toml(text)
+    except ValueError as fault:
         raise error("not-toml", f"is not TOML: {fault}", file=file, fix="mend that line") from None
     lines = {}
     for number, line in enumerate(text.splitlines(), start=1):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from schemas.config import GROUPS, Option, table
 from schemas.rules import RULES, UNSUPPORTED, WITHOUT_EFFECT, Rule
+from schemas.terminal import say
 
 PAGE = Path(__file__).parent.parent / "docs" / "options.md"
 HEAD = """# Options
@@ -89,7 +90,7 @@ def _default(option: Option) -> str:
 def main() -> int:
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(reference_page(), encoding="utf-8")
-    print(PAGE)
+    say(PAGE)
     return 0
 
 

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from schemas.weights import Header, LoraFacts, is_spatial, module_of, module_ranks, read_scalar
+from schemas.weights import Header, LoraFacts, is_wide, module_of, module_ranks, read_scalars, spatial_modules
 
 BLOCKS = {"sd15": 25, "sd2": 25, "sdxl": 23}
 # blocks that hold attention, so that networks.lora adapts them without conv_dim
@@ -66,7 +66,8 @@ def adapter_shape(header: Header, facts: LoraFacts) -> AdapterShape:
         return _lycoris(header, facts)
     shapes = {name: info.shape for name, info in header.tensors.items()}
     ranks = module_ranks(shapes)
-    linear = {module: rank for module, rank in ranks.items() if not is_spatial(module, shapes)}
+    spatial = spatial_modules(shapes)
+    linear = {module: rank for module, rank in ranks.items() if module not in spatial}
     dim, alpha, args, doubts = facts.dim, facts.alpha, [], []
     blocks = _by_block(linear, facts.family)
     text = [rank for module, rank in linear.items() if block_of(module, facts.family) is None]
@@ -124,9 +125,8 @@ def _block_lists(
 
 
 def _alpha_of(modules: Iterable[str], header: Header) -> float | None:
-    alphas = Counter(
-        read_scalar(header, f"{module}.alpha") for module in modules if f"{module}.alpha" in header.tensors
-    )
+    names = (f"{module}.alpha" for module in modules)
+    alphas = Counter(read_scalars(header, [name for name in names if name in header.tensors]).values())
     return alphas.most_common(1)[0][0] if alphas else None
 
 
@@ -233,7 +233,7 @@ def _factors(module: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[
     one, two = shape("w1") or (*shape("w1_a")[:1], *shape("w1_b")[1:]), shape("w2")
     if not two:
         tucker = bool(shape("t2"))
-        kernel = 9 if is_spatial(module, shapes) and not tucker else 1  # flattened into the columns
+        kernel = 9 if is_wide(module) and not tucker else 1  # flattened into the columns
         two = (*shape("w2_a")[1 if tucker else 0 :][:1], *(size // kernel for size in shape("w2_b")[1:]))
     return ((one[0], two[0]), (one[1], two[1])) if len(one) > 1 and len(two) > 1 else None
 

@@ -19,6 +19,7 @@ def opt(
     le: float | None = None,
     secret: bool = False,
     path: bool = False,
+    name_of_files: bool = False,
     resume: bool = False,
     sdxl: bool = False,
     ratio: bool = False,
@@ -26,11 +27,11 @@ def opt(
 ) -> Any:
     """One option: default, one sentence, closed or open bounds.
 
-    `secret` values are never printed or written; `path` values name a file or folder; `resume` options may change when a
-    run is resumed; `sdxl` ones exist for SDXL only; `ratio` takes a whole number, or a share up to 1.0; `kit` ones are not the reference's.
+    `secret` values are never printed or written; `path` values name a file or folder, and files are named after `name_of_files`;
+    `resume` options may change when a run is resumed; `sdxl` ones exist for SDXL only; `ratio` takes a whole number, or a share up to 1.0; `kit` ones are not the reference's.
     """
     facts = {"ge": ge, "gt": gt, "le": le}
-    marks = {"secret": secret, "path": path, "resume": resume, "sdxl": sdxl, "ratio": ratio, "kit": kit}
+    marks = {"secret": secret, "path": path, "name_of_files": name_of_files, "resume": resume, "sdxl": sdxl, "ratio": ratio, "kit": kit}
     given = {name: value for name, value in {**facts, **marks}.items() if value is not None and value is not False}
     return field(default=default, metadata={"doc": doc, **given})
 
@@ -78,12 +79,12 @@ class OptimizerOptions:
     seed: int | None = opt(None, "Seed of everything random; drawn and recorded if unset.", ge=0, le=4294967295)
     gradient_accumulation_steps: int = opt(1, "Batches summed up into one step.", ge=1)
     optimizer_type: str = opt("", "Optimizer by name; empty is AdamW.")
-    learning_rate: float = opt(2e-06, "Learning rate where unet_lr or text_encoder_lr is not given.", ge=0)
+    learning_rate: float = opt(2e-06, "Learning rate where unet_lr or text_encoder_lr is not given.", ge=0, le=1000)
     max_grad_norm: float = opt(1.0, "Longest gradient; longer ones are shortened to it, 0 leaves them.", ge=0)
     optimizer_args: tuple[str, ...] = opt((), "Further arguments of the optimizer, each name=value.")
     fused_backward_pass: bool = opt(False, "Step each parameter as its gradient arrives; Adafactor only.")
-    unet_lr: float | None = opt(None, "Learning rate of the U-Net's adapter.", ge=0)
-    text_encoder_lr: tuple[float, ...] = opt((), "Learning rate of the text encoders' adapters, one number or one for each encoder.", ge=0)
+    unet_lr: float | None = opt(None, "Learning rate of the U-Net's adapter.", ge=0, le=1000)
+    text_encoder_lr: tuple[float, ...] = opt((), "Learning rate of the text encoders' adapters, one number or one for each encoder.", ge=0, le=1000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +241,7 @@ class SavingOptions:
     """What is written, when, under which name."""
 
     output_dir: str | None = opt(None, "Folder for everything the run writes.", path=True)
-    output_name: str | None = opt(None, "Base name of the trained file.")
+    output_name: str | None = opt(None, "Base name of the trained file.", name_of_files=True)
     save_precision: Literal["float", "fp16", "bf16"] | None = opt(None, "Number format of the saved file; as trained if unset.", resume=True)
     save_every_n_epochs: int | None = opt(None, "Save a copy every n epochs.", ge=0, resume=True)
     save_every_n_steps: int | None = opt(None, "Save a copy every n steps.", ge=0, resume=True)
@@ -285,7 +286,7 @@ class LoggingOptions:
     console_log_simple: bool = opt(False, "Plain console lines instead of the rich form.", resume=True)
     logging_dir: str | None = opt(None, "Folder for TensorBoard logs.", path=True, resume=True)
     log_with: Literal["tensorboard", "wandb", "all"] | None = opt(None, "Where curves are logged.", resume=True)
-    log_prefix: str | None = opt(None, "Put before the name of the log folder.", resume=True)
+    log_prefix: str | None = opt(None, "Put before the name of the log folder.", name_of_files=True, resume=True)
     log_tracker_name: str | None = opt(None, "Name of the tracker.", resume=True)
     wandb_run_name: str | None = opt(None, "Name of the wandb run.", resume=True)
     log_tracker_config: str | None = opt(None, "TOML with the tracker's own settings.", path=True, resume=True)

@@ -15,6 +15,8 @@ from typing import IO
 
 from schemas.config import TrainConfig
 from schemas.problems import Problem
+from schemas.terminal import shell_word
+from schemas.textfile import is_regular, open_regular
 from schemas.weights import PICKLES
 
 FILES = ("pretrained_model_name_or_path", "vae", "network_weights", "base_weights")
@@ -46,8 +48,10 @@ def foreign_names(path: Path) -> list[str]:
 
 
 def _programs(path: Path) -> Iterator[IO[bytes]]:
+    if not is_regular(path):
+        return
     if not zipfile.is_zipfile(path):
-        with path.open("rb") as stream:
+        with open_regular(path, what="weights file") as stream:
             for _ in range(OLD_FORM):
                 yield stream
         return
@@ -96,7 +100,7 @@ def untrusted(key: str | None, path: str | Path, names: Sequence[str]) -> Proble
     """What is said of a file that would run code: its name, what is inside, the danger, the way out."""
     inside = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     name = Path(path).name
-    given = f'"{name}"' if " " in name else name
+    given = shell_word(name)
     return Problem(
         code="untrusted-file",
         key=key,

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from schemas.terminal import plain
+
 Severity = Literal["error", "warning", "note"]
 
 
@@ -24,12 +26,16 @@ class Problem:
     line: int | None = None
 
     def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """What is wrong and, in a second line, the fix; nothing that a file says can make a line of its own."""
         where = ":".join(str(part) for part in (self.file, self.line) if part is not None)
         words = [f"{where}:" if where else "", f"{self.key}:" if self.key else "", self.must]
         if self.got is not None:
             words.append(f"(got {shown(self.got)})")
-        text = " ".join(word for word in words if word)
-        return f"{text}\n    fix: {self.fix}" if self.fix else text
+        text = plain(" ".join(word for word in words if word))
+        return [text, f"    fix: {plain(self.fix)}"] if self.fix else [text]
 
     def as_json(self) -> dict[str, Any]:
         """The Problem of `validate --json`; `file` stays out, the document names it once."""

@@ -5,7 +5,7 @@ Format: https://huggingface.co/docs/safetensors (8 bytes length, JSON header, da
 
 from __future__ import annotations
 
-import json
+import functools
 import math
 import os
 import re
@@ -16,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from schemas.documents import object_in, parse_json, whole
 from schemas.problems import ConfigError, error
+from schemas.textfile import is_regular, open_regular
 
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "I16": 16, "U16": 16, "F16": 16,
     "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
+SCALARS = {"F16": "<e", "BF16": "<f", "F32": "<f", "F64": "<d", "I32": "<i", "I64": "<q"}  # as struct reads them
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 Style = Literal["kohya", "lycoris", "peft", "diffusers", "unknown"]
 
@@ -37,7 +40,7 @@ class TensorInfo:
     end: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Header:
     """The header of a .safetensors file; `size` is the file's length in bytes."""
 
@@ -67,25 +70,35 @@ class LoraFacts:
 def read_header(path: str | os.PathLike[str]) -> Header:
     """The checked header. ConfigError `no-file`, `not-safetensors`, or `truncated-file` (bytes expected and found)."""
     file = os.fspath(path)
-    try:
-        with Path(path).open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
+    with open_regular(path, what="weights file") as stream:
+        facts = os.fstat(stream.fileno())
+        key = (file, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        if key not in _HEADERS:
             head = stream.read(8)
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
             if not 2 <= length <= HEADER_LIMIT:
                 raise _not_safetensors(file, head + stream.read(120))
-            text = stream.read(length)
-    except OSError as fault:
-        raise error("no-file", f"cannot be read: {fault.strerror}", file=file, fix="check the path") from None
+            read = _header(file, head, length, stream.read(length), facts.st_size)
+            while len(_HEADERS) >= KEPT:
+                del _HEADERS[next(iter(_HEADERS))]
+            _HEADERS[key] = read
+        return _HEADERS[key]
+
+
+_HEADERS: dict[tuple[Any, ...], Header] = {}  # a command looks at the same file several times
+KEPT = 4
+
+
+def _header(file: str, head: bytes, length: int, text: bytes, size: int) -> Header:
     if text[:1] != b"{":
         raise _not_safetensors(file, head + text[:120])
     if len(text) < length:
         raise _truncated(file, 8 + length, size)
     try:
-        document = json.loads(text)
-        metadata = {str(key): str(value) for key, value in document.pop("__metadata__", {}).items()}
+        document = parse_json(text, flat=True)
+        metadata = {whole(str(key)): whole(str(value)) for key, value in document.pop("__metadata__", {}).items()}
         tensors = {str(name): _tensor(facts, 8 + length) for name, facts in document.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
+    except (ValueError, KeyError, TypeError, AttributeError) as fault:
         raise error("not-safetensors", f"has a damaged safetensors header ({fault})", file=file, fix=_AGAIN) from None
     end = _end_of_data(file, tensors, 8 + length)
     if size < end:
@@ -141,17 +154,25 @@ def _not_safetensors(file: str, start: bytes) -> ConfigError:
 
 def read_scalar(header: Header, name: str) -> float:
     """The value of a tensor of one number; ConfigError when it is not one."""
-    info = header.tensors[name]
-    if math.prod(info.shape) != 1 or info.dtype not in ("F16", "BF16", "F32", "F64", "I32", "I64"):
-        must = f"must hold one number, is {info.dtype} {list(info.shape)}"
-        raise error("bad-tensor", must, file=str(header.path), key=name, fix=_AGAIN)
-    with header.path.open("rb") as stream:
-        stream.seek(info.start)
-        raw = stream.read(info.end - info.start)
-    if info.dtype == "BF16":  # the upper half of a float32
-        raw = b"\0\0" + raw
-    code = {"F16": "<e", "BF16": "<f", "F32": "<f", "F64": "<d", "I32": "<i", "I64": "<q"}[info.dtype]
-    return float(struct.unpack(code, raw)[0])
+    return read_scalars(header, [name])[name]
+
+
+def read_scalars(header: Header, names: Iterable[str]) -> dict[str, float]:
+    """The values of tensors of one number each, in one walk through the file; ConfigError when one is none."""
+    found = {}
+    with open_regular(header.path, what="weights file") as stream:
+        for name in sorted(names, key=lambda name: header.tensors[name].start):
+            info = header.tensors[name]
+            if math.prod(info.shape) != 1 or info.dtype not in SCALARS:
+                must = f"must hold one number, is {info.dtype} {list(info.shape)}"
+                raise error("bad-tensor", must, file=str(header.path), key=name, fix=_AGAIN)
+            if stream.tell() != info.start:
+                stream.seek(info.start)
+            raw = stream.read(info.end - info.start)
+            if info.dtype == "BF16":  # the upper half of a float32
+                raw = b"\0\0" + raw
+            found[name] = float(struct.unpack(SCALARS[info.dtype], raw)[0])
+    return found
 
 
 def checkpoint_family(path: str | os.PathLike[str]) -> str:
@@ -161,8 +182,11 @@ def checkpoint_family(path: str | os.PathLike[str]) -> str:
     """
     place = Path(path)
     if place.is_dir():
+        for part in (*place.glob("*"), *place.glob("*/*")):
+            if not part.is_dir() and not is_regular(part) and part.exists():
+                read_header(part)  # says that it is no regular file
         return _folder_family(place)
-    if place.suffix.lower() in PICKLES and place.is_file():
+    if place.suffix.lower() in PICKLES and is_regular(place):
         return "unknown"
     return family_of({name: info.shape for name, info in read_header(place).tensors.items()})
 
@@ -182,11 +206,7 @@ def _folder_family(folder: Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
+    return object_in(path, what="part of a base model")
 
 
 def family_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -249,6 +269,10 @@ DOWNS = (
 )  # fmt: skip
 
 
+_TAILS: dict[str, list[tuple[str, str]]] = {}  # endings by their last part: files have hundreds of thousands of names
+for _algo, _endings in ALGOS.items():
+    for _ending in _endings:
+        _TAILS.setdefault(_ending.rpartition(".")[2], []).append((_ending, _algo))
 EXTRAS = (".alpha", ".dora_scale", ".rescale", ".scalar", ".lora_magnitude_vector")
 
 
@@ -258,10 +282,9 @@ def _is_lora(names: Iterable[str]) -> bool:
 
 def _split(name: str) -> tuple[str, str] | None:
     """(module, algorithm) of an adapter tensor; None for other tensors."""
-    for algo, endings in ALGOS.items():
-        for ending in endings:
-            if name.endswith(ending):
-                return name.removesuffix(ending), algo
+    for ending, algo in _TAILS.get(name[name.rfind(".") + 1 :], ()):
+        if name.endswith(ending):
+            return name.removesuffix(ending), algo
     return None
 
 
@@ -277,7 +300,11 @@ def module_of(name: str) -> str | None:
 
 def lora_facts(path: str | os.PathLike[str]) -> LoraFacts:
     """Family, style, rank and alpha of a LoRA file. ConfigError `not-lora` when it holds no adapter tensors."""
-    header = read_header(path)
+    return _lora_facts(read_header(path))
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _lora_facts(header: Header) -> LoraFacts:
     shapes = {name: info.shape for name, info in header.tensors.items()}
     split = {name: found for name in shapes if (found := _split(name))}
     if not split:
@@ -286,7 +313,7 @@ def lora_facts(path: str | os.PathLike[str]) -> LoraFacts:
     modules = {module for module, _ in split.values()}
     algo = Counter([one for _, one in split.values() if one != "norm"] or ["norm"]).most_common(1)[0][0]
     ranks = module_ranks(shapes)
-    spatial = {module for module in ranks if is_spatial(module, shapes)}
+    spatial = ranks.keys() & spatial_modules(shapes)
     dim, alpha = _usual(header, {module: rank for module, rank in ranks.items() if module not in spatial})
     conv_dim, conv_alpha = _usual(header, {module: ranks[module] for module in spatial})
     text = {module for module in modules if _in_text_encoder(module)}
@@ -309,25 +336,33 @@ def module_ranks(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
 # Convolutions wider than 1x1 by the ends of their names: LoHa and LoKr flatten the kernel. diffusers' and checkpoints'.
 WIDE = re.compile(r"_(conv[12]?|conv_in|conv_out|op|in_layers_2|out_layers_3|unet_out_2|input_blocks_0_0)$")
+KERNELS = (*DOWNS, ".lora_mid.weight", ".hada_t1", ".lokr_t2")
 
 
-def is_spatial(module: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether it adapts a convolution wider than 1x1."""
-    if WIDE.search(module.replace(".", "_")):
-        return True
-    kernels = (shapes.get(module + ending, ()) for ending in (*DOWNS, ".lora_mid.weight", ".hada_t1", ".lokr_t2"))
-    return any(len(shape) == 4 and shape[2:] != (1, 1) for shape in kernels)
+def is_wide(module: str) -> bool:
+    """Whether its name is that of a convolution wider than 1x1."""
+    return WIDE.search(module.replace(".", "_")) is not None
+
+
+def spatial_modules(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """The modules that adapt a convolution wider than 1x1."""
+    found = {
+        name.removesuffix(ending)
+        for name, shape in shapes.items()
+        if len(shape) == 4 and shape[2:] != (1, 1)
+        for ending in KERNELS
+        if name.endswith(ending)
+    }
+    modules = {module for name in shapes if (module := module_of(name))}
+    return found | {module for module in modules if is_wide(module)}
 
 
 def _usual(header: Header, ranks: Mapping[str, int]) -> tuple[int | None, float | None]:
     if not ranks:
         return None, None
     dim = Counter(ranks.values()).most_common(1)[0][0]
-    alphas = Counter(
-        read_scalar(header, f"{module}.alpha")
-        for module, rank in ranks.items()
-        if rank == dim and f"{module}.alpha" in header.tensors
-    )
+    names = (f"{module}.alpha" for module, rank in ranks.items() if rank == dim)
+    alphas = Counter(read_scalars(header, [name for name in names if name in header.tensors]).values())
     return dim, alphas.most_common(1)[0][0] if alphas else None
 
 

@@ -8,7 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -275,6 +275,117 @@ def test_links_in_the_documents_lead_somewhere() -> None:
             if not link.startswith("http") and not (page.parent / link).exists():
                 broken.append(f"{page.name}: {link}")
     assert broken == []
+
+
+# The doors to the world outside
+
+
+# Files that open files otherwise than through schemas.textfile, and why they may.
+OPENING = {
+    "schemas/textfile.py": "the door",
+    "schemas/pickles.py": "members of a zip that came through the door",
+    "launcher/files.py": "writes",
+    "launcher/machine.py": "the system's own files",
+    "launcher/child.py": "the system's own files",
+    "launcher/spill.py": "the log of the run that is under way, which grows",
+    "launcher/record.py": "states that the run itself wrote; images",
+    "launcher/formats/recognise.py": "our own table",
+    "launcher/formats/kohya_gui/table.py": "our own table",
+    "launcher/demo_sheet.py": "images, of our own",
+    "launcher/page/sheet.py": "images",
+    "launcher/pictures/check.py": "images, captions",
+    "launcher/pictures/picture.py": "images",
+    "launcher/pictures/sheet.py": "images",
+    "launcher/pictures/source.py": "images",
+    "launcher/cli.py": "the null device",
+    "trainer/dataset/captions.py": "captions",
+    "trainer/dataset/pictures.py": "images",
+    "trainer/pixels.py": "images",
+    "trainer/captioning.py": "captions; the tag list of a model",
+    "trainer/cache_files.py": "writes; marks of images and models that have been read before",
+    "trainer/states.py": "states that the run itself wrote",
+    "trainer/report.py": "writes the log",
+    "trainer/results.py": "what the run itself has written",
+    "trainer/run_folder.py": "the lock, and what the run itself has written",
+    "trainer/lora_file.py": "writes, and hashes of models that have been read before",
+    "trainer/read_back.py": "what the run itself has written",
+    "trainer/adapters/plugin.py": "tensors of a file whose header has been read",
+    "trainer/families/single_file.py": "tensors of a file whose header has been read",
+    "trainer/families/tokenizer.py": "our own table",
+    "trainer/families/architecture.py": "our own table",
+    "trainer/families/random_checkpoint.py": "writes",
+    "trainer/toy/__main__.py": "images, of our own",
+    "trainer/toy/judge.py": "our own weights",
+}
+OPENERS = {"open", "read_text", "read_bytes", "load_file", "safe_open"}
+PARSERS = {"json.load", "json.loads", "tomllib.load", "tomllib.loads"}
+# Files that parse JSON themselves, and why they may.
+PARSING = {
+    "schemas/documents.py": "the door",
+    "launcher/formats/recognise.py": "our own table",
+    "launcher/formats/kohya_gui/table.py": "our own table",
+    "launcher/commands/configs.py": "our own presets",
+    "launcher/demo_sheet.py": "what our own process says",
+    "launcher/record.py": "states that the run itself wrote",
+    "launcher/spill.py": "the log of the run that is under way",
+    "trainer/connection.py": "what the other processes of the run say",
+    "trainer/captioning.py": "a journal that the run itself wrote",
+    "trainer/states.py": "states that the run itself wrote",
+    "trainer/report.py": "the log that the run itself wrote",
+    "trainer/run_folder.py": "the lock that the run itself wrote",
+    "trainer/families/architecture.py": "our own table",
+}
+PRINTING = {"schemas/terminal.py": "the door"}
+
+
+def calls(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every call."""
+    yield from ((node.lineno, ast.unparse(node.func)) for node in ast.walk(tree(path)) if isinstance(node, ast.Call))
+
+
+def outside_the_door(allowed: dict[str, str], is_one: Callable[[str], bool]) -> list[str]:
+    """Calls in what we ship (benchmarks are tools of our own) that belong into a door."""
+    return [
+        f"{name}:{line} calls {called}"
+        for path in SOURCES
+        if (name := str(path.relative_to(ROOT))) not in allowed and not name.startswith("benchmarks/")
+        for line, called in calls(path)
+        if is_one(called)
+    ]
+
+
+def _opens(called: str) -> bool:
+    owner, _, name = called.rpartition(".")
+    return (
+        name in OPENERS
+        and owner not in ("textfile", "formats", "webbrowser")
+        and (bool(owner) or not name.startswith("read_"))
+    )
+
+
+def test_files_are_opened_by_one_door() -> None:
+    """A name in a stranger's config may lead to a pipe, a device or a file without end."""
+    assert outside_the_door(OPENING, _opens) == []
+
+
+def test_json_and_toml_are_parsed_by_one_door() -> None:
+    """The standard parsers end in RecursionError on deep nesting and pass on halves of surrogate pairs."""
+    assert outside_the_door(PARSING, lambda called: called in PARSERS) == []
+
+
+def test_the_terminal_is_written_to_by_one_door() -> None:
+    """What a file says must not move the cursor, hide or forge a line."""
+    writes = re.compile(
+        r"(?:print|traceback[.]print_\w+|click[.](?:echo|secho|echo_via_pager)|sys[.]std(?:out|err)[.](?:buffer[.])?write\w*)"
+    )
+    assert outside_the_door(PRINTING, lambda called: writes.fullmatch(called) is not None) == []
+
+
+def test_the_lists_of_exceptions_name_files_that_need_them() -> None:
+    """A file that has gone, or has mended its ways, leaves the list."""
+    parses: Callable[[str], bool] = lambda called: called in PARSERS  # noqa: E731
+    for allowed, is_one in ((OPENING, _opens), (PARSING, parses)):
+        assert [name for name in allowed if not any(is_one(called) for _, called in calls(ROOT / name))] == []
 
 
 # What must not be in the tree

@@ -25,13 +25,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from schemas import ConfigError, Problem, TrainConfig, config, errors, pickles, rules, weights
+from schemas import ConfigError, Problem, TrainConfig, config, errors, pickles, places, rules, weights
 from schemas.derive import add_flags
 from schemas.resuming import state_meant
+from schemas.rules import names
 from schemas.signals import outlast_terminal
+from schemas.terminal import say
 from schemas.writing import disk_advice, disk_fault, disk_words
 from trainer.dataset.checks import bucket_steps
 from trainer.dataset.files import Scan, scan, told_now_and_then
+from trainer.dataset.prompts import read_prompts
 from trainer.early import EARLY, INTERRUPTED
 from trainer.plan.adapt import adapt_to
 from trainer.plan.listing import listing
@@ -51,7 +54,7 @@ def read_arguments(argv: Sequence[str]) -> tuple[TrainConfig, list[Problem]]:
     if file and not typed.get("output_config"):  # with that, it is the file to be written
         file = file if file.endswith(".toml") else f"{file}.toml"
         values, lines = config.read_values(file)
-        _refuse_consent(values, file, lines)
+        _refuse_consent(values, typed, file, lines)
     else:
         lines = {}
     values.update(typed)
@@ -60,17 +63,29 @@ def read_arguments(argv: Sequence[str]) -> tuple[TrainConfig, list[Problem]]:
     return read, [note for note in notes if note.key not in typed]  # on a command line everything is text
 
 
-def _refuse_consent(values: dict[str, Any], file: str, lines: dict[str, int]) -> None:
-    """A file may be a stranger's: it cannot allow code to run."""
+def _refuse_consent(values: dict[str, Any], typed: dict[str, Any], file: str, lines: dict[str, int]) -> None:
+    """A file may be a stranger's: it cannot allow code to run, nor choose a system folder to write to."""
+    found = []
     if values.get("trust"):
-        raise ConfigError([Problem(code="needs-consent", key="trust", got=values["trust"], file=file,
-                                   line=lines.get("trust"), must="is not a file's to give: only the command line can",
-                                   fix="remove it and, if you agree, give --trust NAME")])  # fmt: skip
+        found.append(Problem(code="needs-consent", key="trust", got=values["trust"], file=file,
+                             line=lines.get("trust"), must="is not a file's to give: only the command line can",
+                             fix="remove it and, if you agree, give --trust NAME"))  # fmt: skip
+    if not os.environ.get("KOHYAKIT_LAUNCHED"):  # the launcher has asked, and passes on what it was given
+        inner = {name: value for name, value in values.items() if name not in typed and name in config.table()}
+        known, _ = config.from_flat({**inner, "trust": ()}, file=file, lines=lines)
+        for name, value in names.written_places(known):
+            why = places.protected(value) if name not in typed.get("trust", ()) and name in inner else None
+            if why is not None:
+                found.append(Problem(code="needs-consent", key=name, got=value, file=file, line=lines.get(name),
+                                     must=f"--{name} writes into a place that {why}",
+                                     fix=f"remove it, or if you agree: --trust {name}"))  # fmt: skip
+    if found:
+        raise ConfigError(found)
 
 
 def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:
     """The family of the base model and what is trained on; raises ConfigError with everything that is wrong."""
-    problems = rules.check(read) + pickles.check(read)
+    problems = [*rules.check(read), *pickles.check(read), *names.irregular(read)]
     if errors(problems):
         raise ConfigError(problems)
     family = family_of(read)
@@ -80,6 +95,8 @@ def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:
     verify = alone and not read.skip_image_check and not read.debug_dataset
     found = scan(read, verify=told_now_and_then(functools.partial(print, flush=True)) if verify else False)
     problems += [*found.problems, *bucket_steps(found.specs, read, family)]
+    if read.sample_prompts:
+        read_prompts(read.sample_prompts)  # raises what is wrong with them, long before the first preview
     if errors(problems):
         raise ConfigError(problems)
     if read.resume and not read.resume_from_huggingface:  # early; what counts is read again under the lock
@@ -130,10 +147,18 @@ def write_config(read: TrainConfig) -> int:
     return 0
 
 
+class Spoken(logging.Handler):
+    """Our own parts' remarks leave through the door to the terminal too."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage(), err=True)
+
+
 def quiet() -> None:
     """Libraries' remarks on what is on purpose here stay out of the run's output."""
     for name in ("bitsandbytes", "diffusers", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("trainer").addHandler(Spoken())
 
 
 def main(argv: Sequence[str] | None = None, stop: StopRequest | None = None) -> int:
@@ -148,10 +173,10 @@ def main(argv: Sequence[str] | None = None, stop: StopRequest | None = None) -> 
         family, found, problems = prepare(read)
         if first and not os.environ.get("KOHYAKIT_LAUNCHED"):
             for problem in [*notes, *problems]:
-                print(f"{problem.severity}: {problem}", file=sys.stderr)
+                tell(problem)
         if read.debug_dataset:
             for line in listing(found, read) if first else ():
-                print(line)
+                say(line)
             return 0
         quiet()
         import torch
@@ -162,18 +187,18 @@ def main(argv: Sequence[str] | None = None, stop: StopRequest | None = None) -> 
         read, changes = adapt_to(read, gpu=torch.cuda.is_available(), packages=packages)
         if first:
             for change in changes:
-                print(f"adapted: {change.argument}: {change.before} -> {change.after}, {change.why}", flush=True)
+                say(f"adapted: {change.argument}: {change.before} -> {change.after}, {change.why}")
         stop.begin()
         return INTERRUPTED if train(read, family, found, stop).interrupted else 0
     except ConfigError as wrong:
         if not first:
             time.sleep(2)  # what the first process says too it has said by then, and its end has taken this one along
         for problem in wrong.problems:
-            print(f"{problem.severity}: {process()}{problem}", file=sys.stderr)
+            tell(problem)
         return 1
     except KeyboardInterrupt:
         if first:
-            print(interrupted(stop), file=sys.stderr)
+            say(interrupted(stop), err=True)
         return INTERRUPTED
     except Exception as fault:
         return failed(fault, stop)
@@ -189,20 +214,33 @@ def failed(fault: Exception, stop: StopRequest) -> int:
     if "trainer.connection" in sys.modules and sys.modules["trainer.connection"].lost_peer(fault):
         if stop.asked:  # the others were asked too
             return INTERRUPTED
-        print(f"{process()}another process of this run has ended; its own message says why, without one it was "
-              "killed, often for want of memory", file=sys.stderr)  # fmt: skip
+        say(f"{process()}another process of this run has ended; its own message says why, without one it was "
+            "killed, often for want of memory", err=True)  # fmt: skip
         return FAILED
     stopping = sys.modules.get("trainer.stopping")
     if stopping is not None and isinstance(fault, stopping.TrainingStopped):  # says all that there is to say
-        print(traceback.format_exception_only(fault)[-1].rstrip(), file=sys.stderr)
+        told(traceback.format_exception_only(fault)[-1])
         return FAILED
     disk = disk_fault(fault)
     if disk is not None:
-        print(f"trainer.stopping.TrainingStopped: {process()}{disk_words(disk)}. What was saved before is whole. "
-              f"{disk_advice(disk).capitalize()}, then start it again", file=sys.stderr)  # fmt: skip
+        say(f"trainer.stopping.TrainingStopped: {process()}{disk_words(disk)}. What was saved before is whole. "
+            f"{disk_advice(disk).capitalize()}, then start it again", err=True)  # fmt: skip
         return FAILED
-    traceback.print_exc()
+    told(traceback.format_exc())
     return FAILED
+
+
+def tell(problem: Problem) -> None:
+    """A finding on stderr, with the process that has it."""
+    first, *rest = problem.lines()
+    for line in (f"{problem.severity}: {process()}{first}", *rest):
+        say(line, err=True)
+
+
+def told(text: str) -> None:
+    """A message of several lines, such as Python's own, on stderr."""
+    for line in text.rstrip().split("\n"):
+        say(line, err=True)
 
 
 def process() -> str:

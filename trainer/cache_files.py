@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from schemas.problems import error
+from schemas.documents import parse_json
+from schemas.problems import ConfigError, error
+from schemas.textfile import open_regular
 from schemas.writing import disk_fault, write_atomically
 
 FINGERPRINT = "kohyakit_fingerprint"
@@ -45,13 +47,13 @@ def save(path: Path, arrays: Arrays, fingerprint: Mapping[str, Any]) -> None:
 def load(path: Path, names: Sequence[str] | None = None) -> tuple[Arrays, dict[str, Any] | None] | None:
     """(arrays, fingerprint or None) of a cache file, only those `names` it has; None when there is no sound file."""
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
+        with open_regular(path, what="cache file") as stream, np.load(stream, allow_pickle=False) as stored:
             marked = FINGERPRINT in stored.files
             arrays = {
                 name: stored[name] for name in stored.files if name != FINGERPRINT and (names is None or name in names)
             }
-            return arrays, json.loads(str(stored[FINGERPRINT])) if marked else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return arrays, parse_json(str(stored[FINGERPRINT])) if marked else None
+    except (ConfigError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 

@@ -27,6 +27,7 @@ from PIL import Image, ImageOps
 
 from schemas.problems import ConfigError, Problem, error
 from schemas.signals import interruptible, outlast_terminal
+from schemas.terminal import say
 from trainer import pixels
 from trainer.dataset.captions import caption_path, read_text_of
 from trainer.dataset.images import Unreadable
@@ -268,14 +269,16 @@ def main(words: Sequence[str] | None = None) -> int:
     folder, settings = read_words(sys.argv[1:] if words is None else words)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        written = caption_folder(folder, settings, describer(settings), say=lambda line: print(line, flush=True))
+        written = caption_folder(folder, settings, describer(settings), say=say)
     except ConfigError as fault:
-        print(fault, file=sys.stderr)
+        for problem in fault.problems:
+            for line in problem.lines():
+                say(line, err=True)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        say("stopped; the same command goes on from here", err=True)
         return 130
-    print(f"{written} captions written")
+    say(f"{written} captions written")
     return 0
 
 

@@ -9,7 +9,6 @@ import glob
 import inspect
 import os
 import queue
-import shlex
 import shutil
 import threading
 from collections import Counter
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from schemas import ConfigError, TrainConfig, error
+from schemas import ConfigError, TrainConfig, error, terminal
 from schemas.rules.hub import state_place
 from schemas.run_folder import MANIFEST, judge
 
@@ -44,7 +43,7 @@ def offline() -> bool:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    terminal.say(text)
 
 
 @dataclass(frozen=True)
@@ -146,13 +145,13 @@ class Uploads:
 
     def _fail(self, job: Job, fault: Exception) -> None:
         self.failed.append(Job(job.path, job.path, job.name))
-        say(f"warning: {job.name} was not uploaded to {self.repo}: {reason(fault, self.config)}\n"
-            f"    by hand: {self.command(job)}")  # fmt: skip
+        say(f"warning: {job.name} was not uploaded to {self.repo}: {reason(fault, self.config)}")
+        say(f"    by hand: {self.command(job)}")
 
     def command(self, job: Job) -> str:
         """What uploads that file by hand."""
         kind = [] if self.kind == "model" else ["--repo-type", self.kind]
-        return shlex.join(["hf", "upload", self.repo, str(job.path), self.place_of(job.name), *kind])
+        return terminal.shell_words(["hf", "upload", self.repo, str(job.path), self.place_of(job.name), *kind])
 
     def close(self) -> None:
         """Waits for what is under way and tries once more what failed; to be called when the run has saved its last."""

@@ -14,7 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from schemas.documents import parse_json
 from schemas.problems import error
+from schemas.textfile import CONFIG, read_text
 from schemas.weights import lora_family, read_header
 from schemas.writing import write_atomically
 from trainer.lora_keys import peft_settings, to_kohya, to_peft
@@ -92,7 +94,7 @@ def _ready(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 def split_image(image: bytes) -> tuple[dict[str, Any], memoryview]:
     """(header without metadata, tensor data) of a safetensors image."""
     length = int.from_bytes(image[:8], "little")
-    header = json.loads(image[8 : 8 + length])
+    header = parse_json(image[8 : 8 + length], flat=True)
     header.pop("__metadata__", None)
     return header, memoryview(image)[8 + length :]
 
@@ -140,7 +142,7 @@ def load_weights(
     file = _file_in(path)
     tensors, metadata = _read(file, trust)
     beside = file.with_name("adapter_config.json")
-    config = beside.read_text(encoding="utf-8") if beside.is_file() else None
+    config = read_text(beside, limit=CONFIG, what="adapter config") if beside.is_file() else None
     weights = to_kohya(tensors, targets, peft_settings(metadata, config))
     theirs = lora_family({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata)
     ours = family or ("sdxl" if any(target.part == "te2" for target in targets) else "sd15 or sd2")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from schemas.documents import parse_json
 
 if TYPE_CHECKING:
     from trainer.families import Target
@@ -164,7 +165,7 @@ def peft_settings(metadata: Mapping[str, str], adapter_config: str | None) -> di
     settings: dict[str, Any] = {}
     for text in (adapter_config, metadata.get("lora_adapter_metadata")):
         try:
-            document = json.loads(text) if text else {}
+            document = parse_json(text) if text else {}
         except ValueError:
             document = {}
         if isinstance(document, dict):

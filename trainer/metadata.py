@@ -14,6 +14,8 @@ from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from schemas.config import TrainConfig, table, to_flat
+from schemas.problems import ConfigError
+from schemas.textfile import CONFIG, read_bytes
 from trainer.dataset.files import Scan, tag_frequency
 from trainer.dataset.order import Assignment, bucket_info
 from trainer.dataset.spec import DatasetSpec, parse_resolution
@@ -281,9 +283,9 @@ def _thumbnail(place: str | None) -> str | None:
     if place is None or place.startswith("data:"):
         return place
     try:
-        picture = base64.b64encode(Path(place).read_bytes()).decode()
-    except OSError as fault:
-        log.warning("metadata_thumbnail: %s cannot be read (%s); the header goes without it", place, fault.strerror)
+        picture = base64.b64encode(read_bytes(place, limit=CONFIG, what="thumbnail")).decode()
+    except ConfigError as fault:
+        log.warning("metadata_thumbnail: %s; the header goes without it", fault.problems[0].lines()[0])
         return None
     return f"data:{mimetypes.guess_type(place)[0] or 'image/jpeg'};base64,{picture}"
 

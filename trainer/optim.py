@@ -17,6 +17,7 @@ from schemas.config import TrainConfig
 from schemas.problems import error, nearest
 from schemas.rules.optimizers import OPTIMIZERS, PACKAGES, TORCH, resolve
 from schemas.rules.registry import trusted
+from schemas.terminal import shell_word
 from trainer.plan.rates import literal_args, multiplier, uses_relative_step
 from trainer.plan.steps import Steps
 
@@ -191,7 +192,7 @@ def import_class(dotted: str, key: str, config: TrainConfig) -> type | None:
             "is not on the list of known packages and would run its code",
             key=key,
             got=dotted,
-            fix=f"if you trust it: --trust {dotted}",
+            fix=f"if you trust it: --trust {shell_word(dotted)}",
         )
     try:
         importlib.import_module(package)

@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import sys
 import time
-import tomllib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,7 +19,10 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
 from schemas import TrainConfig, table, to_flat
+from schemas.documents import parse_toml
+from schemas.problems import error
 from schemas.resuming import kept_seed
+from schemas.textfile import CONFIG, read_text
 from trainer import connection
 from trainer.adapters import Adapter, import_plugin, is_plugin, merge_by_plugin, merge_weights
 from trainer.cache import LatentCache, TextCache
@@ -81,7 +83,11 @@ def tracker_settings(config: TrainConfig) -> dict[str, Any]:
     if config.wandb_api_key and config.log_with in ("wandb", "all"):
         importlib.import_module("wandb").login(key=config.wandb_api_key)
     if config.log_tracker_config:
-        return dict(tomllib.loads(Path(config.log_tracker_config).read_text(encoding="utf-8-sig")))
+        try:
+            return parse_toml(read_text(config.log_tracker_config, limit=CONFIG, what="log_tracker_config"))
+        except ValueError as fault:
+            file = config.log_tracker_config
+            raise error("not-toml", f"is not TOML: {fault}", file=file, fix="mend that line") from None
     return {"wandb": {"name": config.wandb_run_name or config.output_name}}
 
 

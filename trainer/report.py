@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from schemas.options import LoggingOptions
+from schemas.terminal import plain, say
 from schemas.writing import write_atomically
 
 if sys.platform != "win32":
@@ -127,14 +128,14 @@ class Progress:
         """A line that does not tear the bar."""
         self._keep(text)
         if self._bar:
-            self._bar.console.print(text, highlight=False, markup=False)
+            self._bar.console.print(plain(text), highlight=False, markup=False)
         elif self.shown or (self._writes and severity != "note"):
-            print(text, flush=True)
+            say(text)
 
     def _keep(self, text: str) -> None:
         if self._writes and self.options.console_log_file:
             with open(self.options.console_log_file, "a", encoding="utf-8") as stream:
-                stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+                stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {plain(text)}\n")
 
     def close(self) -> None:
         if self._bar:

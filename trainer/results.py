@@ -24,6 +24,7 @@ from schemas.resuming import Choice, kept_config, not_on_resume, state_meant
 from schemas.run_folder import State
 from schemas.run_folder import states_in as all_states_in
 from schemas.run_lock import Lock, hold_for_trainer
+from schemas.terminal import say, shell_words
 from schemas.writing import disk_advice, disk_fault, disk_words
 from trainer import checkpoint, states
 from trainer.adapters import is_plugin
@@ -117,7 +118,7 @@ class Results:
         elif self._own and not config.overwrite:
             self._refuse_overwriting([])  # complete already
         for line in choice.said:
-            print(line, flush=True)
+            say(line)
         return choice.state.path if choice.state else None
 
     def _refuse_another_run(self, state: State) -> None:
@@ -225,7 +226,7 @@ class Results:
             raise self._unsound(run, path, fault) from fault
         self.files.append(path)
         if untouched(weights) and run.at.step > self.steps.warmup and any(run.rates().values()):
-            print(f"warning: {name} changes nothing yet: it is still 0 after {run.at.step} steps", flush=True)
+            say(f"warning: {name} changes nothing yet: it is still 0 after {run.at.step} steps")
         if self.uploads:
             for file in written:
                 self.uploads.send(file)
@@ -307,8 +308,8 @@ class Results:
             if disk_fault(fault) is None:
                 raise
             self._state_due = time.monotonic() + LATEST
-            print(f"warning: no room for a training state: it takes {megabytes(self._state_bytes(run))}, "
-                  f"{_free(self.folder.path)} are left in {self.folder.path}", flush=True)  # fmt: skip
+            say(f"warning: no room for a training state: it takes {megabytes(self._state_bytes(run))}, "
+                f"{_free(self.folder.path)} are left in {self.folder.path}")  # fmt: skip
 
     def _drop_unnamed(self, but: Path | None = None) -> None:
         for state in states.states_in(self.folder.path):
@@ -336,7 +337,7 @@ class Results:
             self._drop_past(progress["step"] if self._own else -1)
             self.folder.open(self.config)
             for note in notes:
-                print(note, flush=True)
+                say(note)
             for moment in marks.saves(self.config, self.steps):
                 if moment.step == position["step"]:  # the kill may have come before its rotation
                     self._rotate_states(moment)
@@ -358,8 +359,8 @@ class Results:
         self.save_state(run)
         self._finish_uploads()
         self._free_lock()
-        print(f"stopped at step {run.at.step} of {self.steps.total}; saved {self.files[-1]}\n"
-              f"go on with: kohyakit resume {self.folder.path}", flush=True)  # fmt: skip
+        say(f"stopped at step {run.at.step} of {self.steps.total}; saved {self.files[-1]}")
+        say(f"go on with: {shell_words(['kohyakit', 'resume', str(self.folder.path)])}")
 
     def rescued(self, run: Run, fault: TrainingStopped) -> TrainingStopped:
         """The fault, with the name of the last good weights, which are saved."""

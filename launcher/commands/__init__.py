@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -13,6 +12,7 @@ import click
 
 from launcher.commands.examples import epilog
 from schemas.problems import ConfigError, Problem, errors
+from schemas.terminal import say, say_document, style
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")
@@ -58,6 +58,18 @@ def _run(function: Callable[..., int | None], as_json: bool, words: dict[str, An
     except ConfigError as fault:
         refuse(fault.problems, as_json)
         return 1
+    except BrokenPipeError:
+        raise  # the reader of our output has left
+    except OSError as fault:
+        refuse([of_the_system(fault)], as_json)
+        return 1
+
+
+def of_the_system(fault: OSError) -> Problem:
+    """What the system says of a file or folder that a command line names."""
+    file = str(fault.filename) if fault.filename is not None else None
+    must, fix = f"cannot be used: {fault.strerror or fault}", "check the path, its rights and the room on the disk"
+    return Problem(code="not-usable", must=must, file=file, fix=fix)
 
 
 def refuse(problems: Iterable[Problem], as_json: bool, **document: Any) -> None:
@@ -72,7 +84,7 @@ def print_json(document: Any) -> None:
     """The one document, without anything that looks like a secret."""
     from launcher.files import blanked
 
-    click.echo(json.dumps(blanked(document), indent=2, ensure_ascii=False, default=str))
+    say_document(blanked(document))
 
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -88,13 +100,13 @@ def tell(problems: Iterable[Problem], *, notes: bool = True) -> None:
     ]
     for problem in problems:
         if notes or problem.severity != "note":
-            click.echo(
-                f"{click.style(problem.severity, fg=COLOURS[problem.severity])}: {problem}",
-                err=True,
-            )
+            first, *rest = problem.lines()
+            say(f"{style(problem.severity, colour=COLOURS[problem.severity])}: {first}", err=True)
+            for line in rest:
+                say(line, err=True)
     hidden = 0 if notes else sum(problem.severity == "note" for problem in problems)
     if hidden:
-        click.echo(f"({hidden} note{'' if hidden == 1 else 's'} more: kohyakit validate --keys)", err=True)
+        say(f"({hidden} note{'' if hidden == 1 else 's'} more: kohyakit validate --keys)", err=True)
 
 
 def stop_on_errors(problems: list[Problem]) -> None:

@@ -10,6 +10,8 @@ import click
 
 from launcher.commands import command, from_option, print_json, set_option, tell, trust_option, with_trust
 from schemas.problems import ConfigError, Problem, errors
+from schemas.terminal import say, say_file, style
+from schemas.textfile import CONFIG, read_text
 
 FORMATS = ("kohya-gui", "sd-scripts", "civitai", "args", "snapshot")
 
@@ -60,7 +62,7 @@ def validate(
             tell(errors(checked.problems))
             continue
         for line in show.verdict_lines(checked, keys=keys):
-            click.echo(without_secrets(line))
+            say(without_secrets(line))
         tell(checked.problems, notes=keys)
     if as_json:
         print_json({"files": documents})
@@ -110,7 +112,7 @@ def convert(
     files = places(output, text, {ending: without_secrets(more) for ending, more in found.beside.items()})
     write_files(files, overwrite)
     for entry in found.lost:
-        click.echo(f"{click.style('lost', fg='yellow')}: {without_secrets(entry)}", err=True)
+        say(f"{style('lost', colour='yellow')}: {without_secrets(entry)}", err=True)
     if as_json:
         print_json(
             {
@@ -124,9 +126,9 @@ def convert(
             }
         )
     elif output is None:
-        click.echo(text, nl=False)
+        say_file(text)
     else:
-        click.echo("wrote " + ", ".join(str(path) for path in files))
+        say("wrote " + ", ".join(str(path) for path in files))
     return 0
 
 
@@ -182,9 +184,9 @@ def diff(a: str, b: str, everything: bool, as_json: bool) -> int:
         print_json({"a": a, "b": b, "same": not training, "differences": training, "other": beside})
         return 0
     for line in show.difference_lines([*training, *(beside if everything else [])], a, b):
-        click.echo(without_secrets(line))
+        say(without_secrets(line))
     if beside and not everything:
-        click.echo(f"({len(beside)} more that do not touch the training: --all)")
+        say(f"({len(beside)} more that do not touch the training: --all)")
     return 0
 
 
@@ -199,7 +201,7 @@ def presets(name: str | None, as_json: bool) -> int:
         if as_json:
             print_json({"presets": rows})
         for row in [] if as_json else rows:
-            click.echo(f"{row['name']:<24} {row['family'] or '':<6} {row['about']}")
+            say(f"{row['name']:<24} {row['family'] or '':<6} {row['about']}")
         return 0
     path = preset_path(name)
     if path is None:
@@ -207,7 +209,7 @@ def presets(name: str | None, as_json: bool) -> int:
         raise ConfigError(
             [Problem(code="no-file", must="is no shipped preset", file=name, fix="kohyakit presets lists them")]
         )
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, limit=CONFIG, what="preset")
     if as_json:
         print_json(
             {
@@ -218,7 +220,7 @@ def presets(name: str | None, as_json: bool) -> int:
             }
         )
     else:
-        click.echo(text, nl=not text.endswith("\n"))
+        say_file(text if text.endswith("\n") else f"{text}\n")
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from launcher.commands import command, print_json
+from schemas.terminal import say, style
 
 
 @command("explain")
@@ -23,5 +24,6 @@ def explain(key: str, as_json: bool) -> int:
     if as_json:
         print_json(facts)
     else:
-        click.echo("\n".join([click.style(facts["key"], bold=True), *lines(facts)]))
+        for line in [style(facts["key"], bold=True), *lines(facts)]:
+            say(line)
     return 0

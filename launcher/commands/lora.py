@@ -8,6 +8,7 @@ import click
 
 from launcher.commands import command, print_json, tell
 from launcher.commands.configs import FORMATS, places, write_files
+from schemas.terminal import say
 
 
 @command("inspect")
@@ -34,7 +35,7 @@ def inspect(
         written = convert(resolved, target, beside=output)
         write_files(places(output, without_secrets(written.text), written.beside), overwrite)
         for entry in written.lost:
-            click.echo(f"lost: {entry}", err=True)
+            say(f"lost: {entry}", err=True)
     if as_json:
         unknown = [name for name, entry in config.items() if entry["known"] == "unknown"]
         print_json(
@@ -46,16 +47,15 @@ def inspect(
             }
         )
     else:
-        click.echo("\n".join(facts_of.lines(facts)))
+        for line in facts_of.lines(facts):
+            say(line)
         counts = {
             known: sum(entry["known"] == known for entry in config.values())
             for known in ("stated", "inferred", "unknown")
         }
-        click.echo(
-            "  config: " + ", ".join(f"{count} {known}" for known, count in counts.items()) + " (--config shows it)"
-        )
+        say("  config: " + ", ".join(f"{count} {known}" for known, count in counts.items()) + " (--config shows it)")
         tell(list(resolved.problems), notes=False)
         for name, fact in config.items() if show_config else ():
             if fact["known"] != "unknown":
-                click.echo(f"    {fact['known']:<9} {name} = {fact['value']!r}")
+                say(f"    {fact['known']:<9} {name} = {fact['value']!r}")
     return 0 if facts["health"]["finite"] else 1

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from launcher.commands import command, print_json
+from schemas.terminal import say
 
 
 @command("report")
@@ -28,7 +29,8 @@ def report(run: str, output: Path | None, images: bool, as_json: bool) -> int:
     if as_json:
         print_json(made.as_json())
         return 0
-    click.echo(str(made.path))
+    say(str(made.path))
     for said in made.suggestions:
-        click.echo(f"{said.title}: {said.reason}\n    {quoted(list(said.command))}", err=True)
+        say(f"{said.title}: {said.reason}", err=True)
+        say(f"    {quoted(list(said.command))}", err=True)
     return 0

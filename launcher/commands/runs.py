@@ -10,6 +10,7 @@ import click
 
 from launcher.commands import command, from_option, print_json, refuse, set_option, tell, trust_option, with_trust
 from schemas.problems import ConfigError, Problem, errors
+from schemas.terminal import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -75,13 +76,13 @@ def plan(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int:
         wrong = errors(made.problems)
         tell(wrong)  # first, where they are not overlooked
         for line in (*said, *show.plan_lines(made)):
-            click.echo(line)
+            say(line)
         if made.launch.num_processes > 1:
             for line in show.process_lines(made, make_plan(resolved, machine, LaunchOptions(processes=1), vram=vram)):
-                click.echo(line)
+                say(line)
         tell([problem for problem in made.problems if problem.severity != "error"], notes=False)
         if wrong:
-            click.echo(f"not ok: {len(wrong)} error{'' if len(wrong) == 1 else 's'}, said above", err=True)
+            say(f"not ok: {len(wrong)} error{'' if len(wrong) == 1 else 's'}, said above", err=True)
     return 1 if errors(made.problems) else 0
 
 
@@ -178,15 +179,15 @@ def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int
     made, way, said = _plan_of(resolved, _processes(words), words, keep_results=words["print_command"])
     if errors(made.problems):
         for line in said:
-            click.echo(line, err=True)
+            say(line, err=True)
         raise ConfigError(made.problems)
     if words["print_command"]:
         return _print_command(made, said, as_json)
     for line in said:
-        click.echo(line, err=as_json)
+        say(line, err=as_json)
     tell(made.problems, notes=False)
     for line in show.plan_lines(made):
-        click.echo(line, err=as_json)
+        say(line, err=as_json)
     if way is not None and way.own:
         return _finish(made, going_on.start(made, way, **_outlets(as_json)), as_json)
     return _finish(made, run.launch(made, **_outlets(as_json)), as_json)
@@ -213,12 +214,12 @@ def _print_command(made: Plan, said: list[str], as_json: bool) -> int:
 
     printed = printed_command(made)
     for note in printed.notes:
-        click.echo(note, err=True)
+        say(note, err=True)
     if as_json:
         files = {"files": printed.files} if printed.files else {}
         print_json({"command": printed.words, **files, **({"said": said} if said else {})})
     else:
-        click.echo(printed.line)
+        say(printed.line)
     return 0
 
 
@@ -245,7 +246,7 @@ def _outlets(as_json: bool) -> dict[str, Any]:
     outlast_terminal()
     return {
         "write": run.to_stderr if as_json else run.to_stdout,
-        "say": lambda text: click.echo(text, err=True),
+        "say": lambda text: say(text, err=True),
         "terminal": sys.stdout.isatty() and not as_json,
     }
 
@@ -315,17 +316,17 @@ def resume(
     said = _told(made, way)
     if errors(made.problems):
         for line in said:
-            click.echo(line, err=True)
+            say(line, err=True)
         raise ConfigError(made.problems)
     if words["print_command"]:
         return _print_command(made, said, as_json)
     refuse_damaged(made, _outlets(as_json)["say"])
     for line in said:
-        click.echo(line, err=as_json)
+        say(line, err=as_json)
     made = older.renamed(made, way)
     tell(made.problems, notes=False)
     for line in show.plan_lines(made):
-        click.echo(line, err=as_json)
+        say(line, err=as_json)
     return _finish(made, going_on.start(made, way, **_outlets(as_json)), as_json)
 
 

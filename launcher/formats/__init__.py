@@ -12,6 +12,7 @@ from typing import Any
 
 from launcher.formats.base import Draft
 from launcher.formats.recognise import recognise
+from schemas import textfile
 from schemas.problems import ConfigError, Problem, error
 
 __all__ = ["FORMATS", "Draft", "decode", "read", "read_text", "recognise"]
@@ -29,7 +30,6 @@ FORMATS: dict[str, str] = {
     "lora": "launcher.formats.lora_header",
 }
 Reader = Callable[..., Draft]
-LARGEST = 64 * 1024 * 1024  # bytes of a text file; real ones have some kilobytes
 
 
 def read(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None, format: str | None = None) -> Draft:
@@ -103,19 +103,11 @@ def _open(file: str) -> bytes:
     path = Path(file)
     if path.is_dir():
         raise error("a-folder", "is a folder, not a config file", file=file, fix=_offer(path))
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(16)
-            size = os.fstat(stream.fileno()).st_size
-            if path.suffix.lower() == ".safetensors" or _is_safetensors(start):
-                return start
-            if size > LARGEST:
-                raise error(
-                    "too-large", f"is no config file: it has {size} bytes", file=file, fix="choose the right file"
-                )
-            return start + stream.read(LARGEST)
-    except OSError as fault:
-        raise error("no-file", "cannot be read", file=file, got=fault.strerror, fix="check the path") from None
+    with textfile.open_regular(path, what="config file") as stream:
+        start = stream.read(16)
+    if path.suffix.lower() == ".safetensors" or _is_safetensors(start):
+        return start
+    return textfile.read_bytes(path, limit=textfile.CONFIG, what="config file")
 
 
 def _offer(folder: Path) -> str:

@@ -5,7 +5,6 @@ Facts: reference notes on the site's trainer at its state of 2026-08.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +12,10 @@ from typing import Any
 from launcher.formats import civitai_text, sd_scripts
 from launcher.formats.base import Draft, Fate, Setting
 from schemas.config import table
+from schemas.documents import parse_json
 from schemas.problems import Problem
 from schemas.rules.schedule import SCHEDULERS
+from schemas.terminal import shell_word
 
 # the order in which the site's database prints them
 ORDER = (
@@ -135,7 +136,7 @@ def _unwrap(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _literal(value: Any) -> Any:
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return parse_json(value) if isinstance(value, str) else value
     except ValueError:
         return value
 
@@ -243,7 +244,7 @@ def _unknown(draft: Draft, key: str, value: Any, params: Mapping[str, Any]) -> N
     fix = f"remove {key}"
     guess = draft.guess(key, ARGUMENTS)
     if value in SCHEDULERS and "lrScheduler" not in params:
-        fix = f"probably lrScheduler: --set lr_scheduler={value}"
+        fix = f"probably lrScheduler: --set lr_scheduler={shell_word(value)}"
     elif guess:
         fix = f"did you mean {guess}?"
     draft.keys[key] = Fate("unknown", None, None, fix)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from schemas.documents import parse_json
 from schemas.problems import ConfigError, Problem, error
 
 SMART = str.maketrans(
@@ -36,7 +37,7 @@ def parse(text: str, file: str | None = None) -> Mended:
     _commas(lines, problems)
     twice: list[str] = []
     try:
-        values = json.loads("\n".join(lines), object_pairs_hook=lambda pairs: _object(pairs, twice))
+        values = parse_json("\n".join(lines), object_pairs_hook=lambda pairs: _object(pairs, twice))
     except json.JSONDecodeError as fault:
         got = lines[fault.lineno - 1].strip()
         raise ConfigError(
@@ -52,8 +53,8 @@ def parse(text: str, file: str | None = None) -> Mended:
                 ),
             ]
         ) from None
-    except ValueError:
-        raise error("not-json", "holds a number of thousands of digits", file=file, fix="correct it") from None
+    except ValueError as fault:
+        raise error("not-json", str(fault), file=file, fix="correct it") from None
     where = {name: number for number, line in enumerate(lines, 1) for name in KEY.findall(line)}
     for name in twice:
         _say(problems, where.get(name, 1), f"{name} stands twice; the last one counts")

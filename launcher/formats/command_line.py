@@ -6,7 +6,6 @@ Continuations (\\ ^ `), quotes, variables; the words of `accelerate launch` apar
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from launcher.formats import sd_scripts
 from launcher.formats.base import Draft, Kind
 from schemas.config import Option, table
 from schemas.problems import Problem
+from schemas.terminal import shell_words
+from schemas.textfile import CONFIG, read_text
 
 SHELLS = (".sh", ".bat", ".cmd", ".ps1")
 # script -> (family, kind); None: SD 1.x or 2.x, the checkpoint or v2 tells
@@ -366,7 +367,7 @@ def _config_file(draft: Draft) -> None:
             )
         )
         return
-    inner = sd_scripts.read(path.read_text(encoding="utf-8-sig"), file=str(path))
+    inner = sd_scripts.read(read_text(path, limit=CONFIG, what="config file"), file=str(path))
     draft.arguments = {**inner.arguments, **draft.arguments}
     draft.keys = {**inner.keys, **draft.keys}
     draft.lines = {**{key: line for key, line in inner.lines.items() if key not in draft.keys}, **draft.lines}
@@ -375,7 +376,7 @@ def _config_file(draft: Draft) -> None:
 
 def write(arguments: Mapping[str, Any], *, launch: Sequence[str] = ("accelerate", "launch", "-m", "trainer")) -> str:
     """One command line that says `arguments` (sd-scripts names); unset ones and secrets are left out."""
-    return shlex.join([*launch, *words(arguments)])
+    return shell_words([*launch, *words(arguments)])
 
 
 def words(arguments: Mapping[str, Any]) -> list[str]:

@@ -6,11 +6,12 @@ OneTrainer: `ot_config`; ai-toolkit: `software`, `training_info`; SimpleTuner: `
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from schemas.documents import object_in, parse_json
 
 Found = tuple[str, Any, str]  # argument, value, key of the header
 
@@ -87,18 +88,15 @@ def trainer_of(metadata: Mapping[str, str]) -> str | None:
 
 def _mapping(text: str | None) -> Mapping[str, Any]:
     try:
-        found = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        found = parse_json(text or "{}")
+    except ValueError:
         return {}
     return found if isinstance(found, Mapping) else {}
 
 
 def _beside(file: str) -> Mapping[str, Any]:
     path = Path(file).with_name("adapter_config.json")
-    try:
-        return _mapping(path.read_text(encoding="utf-8")) if path.stat().st_size < 2**20 else {}
-    except (OSError, UnicodeDecodeError):
-        return {}
+    return object_in(path, what="adapter config", limit=2**20)
 
 
 def _one_trainer(config: Mapping[str, Any]) -> Iterator[Found]:

@@ -15,6 +15,7 @@ from typing import Any
 from launcher.formats import foreign_header
 from launcher.formats.base import Draft, Fate, Setting
 from schemas.config import BadValue, read_value, table
+from schemas.documents import parse_json
 from schemas.lora_shape import AdapterShape, adapter_shape
 from schemas.problems import Problem
 from schemas.rules.optimizers import OPTIMIZERS, TORCH
@@ -73,7 +74,7 @@ def read_file(file: str, *, overrides: Mapping[str, Any] | None = None) -> Draft
 
 def _own_config(text: str, draft: Draft) -> Mapping[str, Any] | None:
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         found = None
     if isinstance(found, Mapping):
@@ -147,7 +148,7 @@ def _take_datasets(draft: Draft, text: str | None) -> None:
     for name, key, entries in places:
         found = {json.dumps(entry[key]) for entry in entries if entry.get(key) is not None}
         if len(found) == 1 and name not in draft.arguments:
-            value = json.loads(found.pop())
+            value = parse_json(found.pop())
             _set(draft, name, _value(name, str(value)) if name == "resolution" else value, "ss_datasets")
         elif len(found) > 1:
             said = f"its datasets differ in {name}, which is left open"
@@ -174,8 +175,8 @@ def _note(draft: Draft, code: str, key: str | None, got: Any, must: str, fix: st
 
 def _json(text: str | None, kind: type) -> Any:
     try:
-        found = json.loads(text or "")
-    except (ValueError, RecursionError):
+        found = parse_json(text or "")
+    except ValueError:
         found = None
     return found if isinstance(found, kind) else kind()
 

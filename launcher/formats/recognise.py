@@ -11,6 +11,7 @@ from typing import Any
 
 from launcher.formats import toml_text
 from schemas.config import table
+from schemas.documents import parse_json
 from schemas.problems import ConfigError, error
 
 CIVITAI = ("unetLR", "textEncoderLR", "minSnrGamma", "targetSteps", "lrSchedulerNumCycles", "flipAugmentation")
@@ -71,7 +72,7 @@ def _json(text: str, keys: set[str], file: str | None) -> str:
     if "__version" in keys and ("training_method" in keys or "model_type" in keys):
         raise _other("a OneTrainer config")
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except ValueError:
         document = None
     if isinstance(document, list):

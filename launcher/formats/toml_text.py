@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import dataclass, field
 from typing import Any
 
+from schemas.documents import check_depth, parse_toml
 from schemas.problems import ConfigError, Problem, error
 
 KEY = re.compile(r"""\s*(?P<key>[A-Za-z0-9_.\-]+|"[^"\n]*"|'[^'\n]*')\s*=\s*(?P<value>.*)$""")
@@ -38,11 +39,11 @@ def parse(text: str, file: str | None = None) -> Document:
     said, number = "", 0
     for turn in range(MOST_REPAIRS):
         try:
-            return Document(tomllib.loads("\n".join(lines)), key_lines(lines), problems)
+            return Document(parse_toml("\n".join(lines)), key_lines(lines), problems)
         except tomllib.TOMLDecodeError as fault:
             said, number = _place(str(fault), lines)
-        except ValueError:
-            raise error("not-toml", "holds a number of thousands of digits", file=file, fix="correct it") from None
+        except ValueError as fault:
+            raise error("not-toml", str(fault), file=file, fix="correct it") from None
         values = _as_kohya_reads("\n".join(lines)) if turn == 0 else None
         if values is not None:
             must = f"is not strict TOML ({said}), but the parser that sd-scripts uses takes it"
@@ -63,8 +64,10 @@ def _as_kohya_reads(text: str) -> dict[str, Any] | None:
     import toml
 
     try:
-        return toml.loads(text)
-    except (toml.TomlDecodeError, ValueError, IndexError, KeyError, TypeError, AttributeError):
+        found: dict[str, Any] = toml.loads(text)
+        check_depth(found)
+        return found
+    except (toml.TomlDecodeError, ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -16,6 +16,7 @@ from launcher.page.sheet import Embedded, embed, fitting, moments
 from launcher.page.write import MARK, Page, page, state
 from launcher.resume import find
 from schemas.problems import ConfigError, error
+from schemas.textfile import open_regular
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _refuse_strangers(path: Path) -> None:
     if not path.absolute().parent.is_dir():
         raise error("no-folder", "is in a folder that does not exist", file=str(path), fix="make it first")
     if path.exists():
-        with path.open("rb") as stream:
+        with open_regular(path, what="report") as stream:
             if stream.read(len(MARK)) != MARK.encode():
                 raise error("file-exists", "exists already and is no report", file=str(path), fix="another name")
 

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from launcher.pictures.picture import CAPTIONS
 from schemas.problems import ConfigError, Problem, error
-from schemas.textfile import open_regular, read_bytes
+from schemas.textfile import read_bytes, regular_stream
 from trainer.dataset.images import HEAD, LARGEST_FILE
 
 LARGEST_TOTAL = 64 << 30  # bytes, of all of them
@@ -108,14 +108,14 @@ def inside(path: Path, folder: Path) -> bool:
 
 def _read(path: Path, limit: int) -> bytes:
     try:
-        return read_bytes(path, limit=limit, what="the file")
+        return read_bytes(path, limit=limit, what="a photo")
     except ConfigError as fault:
-        raise OSError(fault.problems[0].must.removeprefix("the file ")) from None
+        raise OSError(fault.problems[0].must) from None
 
 
 def _head(path: Path) -> bytes:
     try:
-        with open_regular(path, limit=LARGEST_FILE, what="the file") as stream:
+        with regular_stream(path, limit=LARGEST_FILE, what="a photo") as stream:
             return stream.read(HEAD)
     except (ConfigError, OSError):
         return b""

@@ -10,6 +10,7 @@ from schemas.problems import Problem, Severity, nearest
 from schemas.rules.arguments import network_args
 from schemas.rules.optimizers import installed
 from schemas.rules.registry import rule, trusted
+from schemas.terminal import shell_word
 
 SUPPORTED = (
     "networks.lora",
@@ -91,7 +92,7 @@ def network_module(config: TrainConfig, family: str | None) -> Iterator[Problem]
             code="untrusted-module",
             **facts,
             must=f"is not a known adapter; supported are {supported}",
-            fix=f"--set network_module={guess or 'networks.lora'}, or if you trust it: --trust {module}",
+            fix=f"--set network_module={guess or 'networks.lora'}, or if you trust it: --trust {shell_word(module)}",
         )
 
 

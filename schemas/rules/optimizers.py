@@ -10,6 +10,7 @@ from schemas.config import TrainConfig
 from schemas.problems import Problem, nearest
 from schemas.rules.arguments import parse_literal_args
 from schemas.rules.registry import rule, trusted
+from schemas.terminal import shell_word
 
 BITSANDBYTES = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion8bit", "PagedLion8bit")
 DADAPT = ("DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptLion", "DAdaptSGD")
@@ -122,7 +123,7 @@ def known_optimizer(config: TrainConfig, family: str | None) -> Iterator[Problem
             key="optimizer_type",
             got=path,
             must="is not on the list of known packages and would run its code",
-            fix=f"if you trust it: --trust {path}",
+            fix=f"if you trust it: --trust {shell_word(path)}",
         )
     if not installed(package):
         yield Problem(
@@ -145,7 +146,7 @@ def optimizer_arguments(config: TrainConfig, family: str | None) -> Iterator[Pro
             key="optimizer_args",
             got=given["lr"],
             must="must not contain lr",
-            fix=f"--set learning_rate={given['lr']}",
+            fix=f"--set learning_rate={shell_word(given['lr'])}",
         )
     if config.optimizer_type.lower().startswith("sgdnesterov") and not given.get("momentum", 0.9):
         yield Problem(

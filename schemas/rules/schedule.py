@@ -9,6 +9,7 @@ from schemas.problems import Problem, nearest
 from schemas.rules.arguments import parse_literal_args
 from schemas.rules.optimizers import OPTIMIZERS, resolve
 from schemas.rules.registry import rule, trusted
+from schemas.terminal import shell_word
 
 SCHEDULERS = (
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt",
@@ -40,7 +41,7 @@ def known_scheduler(config: TrainConfig, family: str | None) -> Iterator[Problem
                 key="lr_scheduler_type",
                 got=custom,
                 must="is not a class of torch.optim.lr_scheduler and would run its code",
-                fix=f"if you trust it: --trust {custom}",
+                fix=f"if you trust it: --trust {shell_word(custom)}",
             )
     elif config.lr_scheduler.partition(":")[0] not in SCHEDULERS:
         yield Problem(

@@ -221,7 +221,7 @@ def test_a_pickle_that_runs_code_needs_its_name(kohyakit, preset, trainer, tmp_p
     refused = kohyakit(command, file)
     assert refused.exit_code == 1
     assert "holds more than tensors (__builtin__.print): opening it can run any code" in refused.stderr
-    assert '--trust "old model.ckpt"' in refused.stderr
+    assert "--trust 'old model.ckpt'" in refused.stderr
     assert kohyakit(command, file, "--trust", "model.ckpt").exit_code == 1
     assert kohyakit(command, file, "--trust", "old model.ckpt").exit_code == 0
 

@@ -83,7 +83,7 @@ def test_a_tensor_of_many_numbers_is_no_scalar(file):
 
 def test_missing_file_and_folder_are_no_file(tmp_path):
     assert code(read_header, tmp_path / "none.safetensors") == "no-file"
-    assert code(read_header, tmp_path) == "no-file"
+    assert code(read_header, tmp_path) == "not-a-regular-file"
 
 
 @pytest.mark.parametrize("cut", [1, 10, 3000])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from schemas.config import TrainConfig, table
-from schemas.problems import ConfigError, Problem, error, nearest
-from schemas.textfile import read_text
+from schemas.documents import check_depth, parse_json, parse_toml
+from schemas.places import fault_of_path
+from schemas.problems import Problem, error, nearest
+from schemas.textfile import CONFIG, read_text
 
 Kind = Literal["dreambooth", "finetuning", "controlnet"]
 
@@ -61,9 +61,9 @@ KIND_KEYS: dict[Kind, dict[str, str]] = {
 }
 # Allowed in a subset only.
 OWN_KEYS: dict[Kind, dict[str, str]] = {
-    "dreambooth": {"image_dir": "str", "is_reg": "bool", "alpha_mask": "bool"},
-    "finetuning": {"metadata_file": "str", "image_dir": "str", "alpha_mask": "bool"},
-    "controlnet": {"image_dir": "str", "conditioning_data_dir": "str"},
+    "dreambooth": {"image_dir": "path", "is_reg": "bool", "alpha_mask": "bool"},
+    "finetuning": {"metadata_file": "path", "image_dir": "path", "alpha_mask": "bool"},
+    "controlnet": {"image_dir": "path", "conditioning_data_dir": "path"},
 }
 NEEDED: dict[Kind, tuple[str, ...]] = {
     "dreambooth": ("image_dir",),
@@ -76,6 +76,7 @@ MUST = {
     "int": "must be a whole number",
     "bool": "must be true or false",
     "str": "must be text",
+    "path": "must be text",
     "float": "must be a number",
     "pair": "must be two numbers",
     "table": "must be a table",
@@ -96,16 +97,10 @@ def read_document(path: str, problems: list[Problem]) -> dict[str, Any]:
             got=extension,
             fix="rename the file after its format",
         )
+    text = read_text(path, limit=CONFIG, what="dataset_config")
     try:
-        text = read_text(Path(path), limit=LARGEST_DOCUMENT, what="a dataset_config file")
-        document = json.loads(text) if extension == ".json" else _read_toml(text, path, problems)
-    except ConfigError as fault:
-        must = fault.problems[0].must.removeprefix("a dataset_config file ")
-        code = f"not-{extension[1:]}" if fault.problems[0].code == "not-utf8" else "no-file"
-        raise error(
-            code, must, file=path, key="dataset_config", fix=fault.problems[0].fix or "check the path"
-        ) from None
-    except (ValueError, RecursionError) as fault:
+        document = parse_json(text) if extension == ".json" else _read_toml(text, path, problems)
+    except ValueError as fault:
         raise error(
             f"not-{extension[1:]}", f"is not {extension[1:].upper()}: {fault}", file=path, fix="mend that line"
         ) from None
@@ -116,13 +111,14 @@ def read_document(path: str, problems: list[Problem]) -> dict[str, Any]:
 
 def _read_toml(text: str, path: str, problems: list[Problem]) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        return parse_toml(text)
     except tomllib.TOMLDecodeError as fault:
         import toml  # the reference's reader, which is laxer
 
         try:
             document: dict[str, Any] = toml.loads(text)
-        except (ValueError, IndexError):
+            check_depth(document)
+        except (ValueError, IndexError, KeyError, TypeError, AttributeError, RecursionError):
             raise fault from None
         problems.append(Problem(code="lax-toml", severity="note", file=path, must=f"is not standard TOML: {fault}"))
         return document
@@ -203,6 +199,8 @@ def _table_problems(values: Mapping[str, Any], known: Mapping[str, str], place: 
         key = f"{place}/{name}"
         if name not in known:
             yield _unknown(key, name, known)
+        elif known[name] == "path" and isinstance(value, str):
+            yield from _path_problems(name, key, value)
         elif value is not None and not (_fits(known[name], value) and _in_bounds(name, value)):
             yield {
                 "code": "bad-value",
@@ -211,6 +209,13 @@ def _table_problems(values: Mapping[str, Any], known: Mapping[str, str], place: 
                 "must": MUST[known[name]] + _bounds(name),
                 "fix": f"correct {name}",
             }
+
+
+def _path_problems(name: str, key: str, value: str) -> Iterator[dict[str, Any]]:
+    fault = fault_of_path(value)
+    if fault is not None:
+        fix = f"{name} = '{fault[1]}'" if fault[1] else f"correct {name}"
+        yield {"code": "bad-value", "key": key, "got": value, "must": fault[0], "fix": fix}
 
 
 def _unknown(key: str, name: str, known: Mapping[str, str] | tuple[str, ...]) -> dict[str, Any]:
@@ -240,7 +245,7 @@ def _fits(kind: str, value: Any) -> bool:
             return value in FILTERS
         case "table":
             return isinstance(value, Mapping)
-    return {"int": whole, "float": number, "bool": isinstance(value, bool), "str": isinstance(value, str)}[kind]
+    return {"int": whole, "float": number, "bool": isinstance(value, bool)}.get(kind, isinstance(value, str))
 
 
 def _marks(name: str) -> Mapping[str, Any]:

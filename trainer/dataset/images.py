@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
 
 from schemas.problems import ConfigError
-from schemas.textfile import open_regular
+from schemas.textfile import regular_stream
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,9 +96,9 @@ def _regular(path: str | os.PathLike[str]) -> BinaryIO:
     if not os.path.lexists(path):
         raise Unreadable("is missing")
     try:
-        return open_regular(path, limit=LARGEST_FILE, what="an image")
+        return regular_stream(path, limit=LARGEST_FILE, what="an image")
     except ConfigError as fault:
-        raise Unreadable(fault.problems[0].must.removeprefix("an image ")) from None
+        raise Unreadable(fault.problems[0].must) from None
 
 
 def _too_large(size: str) -> str:
@@ -150,7 +150,7 @@ def kind_of(head: bytes) -> str | None:
 def kind_of_file(path: str | os.PathLike[str]) -> str | None:
     """`kind_of` a file's beginning; None where it cannot be read."""
     try:
-        with open_regular(path, limit=LARGEST_FILE, what="an image") as stream:
+        with regular_stream(path, limit=LARGEST_FILE, what="an image") as stream:
             return kind_of(stream.read(HEAD))
     except (ConfigError, OSError):
         return None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from schemas.config import table
+from schemas.documents import parse_json, parse_toml
 from schemas.problems import ConfigError, Problem, error, nearest
+from schemas.textfile import CONFIG, read_text
 
 STEPS = range(1, 1001)
 
@@ -48,6 +47,10 @@ CODES = {
 }
 OPTION = re.compile(r"([a-z]+)\s(.+)", re.IGNORECASE)
 WHOLE = ("width", "height", "seed", "sample_steps")
+FAR = 2.0**65  # neither nan nor an infinity is within, nor an integer that no float can hold
+RANGES = {  # a seed may be negative: torch takes it as it is
+    "width": (0, 16384), "height": (0, 16384), "seed": (-(2**63), 2**64 - 1), "sample_steps": (0, STEPS[-1]),
+}  # fmt: skip
 DECIMAL = ("scale", "guidance_scale", "cfg_trunc_ratio", "renorm_cfg")
 # Of other families, or of ControlNet: known, but nothing follows from them here.
 IDLE = ("guidance_scale", "controlnet_image", "cfg_trunc_ratio", "renorm_cfg", "flow_shift")
@@ -111,17 +114,9 @@ def read_prompts(
             fix="rename the file after its format",
         )
     found: list[Problem] = []
+    text = read_text(file, limit=CONFIG, what="prompt file") if text is None else text
     try:
-        text = Path(file).read_text(encoding="utf-8-sig") if text is None else text
         entries = readers[extension](text, found, file)
-    except OSError as fault:
-        raise error(
-            "no-file", f"cannot be read: {fault.strerror}", key="sample_prompts", got=file, fix="check the path"
-        ) from None
-    except UnicodeDecodeError:
-        raise error(
-            "prompt-encoding", "must be UTF-8 text", key="sample_prompts", got=file, fix="save it as UTF-8"
-        ) from None
     except ValueError as fault:
         raise error(
             "bad-prompts", f"cannot be read: {fault}", key="sample_prompts", file=file, fix="mend that line"
@@ -176,9 +171,10 @@ def _unread(options: Iterable[str], line: int | None, file: str) -> Iterator[Pro
 
 
 def _read_toml(text: str, problems: list[Problem], file: str) -> Entries:
-    shared = tomllib.loads(text).get("prompt")
+    shared = parse_toml(text).get("prompt")
     subsets = shared.get("subset") if isinstance(shared, dict) else None
-    if not isinstance(shared, dict) or not isinstance(subsets, list):
+    tables = isinstance(subsets, list) and all(isinstance(subset, dict) for subset in subsets)
+    if not isinstance(shared, dict) or not isinstance(subsets, list) or not tables:
         raise ValueError("it must hold a table [prompt] with [[prompt.subset]]")
     common = {key: value for key, value in shared.items() if key != "subset"}
     for number, subset in enumerate(subsets):
@@ -197,7 +193,7 @@ def _read_toml(text: str, problems: list[Problem], file: str) -> Entries:
 
 
 def _read_json(text: str, problems: list[Problem], file: str) -> Entries:
-    document = json.loads(text)
+    document = parse_json(text)
     if not isinstance(document, list) or not all(isinstance(entry, (str, dict)) for entry in document):
         raise ValueError("it must be a list of prompt lines or tables")
     entries: list[tuple[int | None, Mapping[str, Any]]] = []
@@ -245,14 +241,14 @@ def _wrong(values: dict[str, Any], place: dict[str, Any]) -> Iterator[Problem]:
             code="no-prompt", key="prompt", got=values.get("prompt"), must="must be text", fix="add prompt", **place
         )
     for key, value in values.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        # a seed may be negative: torch takes it as it is
-        if key in WHOLE and not (number and value == int(value) and (value >= 0 or key == "seed")):
-            yield Problem(
-                code="bad-value", key=key, got=value, must="must be a whole number", fix=f"correct {key}", **place
-            )
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and -FAR < value < FAR
+        least, most = RANGES.get(key, (0, 0))
+        if key in WHOLE and not (number and value == int(value) and least <= value <= most):
+            must = f"must be a whole number from {least} to {most}"
+            yield Problem(code="bad-value", key=key, got=value, must=must, fix=f"correct {key}", **place)
         elif key == "scale" and not number:
-            yield Problem(code="bad-value", key=key, got=value, must="must be a number", fix=f"correct {key}", **place)
+            must = f"must be a finite number below {FAR:.2g}"
+            yield Problem(code="bad-value", key=key, got=value, must=must, fix=f"correct {key}", **place)
         elif key == "negative_prompt" and not isinstance(value, str):
             yield Problem(code="bad-value", key=key, got=value, must="must be text", fix=f"correct {key}", **place)
     sampler, samplers = values.get("sample_sampler"), table()["sample_sampler"].choices
@@ -267,5 +263,5 @@ def _wrong(values: dict[str, Any], place: dict[str, Any]) -> Iterator[Problem]:
             **place,
         )
     for key in WHOLE:
-        if isinstance(values.get(key), float) and values[key] == int(values[key]):
+        if isinstance(values.get(key), float) and values[key].is_integer():
             values[key] = int(values[key])

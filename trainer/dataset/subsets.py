@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from schemas.config import TrainConfig
+from schemas.documents import parse_json
 from schemas.problems import ConfigError, Problem
-from schemas.textfile import read_text
+from schemas.textfile import LISTING, read_text
 from trainer.dataset.captions import OTHER_EXTENSIONS, captions_like, read_caption
 from trainer.dataset.names import Names, fold
 from trainer.dataset.pictures import Listing, deeper, extensions, list_folder, pictures_in
@@ -236,9 +236,7 @@ def _from_metadata(spec: SubsetSpec, problems: list[Problem]) -> Iterator[Pictur
     try:
         entries = _read_metadata(file)
     except ConfigError as fault:
-        must = fault.problems[0].must.removeprefix("the metadata file ")
-        code = "bad-metadata" if fault.problems[0].code == "not-utf8" else "no-file"
-        problems.append(Problem(code=code, key="metadata_file", got=file, must=must, fix="check the path"))
+        problems += [replace(one, key="metadata_file", got=file) for one in fault.problems]
         return
     except (ValueError, TypeError, KeyError, RecursionError) as fault:
         problems.append(
@@ -274,12 +272,12 @@ def _from_metadata(spec: SubsetSpec, problems: list[Problem]) -> Iterator[Pictur
 
 
 def _read_metadata(file: str) -> dict[str, Mapping[str, Any]]:
-    text = read_text(Path(file), limit=LARGEST_METADATA, what="the metadata file")
+    text = read_text(file, limit=LISTING, what="metadata file")
     if file.lower().endswith(".jsonl"):
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = [parse_json(line) for line in text.splitlines() if line.strip()]
         entries = {row["image_path"]: row for row in rows}
     else:
-        entries = json.loads(text)
+        entries = parse_json(text)
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise ValueError("it must be a table of tables")
     return entries

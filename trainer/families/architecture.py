@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas import error
+from schemas.documents import parse_json
 from trainer.families.ldm_keys import Shape
 
 Config = dict[str, Any]
@@ -45,7 +46,7 @@ def overrides(metadata: Mapping[str, str], file: str) -> dict[str, Config]:
     """What the checkpoint itself says in `kohyakit_config`; {} without it."""
     text = metadata.get("kohyakit_config")
     try:
-        document = json.loads(text) if text else {}
+        document = parse_json(text) if text else {}
     except ValueError:
         raise error("bad-metadata", "is not JSON", file=file, key="kohyakit_config", fix="write it again") from None
     values = document.items() if isinstance(document, dict) else ()

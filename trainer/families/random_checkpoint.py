@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from schemas.terminal import say
 from trainer.families import NAMES, architecture, single_file
 from trainer.families.architecture import Config
 from trainer.families.ldm_keys import Shape
@@ -125,7 +126,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(words)
     write(given.out, given.family, tiny=given.tiny, dtype=given.dtype, seed=given.seed)
-    print(f"{given.out}: {given.out.stat().st_size / 1e6:.1f} MB")
+    say(f"{given.out}: {given.out.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from schemas import ConfigError, Problem, error
+from schemas.textfile import open_regular
 from schemas.weights import PICKLES, Header, family_of, read_header
 from trainer.families import architecture, ldm_keys
 from trainer.families.architecture import Config
@@ -76,7 +77,7 @@ class SafetensorsFile:
         row = (info.end - info.start) // max(1, info.shape[0] if info.shape else 1)
         raw = torch.empty((last - first) * row, dtype=torch.uint8)
         place: Any = raw.numpy()
-        with Path(self.file).open("rb") as stream:
+        with open_regular(self.file, what="weights file") as stream:
             stream.seek(info.start + first * row)
             stream.readinto(place)
         return raw.view(stored).reshape((last - first, *info.shape[1:]) if info.shape else ())

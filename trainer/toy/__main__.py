@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from schemas.terminal import say
 from trainer.dataset.images import opened
 from trainer.toy import judge
 
@@ -16,7 +17,7 @@ def main(paths: Sequence[str]) -> int:
     for path in paths:
         with opened(path) as image:
             images.append(image.convert("RGB"))
-    print(json.dumps([asdict(verdict) for verdict in judge.read(images)] if images else []))
+    say(json.dumps([asdict(verdict) for verdict in judge.read(images)] if images else []))
     return 0
 
 

@@ -7,9 +7,10 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from schemas.documents import needs_work, workable
 from schemas.problems import ConfigError, Problem, error
 
 MOST_KEYS = 10_000
@@ -74,10 +75,11 @@ def parse(text: str, *, file: str | None = None) -> Document:
         raise error("too-large", f"is far larger than any training config ({len(text)} characters)", file=file)
     starts = [0, *(match.end() for match in NEWLINE.finditer(text))]
     try:
-        return _scan(text, starts, file)
+        found = _scan(text, starts, file)
+        return replace(found, values=workable(found.values)) if needs_work(text) else found
     except json.JSONDecodeError as fault:
         raise _not_json(fault.msg, fault.pos, starts, file) from None
-    except RecursionError:
+    except (RecursionError, ValueError):
         fix = "a training config is one flat object"
         raise error("not-json", "is nested far too deep", file=file, fix=fix) from None
 

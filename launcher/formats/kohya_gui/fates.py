@@ -12,6 +12,7 @@ from launcher.formats.kohya_gui.networks import key_of, pairs_of, users_of
 from launcher.formats.kohya_gui.table import Key, clean, hidden, keys, read_key, unset
 from schemas.config import table as options
 from schemas.problems import Problem, Severity
+from schemas.terminal import shell_word
 
 SNAPSHOT = "kohyakit_snapshot"  # what a snapshot keeps beside the form
 COMMENT_STARTS = ("$", "_", "#", "//", "==")
@@ -44,7 +45,9 @@ def _here(name: str, raw: Any) -> str | None:
 
 def _set(name: str, value: Any) -> str:
     """The words that give `name` that value."""
-    return f"--set {name}={str(value).lower() if isinstance(value, bool) else hidden(name, value)} to have it"
+    return (
+        f"--set {name}={str(value).lower() if isinstance(value, bool) else shell_word(hidden(name, value))} to have it"
+    )
 
 
 class Judge:
