@@ -47,10 +47,14 @@ def test_no_key_does(kohyakit: Any, preset: Any, tmp_path: Path) -> None:
     assert harmless(kohyakit("validate", toml, "--keys"))
 
 
-@pytest.mark.parametrize("words", [["plan", "x", f"--{EVIL}"], [EVIL], ["plan", EVIL], ["explain", EVIL],
-                                   ["report", EVIL],                                   ["resume", EVIL], ["inspect", EVIL], ["plan", "toy", "--set", EVIL],
-                                   ["plan", "toy", "--vram", EVIL], ["convert", "toy", "--to", EVIL],
-                                   ["dataset", "check", EVIL], ["dataset", EVIL]])  # fmt: skip
+WORDS = [
+    ["plan", "x", f"--{EVIL}"], [EVIL], ["plan", EVIL], ["explain", EVIL], ["report", EVIL], ["resume", EVIL],
+    ["inspect", EVIL], ["plan", "toy", "--set", EVIL], ["plan", "toy", "--vram", EVIL],
+    ["convert", "toy", "--to", EVIL], ["dataset", "check", EVIL], ["dataset", EVIL],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", WORDS)
 def test_no_argument_does(kohyakit: Any, words: list[str]) -> None:
     result = kohyakit(*words)
     assert harmless(result)
@@ -141,11 +145,12 @@ def test_nesting_and_endless_numbers_are_errors(kohyakit: Any, tmp_path: Path, t
 HEADERS = [DEEP, '{"a":' * 3000 + "1" + "}" * 3000, '{"\\ud800": "\\udfff"}', "\ud800", EVIL, "9" * 5000]
 
 
-@pytest.mark.parametrize("key", ["ss_network_args", "ss_tag_frequency", "ss_datasets", "kohyakit_config", "ot_config",
-                                 "lora_adapter_metadata", "ss_dataset_dirs", "modelspec.title", "ss_output_name"])  # fmt: skip
 @pytest.mark.parametrize(
-    "text", [DEEP, '{"a":' * 3000 + "1" + "}" * 3000, '{"\\ud800": "\\udfff"}', "\ud800", EVIL, "9" * 5000]
-)
+    "key",
+    ["ss_network_args", "ss_tag_frequency", "ss_datasets", "kohyakit_config", "ot_config", "lora_adapter_metadata",
+     "ss_dataset_dirs", "modelspec.title", "ss_output_name"],
+)  # fmt: skip
+@pytest.mark.parametrize("text", HEADERS)
 def test_a_lora_header_may_say_anything(kohyakit: Any, tmp_path: Path, key: str, text: str) -> None:
     shapes = {f"{MODULE}.lora_down.weight": (4, 768), f"{MODULE}.lora_up.weight": (320, 4)}
     file = safetensors(tmp_path / "a.safetensors", shapes, metadata={key: text})
