@@ -114,7 +114,7 @@ def test_pickled_code_is_refused(tmp_path):
 def test_a_trusted_checkpoint_may_hold_its_trainers_settings(checkpoints, tiny, tmp_path):
     document = {"state_dict": load_file(checkpoints["sd15"]), "callbacks": tmp_path}
     torch.save(document, tmp_path / "old model.ckpt")
-    with pytest.raises(ConfigError, match=r'--trust "old model\.ckpt"'):
+    with pytest.raises(ConfigError, match=r"--trust 'old model\.ckpt'"):
         load(tmp_path / "old model.ckpt")
     assert same(load(tmp_path / "old model.ckpt", trust=("old model.ckpt",)).unet, tiny["sd15"][1].unet)
 
