@@ -16,6 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from schemas.documents import parse_json
+from schemas.problems import ConfigError
+from schemas.textfile import open_regular, read_text
+
 LOG = "log.jsonl"
 RECORD = "run.json"
 CONFIG = "config.toml"
@@ -33,11 +37,8 @@ FOREIGN = ("train_state.json", "random_states_0.pkl", "optimizer.bin", "pytorch_
 def read_json(path: Path) -> Any:
     """What a JSON file of a run folder holds; None when it is missing, damaged, too large or no regular file."""
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_JSON:
-            return None
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parse_json(read_text(path, limit=LARGEST_JSON, what="file of a run"))
+    except (ConfigError, ValueError):
         return None
 
 
@@ -101,17 +102,17 @@ def _is_fingerprints(files: Any) -> bool:
 def read_log(run: Path) -> Iterator[dict[str, Any]]:
     """Every whole record of log.jsonl that has a step, in the order of the file."""
     try:
-        with (run / LOG).open("rb") as stream:
+        with open_regular(run / LOG, what="log of a run") as stream:
             yield from _records(stream)
-    except OSError:
+    except ConfigError:
         return
 
 
 def _records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
+            entry = parse_json(line)
+        except ValueError:
             continue
         if isinstance(entry, dict) and _is_count(entry.get("step"), 0):
             yield entry
@@ -120,11 +121,11 @@ def _records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
 def last_step(run: Path) -> int | None:
     """The step of the newest whole line of log.jsonl."""
     try:
-        with (run / LOG).open("rb") as stream:
+        with open_regular(run / LOG, what="log of a run") as stream:
             stream.seek(0, 2)
             stream.seek(max(0, stream.tell() - 65536))
             lines = stream.read().splitlines()
-    except OSError:
+    except ConfigError:
         return None
     return next((int(entry["step"]) for entry in _records(reversed(lines))), None)
 

@@ -14,6 +14,7 @@ from typing import Any
 from launcher.pictures.picture import CAPTIONS, READABLE, TRAINABLE, UNREADABLE, open_picture
 from launcher.pictures.source import Entry, Source, read_source
 from schemas.problems import ConfigError, Problem, error
+from schemas.textfile import CONFIG, read_bytes
 from schemas.writing import scratch_of, sweep
 from trainer.dataset.captions import LONGEST_FILE as LONGEST_CAPTION
 from trainer.dataset.images import FORMATS, LARGEST_FILE, Unreadable, kind_of
@@ -151,11 +152,18 @@ def _check_token(token: str) -> None:
         raise error("bad-name", "must not begin or end with a blank or a dot", key="--name", got=token, fix="trim it")
 
 
+def _is_list_of_names(file: Path) -> bool:
+    try:
+        return read_bytes(file, limit=CONFIG, what="list of names").startswith(NAMES_HEAD.encode())
+    except ConfigError:
+        return False
+
+
 def _check_target(directory: Path, token: str) -> None:
     if directory.exists() and not directory.is_dir():
         raise error("target-exists", f"{directory}: is a file", fix="choose another folder with --to")
     names = names_file(directory, token)
-    if names.is_file() and not names.read_bytes().startswith(NAMES_HEAD.encode()):
+    if names.exists() and not _is_list_of_names(names):
         raise error("target-exists", f"{names}: is there already and is not overwritten", fix="move it, or use --to")
     parent = directory / TRAINING_IMAGES
     for folder in sorted(parent.iterdir()) if parent.is_dir() else []:
