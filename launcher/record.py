@@ -143,7 +143,7 @@ def begin(folder: Path, plan: Plan, *, mode: str) -> None:
     record = read_record(folder)
     if "options" not in record:  # the first start, or a file that was lost or damaged since
         record = {**describe(plan), **record}
-    record["starts"].append(
+    record.setdefault("starts", []).append(
         {
             "begin": now(),
             "end": None,

@@ -65,5 +65,5 @@ class SpillWatch:
             try:
                 record = json.loads(line)
                 self.steps.append((float(record["seconds"]), float(record["memory"])))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue

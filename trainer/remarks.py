@@ -46,7 +46,7 @@ class Remarks:
 
         def noted(record: dict[str, Any]) -> None:
             kept = record.setdefault("remarks", [])
-            if remark.code not in {other.get("code") for other in kept}:
+            if remark.code not in [other.get("code") for other in kept]:
                 kept.append({**asdict(remark), "step": step})
 
         self._change(noted)

@@ -285,7 +285,7 @@ def test_another_machine_joins_the_run_that_the_first_one_holds(kohyakit, preset
     assert kohyakit("launch", preset(), *words, "--machine-rank", "1").exit_code == 0
 
 
-SAMPLE = 12  # of some hundred; each runs two commands
+SAMPLE = 12  # of some hundred; each runs three commands
 JUNK = (None, 5, -1, "x", [], [5], {}, {"a": [1]}, 1e400, 10**400, True, "\u001b[31m")
 
 
@@ -316,7 +316,7 @@ def test_no_entry_of_what_a_run_leaves_can_break_a_command(kohyakit, cut: Path, 
     spoiled = [(place, junk) for place in places(document) for junk in JUNK]
     for place, junk in random.Random(name).sample(spoiled, min(SAMPLE, len(spoiled))):
         file.write_text(json.dumps(replaced(document, place, junk)) + "\n")
-        for words in (("report", cut, "--json"), ("resume", cut, "--print-command")):
+        for words in (("report", cut, "--json"), ("resume", cut, "--print-command"), ("resume", cut, "--to-end")):
             found = kohyakit(*words)
             assert isinstance(found.exception, SystemExit | None), (place, junk, words, found.exception)
             assert found.exit_code in (0, 1)
