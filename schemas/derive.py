@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from schemas.config import Option, table
+from schemas.optimizers import OPTIMIZERS
 from schemas.options import DeprecatedOptions
-from schemas.rules.optimizers import OPTIMIZERS
 from schemas.rules.schedule import SCHEDULERS, TORCH_SCHEDULERS
 
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}

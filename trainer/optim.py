@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from schemas.config import TrainConfig
 from schemas.problems import error, nearest
-from schemas.rules.optimizers import OPTIMIZERS, PACKAGES, TORCH, resolve
+from schemas.optimizers import OPTIMIZERS, PACKAGES, TORCH, resolve
 from schemas.rules.registry import trusted
 from trainer.plan.rates import literal_args, multiplier, uses_relative_step
 from trainer.plan.steps import Steps

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from schemas.config import TrainConfig
+from schemas.optimizers import OPTIMIZERS, resolve
 from schemas.problems import Problem, nearest
 from schemas.rules.arguments import parse_literal_args
-from schemas.rules.optimizers import OPTIMIZERS, resolve
 from schemas.rules.registry import rule, trusted
 
 SCHEDULERS = (

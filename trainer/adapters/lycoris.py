@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from schemas.options import NetworkOptions
 from schemas.problems import ConfigError, Problem, error, nearest
-from schemas.rules.network import ALGOS, deciding_tucker
+from schemas.network_args import ALGOS, deciding_tucker
 from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, freeze, is_up, model_of
 from trainer.adapters.lora import DEFAULT_DIM, loading_notes, module_names
 from trainer.adapters.lycoris_targets import Choice, Preset, choose, read_preset

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from schemas.options import NetworkOptions
 from schemas.problems import ConfigError, Problem, error, nearest
-from schemas.rules.network import LORA_PLUS, MODULES, NO_EFFECT
+from schemas.network_args import LORA_PLUS, MODULES, NO_EFFECT
 from trainer.adapters.blocks import block_values, lr_weights
 
 Number = TypeVar("Number", int, float)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from schemas.options import NetworkOptions
 from schemas.problems import error
-from schemas.rules.network import SUPPORTED
+from schemas.network_args import SUPPORTED
 from trainer.adapters.adapter import Adapter, Loaded, Rates, chosen_parts, freeze
 from trainer.adapters.network_args import LoraPlus, no_effect, parse
 
