@@ -14,8 +14,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from schemas.config import TrainConfig
-from schemas.problems import error, nearest
 from schemas.optimizers import OPTIMIZERS, PACKAGES, TORCH, resolve
+from schemas.problems import error, nearest
 from schemas.rules.registry import trusted
 from trainer.plan.rates import literal_args, multiplier, uses_relative_step
 from trainer.plan.steps import Steps

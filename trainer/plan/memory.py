@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import TrainConfig
+from schemas.optimizers import resolve
 from schemas.problems import ConfigError
 from schemas.rules.arguments import network_args
-from schemas.optimizers import resolve
 from schemas.weights import read_header
 from trainer.plan.marks import saves
 from trainer.plan.steps import Steps

@@ -12,9 +12,9 @@ import pytest
 
 from schemas.config import TrainConfig, from_flat, table
 from schemas.derive import add_flags
+from schemas.optimizers import OPTIMIZERS, resolve
 from schemas.problems import ConfigError
 from schemas.rules import RULES, UNSUPPORTED, WITHOUT_EFFECT, check
-from schemas.optimizers import OPTIMIZERS, resolve
 from tests.schemas.rules.sound import SOUND
 
 
