@@ -8,7 +8,7 @@ from typing import Any
 from schemas.config import Option, table
 from schemas.optimizers import OPTIMIZERS
 from schemas.options import DeprecatedOptions
-from schemas.rules.schedule import SCHEDULERS, TORCH_SCHEDULERS
+from schemas.schedulers import SCHEDULERS, TORCH_SCHEDULERS
 
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 

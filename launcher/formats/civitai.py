@@ -14,7 +14,7 @@ from launcher.formats import civitai_text, sd_scripts
 from launcher.formats.base import Draft, Fate, Setting
 from schemas.config import table
 from schemas.problems import Problem
-from schemas.rules.schedule import SCHEDULERS
+from schemas.schedulers import SCHEDULERS
 
 # the order in which the site's database prints them
 ORDER = (
