@@ -161,7 +161,22 @@ def base_model(resolved: Resolved) -> tuple[Resolved, str | None, list[Problem]]
         family = weights.checkpoint_family(model)
     except ConfigError as fault:
         return resolved, None, _of_option(resolved, name, model, fault)
-    return resolved, *_fits(resolved, family, problem, fix)
+    fitting, problems = _fits(resolved, family, problem, fix)
+    resolved, said = _own_word(resolved, model) if fitting in FAMILIES else (resolved, [])
+    return resolved, fitting, [*problems, *said]
+
+
+def _own_word(resolved: Resolved, model: str) -> tuple[Resolved, list[Problem]]:
+    """What the base model says of itself: laid under a config that is silent, held against one that is not."""
+    from schemas import own_word
+
+    word, given = own_word.own_word(model), set(resolved.settings)
+    typed = {name for name in given if resolved.settings[name].origin == "--set"}
+    taken, found = own_word.settle(word, resolved.config, given, typed)
+    for name in taken:
+        resolved = resolved.change(name, True, "computed")
+    found += own_word.other_input(word, model)
+    return resolved, [resolved.placed(problem) for problem in found]
 
 
 def _of_option(resolved: Resolved, name: str, path: str, fault: ConfigError) -> list[Problem]:

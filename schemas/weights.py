@@ -168,11 +168,11 @@ def checkpoint_family(path: str | os.PathLike[str]) -> str:
 
 def _folder_family(folder: Path) -> str:
     kinds = {"StableDiffusion3": "sd3", "Flux": "flux"}
-    name = str(_json(folder / "model_index.json").get("_class_name", ""))
+    name = str(json_file(folder / "model_index.json").get("_class_name", ""))
     for start, family in kinds.items():
         if name.startswith(start):
             return family
-    unet = _json(folder / "unet" / "config.json") or _json(folder / "config.json")
+    unet = json_file(folder / "unet" / "config.json") or json_file(folder / "config.json")
     if unet.get("_class_name") != "UNet2DConditionModel":
         return "unknown"
     if unet.get("addition_embed_type") == "text_time":
@@ -180,7 +180,8 @@ def _folder_family(folder: Path) -> str:
     return "sd2" if unet.get("use_linear_projection") else "sd15"
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_file(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is none that can be read."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

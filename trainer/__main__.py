@@ -14,12 +14,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from schemas import ConfigError, Problem, TrainConfig, config, errors, pickles, rules, weights
+from schemas import ConfigError, Problem, TrainConfig, config, errors, own_word, pickles, rules, weights
 from schemas.derive import add_flags
 from trainer.dataset.checks import bucket_steps
 from trainer.dataset.files import Scan, scan
@@ -44,8 +44,30 @@ def read_arguments(argv: Sequence[str]) -> tuple[TrainConfig, list[Problem]]:
         lines = {}
     values.update(typed)
     read, notes = config.from_flat(values, file=file, lines=lines)
+    read, filled = with_own_word(read, values, typed)
     read, _ = rules.effective(read)
-    return read, [note for note in notes if note.key not in typed]  # on a command line everything is text
+    return read, [*(note for note in notes if note.key not in typed), *filled]  # on a command line everything is text
+
+
+def with_own_word(
+    read: TrainConfig, values: Collection[str], typed: Collection[str]
+) -> tuple[TrainConfig, list[Problem]]:
+    """The config with what the base model says of itself where `values` are silent; ConfigError where they disagree.
+
+    The launcher has done so for the runs that it starts.
+    """
+    if os.environ.get("KOHYAKIT_LAUNCHED") or read.output_config:
+        return read, []
+    model = read.pretrained_model_name_or_path
+    try:
+        word = own_word.own_word(str(model))
+    except ConfigError:
+        return read, []  # said when the checkpoint itself is looked at
+    taken, found = own_word.settle(word, read, values, typed)
+    found += own_word.other_input(word, model)
+    if errors(found):
+        raise ConfigError(errors(found))
+    return replace(read, **taken), found  # type: ignore[arg-type]
 
 
 def _refuse_consent(values: dict[str, Any], file: str, lines: dict[str, int]) -> None:
