@@ -13,6 +13,7 @@ from typing import Any
 
 from launcher.formats.base import Draft
 from launcher.formats.foreign_header import trainer_of
+from schemas import lora_names
 from schemas.config import table, to_flat
 from schemas.weights import Header, TensorInfo, lora_facts, module_of, read_header
 
@@ -22,8 +23,6 @@ DOWN = ("lora_down.weight", "lora_A.weight", "lora_A.default.weight", "lora.down
 UP = ("lora_up.weight", "lora_B.weight", "lora_B.default.weight", "lora.up.weight", "hada_w2_a", "lokr_w2_b",
       "lokr_w2", "oft_blocks", "oft_diag", ".diff", "b2.weight")  # fmt: skip
 PIECE = 2**22  # bytes looked at or hashed at once
-PARTS = (("te1", "lora_te1_"), ("te2", "lora_te2_"), ("te2", "text_encoder_2"), ("te", "lora_te_"),
-         ("te", "text_encoder"), ("te", "text_model"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,13 +132,8 @@ def _alphas(header: Header) -> Counter[float]:
 def parts(header: Header) -> dict[str, int]:
     """Adapted modules by part of the model."""
     modules = {module for name in header.tensors if (module := module_of(name))}
-    counts = Counter(_part(module) for module in modules)
+    counts = Counter(meant.part for meant in map(lora_names.module, modules))
     return {part: counts[part] for part in ("te", "te1", "te2", "unet") if counts[part]}
-
-
-def _part(module: str) -> str:
-    bare = module.removeprefix("base_model.model.").removeprefix("lycoris_")
-    return next((part for part, start in PARTS if bare.startswith(start)), "unet")
 
 
 def pictures(metadata: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from schemas.lora_names import FLUX, SD3, module, split
 from schemas.problems import ConfigError, error
 
 HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors library
@@ -225,27 +227,10 @@ def _by_context(shapes: Mapping[str, tuple[int, ...]], ending: str | tuple[str, 
     return families.get(widths.pop()) if len(widths) == 1 else None
 
 
-# Endings of adapter tensors. Kohya and LyCORIS: name.ending; diffusers' and peft's own: dotted paths.
-ALGOS = {
-    "lokr": (".lokr_w1", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2"),
-    "loha": (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2"),
-    "glora": (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"),
-    "oft": (".oft_blocks", ".oft_diag", ".oft_R.weight"),
-    "ia3": (".on_input",),
-    "full": (".diff", ".diff_b"),
-    "lora": (
-        ".lora_down.weight", ".lora_up.weight", ".lora_mid.weight", ".lora_A.weight", ".lora_B.weight",
-        ".lora.down.weight", ".lora.up.weight", "_lora.down.weight", "_lora.up.weight",
-        ".lora_A.default.weight", ".lora_B.default.weight",
-    ),
-}  # fmt: skip
 DOWNS = (
     ".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight", "_lora.down.weight", ".lora.down.weight",
-    ".hada_w1_b", ".hada_w2_b", ".lokr_w2_b", ".lokr_w1_b", ".a1.weight",
+    ".lora_linear_layer.down.weight", ".hada_w1_b", ".hada_w2_b", ".lokr_w2_b", ".lokr_w1_b", ".a1.weight",
 )  # fmt: skip
-
-
-EXTRAS = (".alpha", ".dora_scale", ".rescale", ".scalar", ".w_norm", ".b_norm", ".lora_magnitude_vector")
 
 
 def _is_lora(names: Iterable[str]) -> bool:
@@ -253,19 +238,14 @@ def _is_lora(names: Iterable[str]) -> bool:
 
 
 def _split(name: str) -> tuple[str, str] | None:
-    """(module, algorithm) of an adapter tensor; None for other tensors."""
-    for algo, endings in ALGOS.items():
-        for ending in endings:
-            if name.endswith(ending):
-                return name.removesuffix(ending), algo
-    return None
+    """(module, algorithm) of an adapter tensor; None for other tensors and for what comes beside any kind."""
+    found = split(name)
+    return (found[0], found[1]) if found and found[1] else None
 
 
 def module_of(name: str) -> str | None:
     """The adapted module that a tensor belongs to; None for tensors of no adapter."""
-    if name.endswith(EXTRAS):
-        return name.rpartition(".")[0]
-    found = _split(name)
+    found = split(name)
     return found[0] if found else None
 
 
@@ -319,9 +299,8 @@ def _usual(header: Header, ranks: Mapping[str, int]) -> tuple[int | None, float 
     return dim, alphas.most_common(1)[0][0] if alphas else None
 
 
-def _in_text_encoder(module: str) -> bool:
-    bare = module.removeprefix("base_model.model.").removeprefix("lycoris_")
-    return bare.startswith(("lora_te", "text_encoder", "text_model", "te_", "te1_", "te2_"))
+def _in_text_encoder(name: str) -> bool:
+    return module(name).part != "unet"
 
 
 def _style(modules: set[str], shapes: Mapping[str, tuple[int, ...]], algo: str, metadata: Mapping[str, str]) -> Style:
@@ -345,15 +324,21 @@ def lora_family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, st
     def has(*parts: str) -> bool:
         return any(part in name for name in names for part in parts)
 
-    if has("double_blocks_", "single_transformer_blocks_"):
+    if has(*FLUX):
         return "flux"
-    if has("joint_blocks_", "transformer_transformer_blocks_", "lora_te3_"):
+    if has(*SD3):
         return "sd3"
-    if has("lora_te1_", "lora_te2_", "text_encoder_2_", "_input_blocks_", "_output_blocks_", "_middle_block_"):
+    modules = {found: module(found) for name in shapes if (found := module_of(name))}
+    if any(one.part in ("te1", "te2") for one in modules.values()):
         return "sdxl"
-    cross = ("attn2_to_k", "attn2.to_k", "attn2_to_v", "attn2.to_v")
-    known = _by_context(shapes, tuple(part + ending for part in cross for ending in DOWNS))
-    text = {shape[1] for name, shape in shapes.items() if _reads_text(name) and len(shape) == 2}
+    plain = {name: shape for name, shape in shapes.items() if "lokr" not in name}  # whose sizes are no widths
+    known = _by_context(plain, tuple(part + ending for part in ("attn2_to_k", "attn2.to_k", "attn2_to_v", "attn2.to_v")
+                                     for ending in DOWNS))  # fmt: skip
+    if known is None and has("_input_blocks_", "_output_blocks_", "_middle_block_"):
+        # SDXL's usual names; SD's files of this spelling show its blocks without a transformer in the third level
+        deep = any(re.search(r"_blocks_(9|10|11)_", one.path) for one in modules.values())
+        known = "sd15" if deep else "sdxl"
+    text = {shape[1] for name, shape in plain.items() if _reads_text(name) and len(shape) == 2}
     if known is None and len(text) == 1:
         known = {768: "sd15", 1024: "sd2"}.get(text.pop())
     said = metadata.get("ss_base_model_version", "") + " " + metadata.get("modelspec.architecture", "")
@@ -363,7 +348,7 @@ def lora_family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, st
 
 
 def _reads_text(name: str) -> bool:
-    return _in_text_encoder(name) and "q_proj" in name and name.endswith(DOWNS)
+    return "q_proj" in name and name.endswith(DOWNS) and _in_text_encoder(module_of(name) or name)
 
 
 def _by_structure(shapes: Mapping[str, tuple[int, ...]], names: set[str]) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from schemas.problems import error
-from schemas.weights import lora_family, read_header
+from schemas.weights import lora_family, module_of, read_header
 from trainer.lora_keys import peft_settings, to_kohya, to_peft
 from trainer.pickles import load_pickle
 from trainer.read_back import read_back
@@ -180,11 +180,23 @@ def load_weights(
     known = {target.key for target in targets}
     known |= {key.replace("lora_", "oft_", 1) for key in known}
     matched = {name.partition(".")[0] for name in weights} & known
-    if not matched or (theirs != "unknown" and theirs not in ours):
-        said = "no family known here" if theirs == "unknown" else theirs
+    if theirs != "unknown" and theirs not in ours:
         raise error(
-            "wrong-family", f"is a LoRA for {said}, the base model is {ours}; {len(matched)} modules match",
+            "wrong-family", f"is a LoRA for {theirs}, the base model is {ours}; {len(matched)} modules match",
             key="network_weights", got=str(path), fix=f"use a LoRA for {ours}, or the base model of the LoRA",
+        )  # fmt: skip
+    if not matched:
+        first = next((name for name in tensors if module_of(name)), next(iter(tensors), "nothing"))
+        raise error(
+            "unknown-lora-names", f"holds {len(tensors)} tensors, none under a name of the base model's modules; "
+            f"the first is {first}", key="network_weights", got=str(path),
+            fix=f"use a LoRA for {ours} in the form of kohya, diffusers, peft, OneTrainer or ComfyUI",
+        )  # fmt: skip
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise error(
+            "not-finite", f"holds NaN or Inf in {len(broken)} of {len(tensors)} tensors, such as {broken[0]}",
+            key="network_weights", got=str(path), fix="use a file whose training ended well",
         )  # fmt: skip
     return weights
 
