@@ -15,14 +15,13 @@ from launcher.formats.base import Draft
 from launcher.formats.foreign_header import trainer_of
 from schemas import lora_names
 from schemas.config import table, to_flat
+from schemas.finite import PIECE, WIDTHS, finite
 from schemas.weights import Header, TensorInfo, lora_facts, module_of, read_header
 
-WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 DOWN = ("lora_down.weight", "lora_A.weight", "lora_A.default.weight", "lora.down.weight", "hada_w1_b", "lokr_w2_b")
 # the half of each module that starts at zero
 UP = ("lora_up.weight", "lora_B.weight", "lora_B.default.weight", "lora.up.weight", "hada_w2_a", "lokr_w2_b",
       "lokr_w2", "oft_blocks", "oft_diag", ".diff", "b2.weight")  # fmt: skip
-PIECE = 2**22  # bytes looked at or hashed at once
 
 
 @dataclass(frozen=True)
@@ -69,19 +68,6 @@ def health(header: Header) -> Health:
                 ups += 1
                 moved += not nothing
     return Health(not_finite, zero, moved, ups)
-
-
-def finite(raw: bytes, dtype: str) -> bool:
-    """Whether little-endian floats hold no NaN and no infinity: no exponent is all ones."""
-    width = WIDTHS[dtype]
-    high = raw[width - 1 :: width]
-    if dtype == "F16":
-        return not any(byte & 0x7C == 0x7C for byte in set(high))
-    mask = 0xF0 if dtype == "F64" else 0x80
-    if not any(byte & 0x7F == 0x7F for byte in set(high)):
-        return True
-    low = raw[width - 2 :: width]
-    return not any(a & 0x7F == 0x7F and b & mask == mask for a, b in zip(high, low, strict=True))
 
 
 def all_zero(raw: bytes, dtype: str) -> bool:

@@ -17,7 +17,8 @@ from schemas.problems import ConfigError, Problem, errors
 from trainer.plan.adapt import Adapted
 
 if TYPE_CHECKING:
-    from schemas.weights import LoraFacts
+    from schemas.lora_names import Module
+    from schemas.weights import Header, LoraFacts
     from trainer.dataset.files import Scan
     from trainer.dataset.order import Assignment
 
@@ -232,40 +233,78 @@ def _downloaded(model: str) -> Path | None:
 
 
 def network_weights(resolved: Resolved, family: str | None) -> list[Problem]:
-    """Whether the LoRA to start from is one, is for this family, and has the config's rank and alpha."""
-    path = resolved.config.network_weights
-    if not path or not os.path.isfile(path) or not path.endswith(".safetensors"):
-        return []
-    from schemas import weights
+    """Whether the LoRAs to start from and to merge are ones, sound, for this family, of the config's rank and alpha."""
+    from schemas import finite, weights
 
-    try:
-        facts = weights.lora_facts(path)
-    except ConfigError as fault:
-        return _of_option(resolved, "network_weights", path, fault)
-    return [resolved.placed(problem) for problem in _lora_fits(resolved, facts, family)]
+    config, found = resolved.config, list[Problem]()
+    files = [("network_weights", config.network_weights), *(("base_weights", file) for file in config.base_weights)]
+    known = _known_modules(config.pretrained_model_name_or_path, family) if any(path for _, path in files) else None
+    for key, path in files:
+        file = str(weights.lora_file(path)) if path else ""
+        if not path or not os.path.isfile(file) or not file.endswith(".safetensors"):
+            continue
+        go_without = f"--set {key}= to go without"
+        try:
+            header = weights.read_header(file)
+            facts = weights.lora_facts(file)
+        except ConfigError as fault:
+            found += _of_option(resolved, key, path, fault)
+            continue
+        broken = finite.not_finite(header)
+        if broken:
+            must = f"holds NaN or Inf in {len(broken)} of {len(header.tensors)} tensors, such as {broken[0]}"
+            found.append(Problem(code="not-finite", key=key, got=path, must=must, fix=f"{go_without}, or a sound file"))
+        found += _lora_fits(resolved, facts, family, key, path)
+        told = any(one.code in ("lora-family", "not-a-lora") for one in found)
+        if known is not None and not told and config.network_module not in config.trust:
+            found += _names_fit(header, known, key, path, go_without)
+    return [resolved.placed(problem) for problem in found]
 
 
-def _lora_fits(resolved: Resolved, facts: LoraFacts, family: str | None) -> Iterable[Problem]:
-    config, path = resolved.config, resolved.config.network_weights
+def _known_modules(model: str | None, family: str | None) -> set[Module] | None:
+    """The names of the base model's layers; None where its family is not known."""
+    if family not in FAMILIES:
+        return None
+    from trainer.plan import modules
+
+    return modules.known_modules(modules.layers_of(str(family), model))
+
+
+def _names_fit(header: Header, known: set[Module], key: str, path: str, go_without: str) -> Iterable[Problem]:
+    """A file of this family whose names mean none of the model's layers could not be loaded."""
+    from schemas import lora_names, weights
+
+    written = [name for name in header.tensors if weights.module_of(name)]
+    if any(lora_names.same(lora_names.module(weights.module_of(name) or ""), known) for name in written):
+        return
+    count, first = len(header.tensors), written[0]
+    must = f"holds {count} tensors, none under a name of the base model's layers; the first is {first}"
+    fix = f"{go_without}, or a file in the form of kohya, diffusers, peft, OneTrainer or ComfyUI"
+    yield Problem(code="unknown-lora-names", key=key, got=path, must=must, fix=fix)
+
+
+def _lora_fits(resolved: Resolved, facts: LoraFacts, family: str | None, key: str, path: str) -> Iterable[Problem]:
+    config = resolved.config
+    start = "start from zero" if key == "network_weights" else "merge nothing"
     if facts.modules == 0:
         yield Problem(
             code="not-a-lora",
-            key="network_weights",
+            key=key,
             got=path,
             must="holds no LoRA weights",
-            fix="--set network_weights= to start from zero",
+            fix=f"--set {key}= to {start}",
         )
         return
     if family and facts.family in FAMILIES and facts.family != family:
         must = f"is an {FAMILIES[facts.family]} LoRA, but the base model is {FAMILIES[family]}"
         yield Problem(
             code="lora-family",
-            key="network_weights",
+            key=key,
             got=path,
             must=must,
-            fix="--set network_weights= to start from zero, or another base model",
+            fix=f"--set {key}= to {start}, or another base model",
         )
-    if config.dim_from_weights:
+    if config.dim_from_weights or key != "network_weights":
         return
     alpha = config.network_alpha or config.network_dim or 4
     for name, mine, theirs in (

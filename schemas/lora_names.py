@@ -7,6 +7,7 @@ told by its LDM path, flat, whatever the spelling; a text encoder's by transform
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 
 # ending -> (algorithm, kohya's ending); algorithm "" is of tensors that come beside any
@@ -69,6 +70,15 @@ class Module:
 
     part: str
     path: str
+
+
+SAME = {"te": ("te", "te1"), "te1": ("te1", "te")}  # the only encoder of SD, the first of SDXL
+
+
+def same(meant: Module, known: Container[Module]) -> Module | None:
+    """The module among `known` that a name means: "te" is the first of two encoders where there are two."""
+    others = (Module(part, meant.path) for part in SAME.get(meant.part, (meant.part,)))
+    return next((other for other in others if other in known), None)
 
 
 def split(name: str) -> tuple[str, str, str] | None:

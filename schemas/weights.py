@@ -25,7 +25,8 @@ BITS = {
     "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-Style = Literal["kohya", "lycoris", "peft", "diffusers", "unknown"]
+PEFT_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
+Style = Literal["kohya", "lycoris", "peft", "diffusers", "original", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -310,11 +311,21 @@ def _style(modules: set[str], shapes: Mapping[str, tuple[int, ...]], algo: str, 
         return "lycoris" if lycoris else "kohya"
     if all(module.startswith("base_model.model.") for module in modules):
         return "peft"
-    if all(module.startswith(("unet.", "text_encoder", "transformer.")) for module in modules):
+    dotted = all(module.startswith(("unet.", "text_encoder", "transformer.")) for module in modules)
+    if dotted and not any(name.endswith((".lora_down.weight", ".lora_up.weight")) for name in shapes):
         return "diffusers"
     if any(name.endswith((".lora_A.weight", ".lora_A.default.weight")) for name in shapes):
         return "peft"
-    return "diffusers" if any(".processor." in module for module in modules) else "unknown"
+    if any(".processor." in module for module in modules):
+        return "diffusers"
+    # OneTrainer's and ComfyUI's: dotted paths with kohya's endings
+    return "original" if any("." in module for module in modules) else "unknown"
+
+
+def lora_file(path: str | os.PathLike[str]) -> Path:
+    """The file of an adapter that a path means: itself, or the one in a folder of peft or diffusers, if there is one."""
+    place = Path(path)
+    return next((place / name for name in PEFT_FILES if (place / name).is_file()), place)
 
 
 def lora_family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str:

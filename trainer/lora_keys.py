@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from schemas.lora_names import Module, module, split
+from schemas.lora_names import Module, module, same, split
 
 if TYPE_CHECKING:
     from trainer.families import Target
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 ENDS = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
 COMPONENTS = {"unet": ("unet",), "text_encoder": ("te", "te1"), "text_encoder_2": ("te2",)}
 COMPONENT_OF = {part: component for component, parts in COMPONENTS.items() for part in parts}
-SAME = {"te": ("te", "te1"), "te1": ("te1", "te")}  # the only encoder of SD, the first of SDXL
 
 
 def to_kohya(
@@ -74,12 +73,10 @@ def _place(name: str, known: Mapping[Module, tuple[str, str, str]]) -> tuple[str
             return None
         split_ = (parts[0], parts[2])
     written, tail = split_
-    meant = module(written)
-    for part in SAME.get(meant.part, (meant.part,)):
-        found = known.get(Module(part, meant.path))
-        if found:
-            key = found[1].replace("lora_", "oft_", 1) if written.startswith("oft_") else found[1]
-            return key, tail, found[2]
+    meant = same(module(written), known)
+    if meant is not None:
+        _, key, path = known[meant]
+        return key.replace("lora_", "oft_", 1) if written.startswith("oft_") else key, tail, path
     return None
 
 

@@ -107,7 +107,7 @@ def test_other_family_is_refused_with_both_names(tmp_path):
     """Trap T25."""
     key = "lora_unet_input_blocks_4_1_proj_in"
     save_weights(tmp_path / "xl.safetensors", {f"{key}.lora_down.weight": torch.zeros(2, 4)}, {})
-    with pytest.raises(ConfigError, match="LoRA for sdxl, the base model is sd15; 0 modules match"):
+    with pytest.raises(ConfigError, match="LoRA for sdxl, the base model is sd15; holds 0 tensors"):
         load_weights(tmp_path / "xl.safetensors", TARGETS, "sd15")
 
 
@@ -137,5 +137,5 @@ def test_pickles_with_code_are_refused(tmp_path):
     torch.save({"x": Path("/")}, tmp_path / "evil.pt")
     with pytest.raises(ConfigError, match=r"evil.pt: holds more than tensors \(pathlib.PosixPath"):
         load_weights(tmp_path / "evil.pt", TARGETS)
-    with pytest.raises(ConfigError, match="0 modules match"):  # opened, and then no LoRA
+    with pytest.raises(ConfigError, match="holds 0 tensors"):  # opened, and then no LoRA
         load_weights(tmp_path / "evil.pt", TARGETS, trust=("evil.pt",))

@@ -1,4 +1,4 @@
-"""The layers of a base model that adapters may change: from the headers of its files, or as the family's usual sizes."""
+"""The layers of a base model that adapters may change: from its files' headers, or the family's usual sizes."""
 
 from __future__ import annotations
 
