@@ -267,7 +267,8 @@ def _known_modules(model: str | None, family: str | None) -> set[Module] | None:
         return None
     from trainer.plan import modules
 
-    return modules.known_modules(modules.layers_of(str(family), model))
+    layers = (*modules.layers_of(str(family), model), *modules.usual(str(family)))
+    return modules.known_modules(layers)
 
 
 def _names_fit(header: Header, known: set[Module], key: str, path: str, go_without: str) -> Iterable[Problem]:

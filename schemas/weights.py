@@ -323,7 +323,7 @@ def _style(modules: set[str], shapes: Mapping[str, tuple[int, ...]], algo: str, 
 
 
 def lora_file(path: str | os.PathLike[str]) -> Path:
-    """The file of an adapter that a path means: itself, or the one in a folder of peft or diffusers, if there is one."""
+    """The file of an adapter that a path means: itself, or the one in a folder of peft or diffusers."""
     place = Path(path)
     return next((place / name for name in PEFT_FILES if (place / name).is_file()), place)
 

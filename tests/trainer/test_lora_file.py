@@ -107,7 +107,7 @@ def test_other_family_is_refused_with_both_names(tmp_path):
     """Trap T25."""
     key = "lora_unet_input_blocks_4_1_proj_in"
     save_weights(tmp_path / "xl.safetensors", {f"{key}.lora_down.weight": torch.zeros(2, 4)}, {})
-    with pytest.raises(ConfigError, match="LoRA for sdxl, the base model is sd15; holds 0 tensors"):
+    with pytest.raises(ConfigError, match="LoRA for sdxl, the base model is sd15; 0 modules match"):
         load_weights(tmp_path / "xl.safetensors", TARGETS, "sd15")
 
 

@@ -72,6 +72,8 @@ def _of_one_precision(folder: Path) -> list[Path]:
 
 def _layers(shapes: dict[str, Shape], family: str, *, folder: bool) -> Iterator[Layer]:
     biases = {name.removesuffix(".bias") for name in shapes if name.endswith(".bias")}
+    fused = {name.removesuffix("_bias") for name in shapes if name.endswith(".in_proj_bias")}
+    biases |= {name for start in fused for name, _ in _thirds(f"{start}_weight", ())}
     text_layers: dict[str, int] = {}
     text: list[Layer] = []
     for name, shape in _weights(shapes):
@@ -99,11 +101,15 @@ def _weights(shapes: dict[str, Shape]) -> Iterator[tuple[str, Shape]]:
     """(name of the layer, shape) of every weight; OpenCLIP keeps three projections in one."""
     for name, shape in shapes.items():
         if name.endswith(".attn.in_proj_weight"):
-            start = name.removesuffix("attn.in_proj_weight").replace("transformer.resblocks", "encoder.layers")
-            for letter in "qkv":
-                yield f"{start}self_attn.{letter}_proj", (shape[0] // 3, *shape[1:])
+            yield from _thirds(name, (shape[0] // 3, *shape[1:]))
         elif name.endswith(".weight"):
             yield name.removesuffix(".weight"), shape
+
+
+def _thirds(name: str, shape: Shape) -> Iterator[tuple[str, Shape]]:
+    """The three projections that OpenCLIP keeps in one weight."""
+    start = name.removesuffix("attn.in_proj_weight").replace("transformer.resblocks", "encoder.layers")
+    return ((f"{start}self_attn.{letter}_proj", shape) for letter in "qkv")
 
 
 def _place(path: str, shape: Shape) -> str | None:
