@@ -77,6 +77,10 @@ def rules_say(resolved: Resolved, family: str | None) -> list[Problem]:
     from schemas import pickles, rules
 
     found = rules.check(resolved.config, family) + pickles.check(resolved.config)
+    if family in FAMILIES:
+        from trainer.plan import adapter
+
+        found += adapter.misfits(resolved.config, str(family), resolved.config.pretrained_model_name_or_path)
     if resolved.draft.kind != "lora":
         must = f"is a {resolved.draft.kind} config; LoRA training is what is done here"
         found.append(Problem(code="unsupported-kind", must=must, file=resolved.draft.file, fix="use a LoRA config"))

@@ -24,6 +24,7 @@ from schemas.derive import add_flags
 from trainer.dataset.checks import bucket_steps
 from trainer.dataset.files import Scan, scan
 from trainer.plan.adapt import adapt_to
+from trainer.plan.adapter import misfits
 from trainer.plan.listing import listing
 
 FAILED, INTERRUPTED = 3, 130
@@ -84,7 +85,7 @@ def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:
     if errors(problems):
         raise ConfigError(problems)
     family = family_of(read)
-    problems = rules.check(read, family)
+    problems = [*rules.check(read, family), *misfits(read, family, read.pretrained_model_name_or_path)]
     found = scan(read)
     problems += [*found.problems, *bucket_steps(found.specs, read, family)]
     if errors(problems):

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.config import TrainConfig
-from schemas.rules.arguments import network_values
+from schemas.network_args import SUPPORTED, with_it
+from schemas.optimizers import resolve, row_of
+from schemas.problems import Problem, errors
+from schemas.rules.arguments import network_args, network_values
 from schemas.rules.rates import part_rates, trained_parts
-from trainer.plan.modules import Layer, Shape
+from trainer.plan.modules import Layer, Shape, layers_of
 
 Tensors = dict[str, Shape]
 FROZEN = ("alpha", "on_input")  # saved, not trained
@@ -250,3 +253,61 @@ def butterfly(dimension: int, factor: int) -> tuple[int, int]:
         if dimension % even == 0 and (dimension // even).bit_count() == 1:
             size = even
     return size, dimension // size if size else 0
+
+
+# ------------------------------------------------------------------------------------------- what cannot be attached
+
+
+def misfits(config: TrainConfig, family: str, model: str | None) -> Iterator[Problem]:
+    """Ranks and kinds that these layers cannot take, as the trainer would find out once they are loaded."""
+    given, problems = network_values(config, family)
+    if errors(problems) or (config.network_module or "networks.lora") not in SUPPORTED or config.dim_from_weights:
+        return
+    layers = layers_of(family, model)
+    if config.network_module == "networks.oft":
+        yield from _oft_misfit(config, given, layers)
+    made = list(adapter(config, family, layers))
+    if not made:
+        yield Problem(
+            code="nothing-to-train",
+            key="network_args" if config.network_args else "network_module",
+            got=" ".join(config.network_args) or config.network_module,
+            must="leaves no layer of the base model to adapt",
+            fix="--set network_args=" if config.network_args else "--set network_module=networks.lora",
+        )
+    texts, _ = network_args(config.network_args)
+    hopeless = next((layer for layer, found in made if 0 in found.get("oft_blocks", ())), None)
+    if hopeless is not None and given.get("algo") == "boft":
+        yield Problem(
+            code="bad-network-arg",
+            key="network_args",
+            got="algo=boft",
+            must=f"cannot split the {hopeless.shape[0]} channels of {hopeless.path} at rank {config.network_dim or 4}",
+            fix=with_it(texts, "algo", "diag-oft"),
+        )
+    row = row_of(resolve(config.optimizer_type))
+    if row is not None and row.matrices and any(len(shape) > 2 for _, found in made for shape in found.values()):
+        yield Problem(
+            code="matrices-only",
+            key="optimizer_type",
+            got=config.optimizer_type,
+            must=f"{row.made} takes matrices only, and convolutions of this base model are adapted",
+            fix="--set optimizer_type=AdamW",
+        )
+
+
+def _oft_misfit(config: TrainConfig, given: Mapping[str, Any], layers: tuple[Layer, ...]) -> Iterator[Problem]:
+    count = config.network_dim or 4
+    unet = tuple(layer for layer in layers if layer.part == "unet")
+    widths = {layer.shape[0] for layer, _ in _oft(config, given, unet)}
+    if all(width % count == 0 for width in widths):
+        return
+    common = math.gcd(*widths)
+    fitting = max(divisor for divisor in range(1, count) if common % divisor == 0)
+    yield Problem(
+        code="bad-network-dim",
+        key="network_dim",
+        got=count,
+        must=f"is the number of blocks of networks.oft and must divide its layers' channels ({common})",
+        fix=f"--set network_dim={fitting}",
+    )
