@@ -13,7 +13,7 @@ from schemas.argument import Argument
 Arguments = Mapping[str, Argument]
 FLAG, MAYBE, COUNT = Argument("flag"), Argument("flag", optional=True), Argument("whole", ge=0)
 POSITIVE, ABOVE = Argument("number", ge=0), Argument("number", gt=0)
-GROWTH, FREE = Argument("number", ge=0, endless=True), Argument("any", optional=True)
+GROWTH, FREE = Argument("number", ge=0, endless=True), Argument("any", choices=(None,), optional=True)
 PAIR, TRIPLE = Argument("numbers", ge=0, lt=1, count=2), Argument("numbers", ge=0, lt=1, count=3)
 BETA3 = Argument("number", ge=0, lt=1, optional=True)
 DECAYED: Arguments = {"weight_decay": POSITIVE}

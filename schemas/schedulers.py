@@ -46,7 +46,7 @@ TORCH_SCHEDULERS: dict[str, TorchScheduler] = {
     "MultiplicativeLR": TorchScheduler(("lr_lambda",), usable=False),
     "StepLR": TorchScheduler(("step_size",), {"step_size": STEPS, "gamma": NUMBER}),
     "MultiStepLR": TorchScheduler(("milestones",), {"milestones": Argument("wholes", ge=0), "gamma": NUMBER}),
-    "ConstantLR": TorchScheduler((), {"factor": Argument("number", ge=0, le=1), "total_iters": COUNT}),
+    "ConstantLR": TorchScheduler((), {"factor": _SHARE, "total_iters": COUNT}),
     "LinearLR": TorchScheduler(
         (), {"start_factor": _SHARE, "end_factor": Argument("number", ge=0, le=1), "total_iters": STEPS}
     ),

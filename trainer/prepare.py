@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object, set_seed
 
-from schemas import TrainConfig, error, table, to_flat
+from schemas import TrainConfig, table, to_flat
 from trainer import connection
 from trainer.adapters import Adapter, import_plugin, is_plugin, merge_by_plugin, merge_weights
 from trainer.cache import LatentCache, TextCache
@@ -28,7 +28,6 @@ from trainer.dataset.files import Scan, held_out
 from trainer.dataset.order import assign
 from trainer.families import Family, Models
 from trainer.float8 import to_float8
-from trainer.lora_file import sound
 from trainer.offload import checkpointed_in_main_memory
 
 Say = Callable[[str], None]
@@ -104,7 +103,6 @@ def load_models(family: Family, config: TrainConfig, accelerator: Accelerator, s
     say(f"loading {config.pretrained_model_name_or_path}")
     with accelerator.local_main_process_first():
         models = family.load(config, dtype=precision(config), device=accelerator.device if config.lowram else "cpu")
-    check_numbers(models, str(config.pretrained_model_name_or_path), config.vae)
     targets = family.targets(models) if config.base_weights else []
     strengths = [*config.base_weights_multiplier, *[1.0] * len(config.base_weights)]
     for file, strength in zip(config.base_weights, strengths, strict=False):
@@ -119,23 +117,6 @@ def load_models(family: Family, config: TrainConfig, accelerator: Accelerator, s
         for model in (models.unet, *(models.text_encoders if config.fp8_base else ())):
             to_float8(model.requires_grad_(False))
     return models
-
-
-def check_numbers(models: Models, model: str, vae: str | None) -> None:
-    """ConfigError where a part of the base model holds NaN or Inf; one pass over the weights, a second for 10 GB."""
-    parts = {"unet": models.unet, "vae": models.vae}
-    parts |= {f"text_encoder{number or ''}": encoder for number, encoder in enumerate(models.text_encoders)}
-    for part, network in parts.items():
-        broken = [name for name, weight in network.named_parameters() if not sound(weight)]
-        if broken:
-            own = part == "vae" and vae
-            raise error(
-                "not-finite",
-                f"holds NaN or Inf in {len(broken)} tensors of its {part}, such as {broken[0]}",
-                key="vae" if own else "pretrained_model_name_or_path",
-                got=vae if own else model,
-                fix="download it again, or use another file; fp16 files of some VAEs are broken, their fp32 files not",
-            )
 
 
 def ready_models(models: Models, adapter: Adapter, config: TrainConfig, accelerator: Accelerator,

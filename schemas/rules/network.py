@@ -21,7 +21,7 @@ from schemas.network_args import (
 from schemas.problems import Problem, Severity, nearest
 from schemas.rules.arguments import network_args, network_values
 from schemas.rules.optimizers import installed
-from schemas.rules.rates import part_rates, trained_parts
+from schemas.rules.rates import rates_of, trained_parts
 from schemas.rules.registry import rule, trusted
 
 OTHER_FAMILIES = (
@@ -204,7 +204,7 @@ def something_is_trained(config: TrainConfig, family: str | None) -> Iterator[Pr
             fix="remove one of the two",
         )
         return
-    parts, rates = trained_parts(config, family), part_rates(config)
+    parts, rates = trained_parts(config, family), rates_of(config)
     if not any(rates[part] for part in parts) and not config.lr_scheduler.startswith("adafactor:"):
         unset = [f"--set {name}=" for name in ("unet_lr", "text_encoder_lr") if getattr(config, name) not in (None, ())]
         yield Problem(

@@ -23,7 +23,7 @@ from schemas.optimizers import (
 )
 from schemas.problems import Problem, nearest
 from schemas.rules.arguments import network_args, parse_literal_args
-from schemas.rules.rates import group_rates, part_rates, trained_parts
+from schemas.rules.rates import group_rates, rates_of, trained_parts
 from schemas.rules.registry import rule, trusted
 
 
@@ -109,6 +109,7 @@ def optimizer_arguments(config: TrainConfig, family: str | None) -> Iterator[Pro
                 code="bad-optimizer-argument", key="optimizer_args", got=f"{name}={value}", must=must, fix=fix
             )
     yield from _nesterov(config, row, given)
+    yield from _adafactor_by_its_class(config, row, given)
 
 
 def _bad_argument(name: str, value: Any, must: str, fix: str) -> Problem:
@@ -124,9 +125,13 @@ def _not_taken(name: str, row: Optimizer) -> str:
 
 def _leave_out(config: TrainConfig, *names: str) -> str:
     """The --set of optimizer_args without some of them."""
+    return setting("optimizer_args", {name: text for name, text in _pairs(config).items() if name not in names})
+
+
+def _pairs(config: TrainConfig) -> dict[str, str]:
+    """name -> text of optimizer_args, as written."""
     pairs = [item.partition("=") for item in config.optimizer_args]
-    return setting("optimizer_args", {name.strip(): text.strip().rstrip(",") for name, sign, text in pairs
-                                      if sign and name.strip() not in names})  # fmt: skip
+    return {name.strip(): text.strip().rstrip(",") for name, sign, text in pairs if sign}
 
 
 def _nesterov(config: TrainConfig, row: Optimizer, given: dict[str, Any]) -> Iterator[Problem]:
@@ -155,13 +160,29 @@ def _nesterov(config: TrainConfig, row: Optimizer, given: dict[str, Any]) -> Ite
         )
 
 
+def _adafactor_by_its_class(config: TrainConfig, row: Optimizer, given: dict[str, Any]) -> Iterator[Problem]:
+    """Under its class's name Adafactor is made as it is, and cannot set its own rates beside ours."""
+    if "." not in config.optimizer_type or row.made != "Adafactor":
+        return
+    on = [name for name, usual in (("relative_step", True), ("warmup_init", False)) if given.get(name, usual)]
+    if on:
+        kept = {name: text for name, text in _pairs(config).items() if name not in on}
+        yield Problem(
+            code="bad-optimizer-argument",
+            key="optimizer_args",
+            got=" ".join(config.optimizer_args) or None,
+            must=f"{' and '.join(on)} must be False for {config.optimizer_type}, which gets its rates from here",
+            fix=f"--set optimizer_type=AdaFactor, or {setting('optimizer_args', kept | dict.fromkeys(on, 'False'))}",
+        )
+
+
 @rule
 def rates_fit_the_optimizer(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """Self-tuning optimizers want rates of about 1 and one rate for all; the others diverge with such rates."""
     path = resolve(config.optimizer_type)
     if path is None or config.lr_scheduler.startswith("adafactor"):
         return
-    rates = [rate for part in trained_parts(config, family) if (rate := part_rates(config)[part])]
+    rates = [rate for part in trained_parts(config, family) if (rate := rates_of(config)[part])]
     rates = rates or [config.learning_rate]
     if sets_its_own_rate(path):
         if min(rates) <= 0.1:
@@ -194,7 +215,7 @@ def _one_rate(config: TrainConfig, family: str | None, path: str) -> Iterator[Pr
     shown = ", ".join(f"{name} {rate:g}" for name, rate in sorted(differ.items(), key=lambda one: one[1])[:4])
     texts, _ = network_args(config.network_args)
     causes = [name for name in (*LORA_PLUS, *BLOCK_RATES) if name in texts]
-    parts = {part_rates(config)[part] for part in trained_parts(config, family)} - {0.0}
+    parts = {rates_of(config)[part] for part in trained_parts(config, family)} - {0.0}
     fixes = [f"--set {name}=1" for name in ("learning_rate", "unet_lr", "text_encoder_lr")] if len(parts) > 1 else []
     fixes += [without(texts, *causes)] if causes else []
     yield Problem(

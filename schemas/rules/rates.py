@@ -23,11 +23,16 @@ class Rates(Protocol):
     def text_encoder_lr(self) -> tuple[float, ...]: ...
 
 
-def part_rates(options: Rates) -> dict[str, float]:
+def part_rates(learning_rate: float, unet_lr: float | None, text_encoder_lr: tuple[float, ...]) -> dict[str, float]:
     """Rate of each part: "te" of SD, "te1" and "te2" of SDXL, "unet"."""
-    text = options.text_encoder_lr or (options.learning_rate,)
-    unet = options.learning_rate if options.unet_lr is None else options.unet_lr
+    text = text_encoder_lr or (learning_rate,)
+    unet = learning_rate if unet_lr is None else unet_lr
     return {"te": text[0], "te1": text[0], "te2": text[min(1, len(text) - 1)], "unet": unet}
+
+
+def rates_of(config: Rates) -> dict[str, float]:
+    """The same of a config."""
+    return part_rates(config.learning_rate, config.unet_lr, config.text_encoder_lr)
 
 
 def ratio(given: dict[str, Any], part: str) -> float | None:
@@ -47,7 +52,7 @@ def trained_parts(config: TrainConfig, family: str | None) -> list[str]:
 def group_rates(config: TrainConfig, family: str | None) -> dict[str, float]:
     """Words for each group of parameters -> its rate; groups of rate 0 do not train and are left out."""
     given, _ = network_values(config, family)
-    rates, found = part_rates(config), {}
+    rates, found = rates_of(config), {}
     for part in trained_parts(config, family):
         name = {"unet": "U-Net", "te2": "second text encoder"}.get(part, "text encoder")
         found[name] = rates[part]

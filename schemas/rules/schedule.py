@@ -94,6 +94,8 @@ def _torch_arguments(config: TrainConfig, name: str, given: dict[str, Any]) -> I
         )
         return
     yield from _arguments(config, name, row.args, given)
+    if config.max_train_epochs is None:
+        yield from one_cycle_is_long_enough(config, config.max_train_steps)
     missing = [key for key in row.needs if key not in given]
     if missing:
         yield Problem(
@@ -102,6 +104,22 @@ def _torch_arguments(config: TrainConfig, name: str, given: dict[str, Any]) -> I
             must=f"must contain {' and '.join(missing)} for {name}",
             fix=f"add {' '.join(f'{key}=...' for key in missing)}, or --set lr_scheduler_type= to use lr_scheduler",
         )
+
+
+def one_cycle_is_long_enough(config: TrainConfig, steps: int) -> Iterator[Problem]:
+    """OneCycleLR ends the run where its total_steps are over."""
+    given, _ = parse_literal_args(config.lr_scheduler_args, "lr_scheduler_args")
+    total = given.get("total_steps")
+    if not config.lr_scheduler_type.endswith("OneCycleLR") or not isinstance(total, int) or total >= steps:
+        return
+    pairs = {key: repr(value) for key, value in given.items()} | {"total_steps": str(steps)}
+    yield Problem(
+        code="bad-schedule-argument",
+        key="lr_scheduler_args",
+        got=f"total_steps={total}",
+        must=f"total_steps must be at least the run's {steps} steps",
+        fix=setting("lr_scheduler_args", pairs),
+    )
 
 
 def _own_needs(config: TrainConfig, name: str, given: dict[str, Any]) -> Iterator[Problem]:

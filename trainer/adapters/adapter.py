@@ -131,7 +131,8 @@ class Adapter:
         """
         members: dict[tuple[str, float], list[nn.Parameter]] = {}
         parts = {self.targets[key].part for key in self.layers}
-        names, rates = _text_names(parts, options), part_rates(options)
+        rates = part_rates(options.learning_rate, options.unet_lr, options.text_encoder_lr)
+        names = _text_names(parts, rates)
         for name, parameter in self.named_parameters():
             key, _, tensor = name.partition(".")
             target = self.targets[key]
@@ -154,8 +155,7 @@ def is_up(tensor: str) -> bool:
     return "lora_up" in tensor or tensor.startswith("up_list")
 
 
-def _text_names(parts: Collection[str], options: Rates) -> dict[str, str]:
-    rates = part_rates(options)
+def _text_names(parts: Collection[str], rates: Mapping[str, float]) -> dict[str, str]:
     apart = "te2" in parts and rates["te1"] != rates["te2"]
     return {part: f"textencoder{part[2:] if apart else ''}" for part in ("te", "te1", "te2")}
 

@@ -16,7 +16,7 @@ from schemas.network_args import SUPPORTED, with_it
 from schemas.optimizers import resolve, row_of
 from schemas.problems import Problem, errors
 from schemas.rules.arguments import network_args, network_values
-from schemas.rules.rates import part_rates, trained_parts
+from schemas.rules.rates import rates_of, trained_parts
 from trainer.plan.modules import Layer, Shape, layers_of
 
 Tensors = dict[str, Shape]
@@ -52,7 +52,7 @@ PRESETS = {
 def trained_numbers(config: TrainConfig, family: str, layers: tuple[Layer, ...]) -> int:
     """Numbers that the optimizer moves. Parts whose rate is 0 are left out."""
     frozen = (*FROZEN, "lora_down.weight") if config.network_module == "networks.lora_fa" else FROZEN
-    rates = part_rates(config)
+    rates = rates_of(config)
     return sum(
         math.prod(shape)
         for layer, tensors in adapter(config, family, layers)

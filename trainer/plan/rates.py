@@ -15,7 +15,7 @@ from typing import Any
 from schemas.config import TrainConfig
 from schemas.problems import ConfigError, error, errors, nearest
 from schemas.rules.arguments import parse_literal_args
-from schemas.rules.schedule import scheduler_arguments
+from schemas.rules.schedule import one_cycle_is_long_enough, scheduler_arguments
 from schemas.schedulers import SCHEDULERS, step_rules
 from trainer.plan.steps import Steps, portion
 
@@ -219,6 +219,9 @@ def curve(config: TrainConfig, steps: Steps, points: int = 101) -> list[list[flo
         rate = relative_step(bool(args.get("warmup_init")))
         return [[mark, rate(mark)] for mark in marks]
     if config.lr_scheduler_type:
+        short = [*one_cycle_is_long_enough(config, steps.total)]
+        if short:
+            raise ConfigError(short)
         return []
     fixed = config.optimizer_type.lower().endswith("schedulefree")  # the trainer asks the class itself
     factor = _constant if fixed else multiplier(config, steps.total, steps.processes)
