@@ -12,16 +12,12 @@ from typing import Any
 
 from launcher.formats.base import Draft
 from launcher.formats.foreign_header import trainer_of
-from schemas import interop
+from schemas import interop, lora_names
 from schemas.config import table, to_flat
 from schemas.documents import parse_json
+from schemas.finite import PIECE, WIDTHS, finite
 from schemas.textfile import open_regular
 from schemas.weights import EXTRAS, Header, LoraFacts, lora_facts, module_of, module_ranks, read_header
-
-WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-PIECE = 2**22  # bytes looked at or hashed at once
-PARTS = (("te1", "lora_te1_"), ("te2", "lora_te2_"), ("te2", "text_encoder_2"), ("te", "lora_te_"),
-         ("te", "text_encoder"), ("te", "text_model"))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,19 +81,6 @@ def _product(name: str) -> str | None:
     return "weight"
 
 
-def finite(raw: bytes, dtype: str) -> bool:
-    """Whether little-endian floats hold no NaN and no infinity: no exponent is all ones."""
-    width = WIDTHS[dtype]
-    high = raw[width - 1 :: width]
-    if dtype == "F16":
-        return not any(byte & 0x7C == 0x7C for byte in set(high))
-    mask = 0xF0 if dtype == "F64" else 0x80
-    if not any(byte & 0x7F == 0x7F for byte in set(high)):
-        return True
-    low = raw[width - 2 :: width]
-    return not any(a & 0x7F == 0x7F and b & mask == mask for a, b in zip(high, low, strict=True))
-
-
 def all_zero(raw: bytes, dtype: str) -> bool:
     """Whether all floats are 0 or -0."""
     width = WIDTHS[dtype]
@@ -150,13 +133,8 @@ def _alphas(header: Header) -> Counter[float]:
 def parts(header: Header) -> dict[str, int]:
     """Adapted modules by part of the model."""
     modules = {module for name in header.tensors if (module := module_of(name))}
-    counts = Counter(_part(module) for module in modules)
+    counts = Counter(meant.part for meant in map(lora_names.module, modules))
     return {part: counts[part] for part in ("te", "te1", "te2", "unet") if counts[part]}
-
-
-def _part(module: str) -> str:
-    bare = module.removeprefix("base_model.model.").removeprefix("lycoris_")
-    return next((part for part, start in PARTS if bare.startswith(start)), "unet")
 
 
 def pictures(metadata: Mapping[str, str]) -> list[dict[str, Any]]:

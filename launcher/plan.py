@@ -207,7 +207,7 @@ def _process_problems(launch: Accelerate, machine: Machine) -> list[Problem]:
 def _with_numbers(plan: Plan, machine: Machine) -> Plan:
     """Steps, marks, curve, memory and disk, as far as no error prevents them."""
     from trainer.dataset.order import batches_per_epoch
-    from trainer.plan import marks, memory, rates
+    from trainer.plan import batching, marks, memory, rates
     from trainer.plan.steps import count
 
     checked, config = plan.checked, plan.config
@@ -219,6 +219,8 @@ def _with_numbers(plan: Plan, machine: Machine) -> Plan:
         steps = count(config, batches_per_epoch(checked.assignment), plan.launch.num_processes)
         found |= {"steps": steps, "saves": marks.saves(config, steps), "previews": marks.previews(config, steps)}
         found["rates"] = rates.curve(config, steps, 101)
+        problems += [resolved.placed(one) for one in batching.remarks(checked.assignment, steps, config)]
+        problems += _fewer_epochs(resolved, steps)
         if checked.family:
             shape = memory.shape_of(checked.family, config.pretrained_model_name_or_path)
             found["disk_bytes"] = memory.disk_bytes(config, checked.family, steps, shape=shape)
@@ -229,6 +231,19 @@ def _with_numbers(plan: Plan, machine: Machine) -> Plan:
         problems += [resolved.placed(problem) for problem in fault.problems]
     problems += [*_disk(resolved, found.get("disk_bytes")), *_memory(found.get("memory"), machine)]
     return replace(plan, **found, problems=unique(problems))
+
+
+def _fewer_epochs(resolved: Resolved, steps: Steps) -> list[Problem]:
+    """A form's own count of steps knows no buckets and no short batches; far from its epochs, it is told."""
+    wanted, setting = resolved.draft.gui_steps, resolved.settings.get("max_train_steps")
+    if wanted is None or resolved.config.max_train_epochs or setting is None or setting.origin != "computed":
+        return []
+    done = steps.total / steps.updates_per_epoch
+    if abs(done - wanted.epoch) <= max(1.0, 0.2 * wanted.epoch):
+        return []
+    must = f"is {wanted.epoch:g}, which the form's own formula makes {steps.total} steps; these are {done:.1f} epochs"
+    fix = f"--set max_train_epochs={max(1, round(wanted.epoch))} to train all of them"
+    return [resolved.placed(Problem(code="fewer-epochs", severity="warning", key="epoch", must=must, fix=fix))]
 
 
 def largest_bucket(checked: Checked) -> tuple[int, int]:

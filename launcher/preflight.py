@@ -18,6 +18,7 @@ from schemas.terminal import shell_word
 from trainer.plan.adapt import Adapted
 
 if TYPE_CHECKING:
+    from schemas.lora_names import Module
     from schemas.weights import Header, LoraFacts
     from trainer.dataset.files import Scan
     from trainer.dataset.order import Assignment
@@ -78,6 +79,10 @@ def rules_say(resolved: Resolved, family: str | None) -> list[Problem]:
     from schemas import pickles, rules
 
     found = rules.check(resolved.config, family) + pickles.check(resolved.config)
+    if family in FAMILIES:
+        from trainer.plan import adapter
+
+        found += adapter.misfits(resolved.config, str(family), resolved.config.pretrained_model_name_or_path)
     if resolved.draft.kind != "lora":
         must = f"is a {resolved.draft.kind} config; LoRA training is what is done here"
         found.append(Problem(code="unsupported-kind", must=must, file=resolved.draft.file, fix="use a LoRA config"))
@@ -168,7 +173,22 @@ def base_model(resolved: Resolved) -> tuple[Resolved, str | None, list[Problem]]
         family = weights.checkpoint_family(model)
     except ConfigError as fault:
         return resolved, None, _of_option(resolved, name, model, fault)
-    return resolved, *_fits(resolved, family, problem, fix)
+    fitting, problems = _fits(resolved, family, problem, fix)
+    resolved, said = _own_word(resolved, model) if fitting in FAMILIES else (resolved, [])
+    return resolved, fitting, [*problems, *said]
+
+
+def _own_word(resolved: Resolved, model: str) -> tuple[Resolved, list[Problem]]:
+    """What the base model says of itself: laid under a config that is silent, held against one that is not."""
+    from schemas import own_word
+
+    word, given = own_word.own_word(model), set(resolved.settings)
+    typed = {name for name in given if resolved.settings[name].origin == "--set"}
+    taken, found = own_word.settle(word, resolved.config, given, typed)
+    for name in taken:
+        resolved = resolved.change(name, True, "computed")
+    found += own_word.other_input(word, model)
+    return resolved, [resolved.placed(problem) for problem in found]
 
 
 def _of_option(resolved: Resolved, name: str, path: str, fault: ConfigError) -> list[Problem]:
@@ -233,26 +253,57 @@ def results(resolved: Resolved, family: str | None) -> list[Problem]:
 
 
 def network_weights(resolved: Resolved, family: str | None) -> list[Problem]:
-    """Whether the LoRAs to start from and to merge are LoRAs for this family, and the first of the config's kind."""
-    from schemas import weights
+    """Whether the LoRAs to start from and to merge are sound ones for this family, the first of the config's kind."""
+    from schemas import finite, weights
 
-    config, problems = resolved.config, []
-    for name, path in (
-        ("network_weights", config.network_weights),
-        *(("base_weights", p) for p in config.base_weights),
-    ):
-        if not path or not os.path.isfile(path) or not path.endswith(".safetensors"):
+    config, found = resolved.config, list[Problem]()
+    files = [("network_weights", config.network_weights), *(("base_weights", file) for file in config.base_weights)]
+    known = _known_modules(config.pretrained_model_name_or_path, family) if any(path for _, path in files) else None
+    for key, path in files:
+        file = str(weights.lora_file(path)) if path else ""
+        if not path or not os.path.isfile(file) or not file.endswith(".safetensors"):
             continue
+        go_without = f"--set {key}= to go without"
         try:
-            facts, header = weights.lora_facts(path), weights.read_header(path)
+            header = weights.read_header(file)
+            facts = weights.lora_facts(file)
         except ConfigError as fault:
-            problems += _of_option(resolved, name, path, fault)
+            found += _of_option(resolved, key, path, fault)
             continue
-        found = list(_for_family(facts, family, name, path))
-        if name == "network_weights":
+        broken = finite.not_finite(header)
+        if broken:
+            must = f"holds NaN or Inf in {len(broken)} of {len(header.tensors)} tensors, such as {broken[0]}"
+            found.append(Problem(code="not-finite", key=key, got=path, must=must, fix=f"{go_without}, or a sound file"))
+        other = list(_for_family(facts, family, key, path))
+        found += other
+        if key == "network_weights" and not other:
             found += _lora_fits(resolved, header, facts)
-        problems += [resolved.placed(problem) for problem in found]
-    return problems
+        if known is not None and not other and config.network_module not in config.trust:
+            found += _names_fit(header, known, key, path, go_without)
+    return [resolved.placed(problem) for problem in found]
+
+
+def _known_modules(model: str | None, family: str | None) -> set[Module] | None:
+    """The names of the base model's layers; None where its family is not known."""
+    if family not in FAMILIES:
+        return None
+    from trainer.plan import modules
+
+    layers = (*modules.layers_of(str(family), model), *modules.usual(str(family)))
+    return modules.known_modules(layers)
+
+
+def _names_fit(header: Header, known: set[Module], key: str, path: str, go_without: str) -> Iterable[Problem]:
+    """A file of this family whose names mean none of the model's layers could not be loaded."""
+    from schemas import lora_names, weights
+
+    written = [name for name in header.tensors if weights.module_of(name)]
+    if any(lora_names.same(lora_names.module(weights.module_of(name) or ""), known) for name in written):
+        return
+    count, first = len(header.tensors), written[0]
+    must = f"holds {count} tensors, none under a name of the base model's layers; the first is {first}"
+    fix = f"{go_without}, or a file in the form of kohya, diffusers, peft, OneTrainer or ComfyUI"
+    yield Problem(code="unknown-lora-names", key=key, got=path, must=must, fix=fix)
 
 
 def _for_family(facts: LoraFacts, family: str | None, key: str, path: str) -> Iterable[Problem]:

@@ -25,6 +25,7 @@ from launcher.preset_defaults import trigger_word
 from launcher.remedies import consent_words, fix_command
 from launcher.spill import SpillWatch
 from schemas.config import write as config_text
+from schemas.own_word import WORDS
 from schemas.problems import ConfigError, Problem, errors
 from schemas.run_folder import CONFIG, LOG, RECORD, last_step
 from schemas.run_lock import VARIABLE as LOCK_VARIABLE
@@ -194,9 +195,9 @@ def write_config(plan: Plan) -> None:
     folder = paths.run_folder(resolved)
     for name, text in carried_files(resolved).items():
         write_text(folder / name, text)
-    write_text(
-        folder / plan.launch.config_name, config_text(replace(resolved.config, trust=()))
-    )  # consent is no file's to give
+    insisted = [name for name in WORDS if name in resolved.settings]  # what the base model would say otherwise
+    text = config_text(replace(resolved.config, trust=()), insisted)  # consent is no file's to give
+    write_text(folder / plan.launch.config_name, text)
 
 
 def clear(folder: Path) -> None:

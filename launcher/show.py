@@ -32,8 +32,9 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     family = FAMILIES.get(plan.family or "", plan.family or "family unknown")
     yield style(f"{resolved.draft.file}: a {resolved.draft.kind} for {family}", bold=True)
     config = plan.config
-    read = [one.must for one in plan.checked.problems if one.code == "text-projection"]
-    yield from row("model", config.pretrained_model_name_or_path or "not given", *read[:1])
+    own = [f"{problem.key} {problem.must}" for problem in plan.problems if problem.code == "from-base-model"]
+    own += [one.must for one in plan.checked.problems if one.code == "text-projection"][:1]
+    yield from row("model", config.pretrained_model_name_or_path or "not given", *own)
     yield from row("network", *_network(plan))
     yield from row("optimizer", _optimizer(plan))
     yield from _data(plan)
@@ -152,7 +153,15 @@ def derivation(plan: Plan) -> list[str]:
     setting = plan.checked.resolved.settings.get("max_train_steps")
     by = "max_train_epochs" if config.max_train_epochs else "max_train_steps"
     how = " (computed as the GUI does)" if setting and setting.origin == "computed" and by == "max_train_steps" else ""
-    words.append(f"x {steps.epochs} epochs = {steps.total} steps, set by {by}{how}")
+    whole, rest = divmod(steps.total, steps.updates_per_epoch)
+    if not rest:
+        words.append(f"x {_count(whole, 'epoch')} = {steps.total} steps, set by {by}{how}")
+    elif not whole:
+        words.append(f"of which {_count(rest, 'step')} are trained, set by {by}{how}")
+    else:
+        words.append(
+            f"x {_count(whole, 'epoch')} + {_count(rest, 'step')} of the next = {steps.total} steps, set by {by}{how}"
+        )
     return [words[0] + " " + words[1], " ".join(words[2:])]
 
 

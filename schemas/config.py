@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -317,9 +317,13 @@ def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def write(config: TrainConfig) -> str:
-    """TOML of the options that differ from their default, without secrets; `read` gives the same config back."""
+def write(config: TrainConfig, always: Collection[str] = ()) -> str:
+    """TOML of the options that differ from their default, without secrets; `read` gives the same config back.
+
+    Options in `always` are written as defaults too, where leaving them out would leave them open.
+    """
     import toml
 
-    flat = {name: value for name, value in to_flat(config).items() if value is not None and name != "config_file"}
+    flat = to_flat(config) | {name: getattr(config, name) for name in always}
+    flat = {name: value for name, value in flat.items() if value is not None and name != "config_file"}
     return toml.dumps(dict(sorted(flat.items())))

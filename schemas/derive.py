@@ -6,9 +6,9 @@ import argparse
 from typing import Any
 
 from schemas.config import Option, TrainConfig, table, to_flat
+from schemas.optimizers import OPTIMIZERS
 from schemas.options import DeprecatedOptions
-from schemas.rules.optimizers import OPTIMIZERS
-from schemas.rules.schedule import SCHEDULERS, TORCH_SCHEDULERS
+from schemas.schedulers import SCHEDULERS, TORCH_SCHEDULERS
 
 JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 

@@ -11,14 +11,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from schemas.blocks import ATTENTION, BLOCKS
 from schemas.weights import Header, LoraFacts, is_wide, module_of, module_ranks, read_scalars, spatial_modules
 
-BLOCKS = {"sd15": 25, "sd2": 25, "sdxl": 23}
-# blocks that hold attention, so that networks.lora adapts them without conv_dim
-ATTENTION = {
-    "sd": frozenset((1, 2, 4, 5, 7, 8, 12, *range(16, 25))),
-    "sdxl": frozenset((5, 6, 8, 9, 11, *range(13, 19))),
-}
 DIFFUSERS = re.compile(r"(down|up)_blocks_(\d+)_(attentions|resnets|downsamplers|upsamplers)_(\d+)")
 ORIGINAL = re.compile(r"(input|middle|output)_blocks?_(\d+)")
 FULL_MATRIX = 100000  # a rank so large that LyCORIS keeps a factor whole

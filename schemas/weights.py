@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from schemas.documents import object_in, parse_json, whole
+from schemas.lora_names import FLUX, SD3, TAILS, module, split
 from schemas.problems import ConfigError, error
 from schemas.textfile import is_regular, open_regular
 
@@ -27,7 +28,8 @@ BITS = {
 }  # fmt: skip
 SCALARS = {"F16": "<e", "BF16": "<f", "F32": "<f", "F64": "<d", "I32": "<i", "I64": "<q"}  # as struct reads them
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-Style = Literal["kohya", "lycoris", "peft", "diffusers", "unknown"]
+PEFT_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
+Style = Literal["kohya", "lycoris", "peft", "diffusers", "original", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -193,11 +195,11 @@ def checkpoint_family(path: str | os.PathLike[str]) -> str:
 
 def _folder_family(folder: Path) -> str:
     kinds = {"StableDiffusion3": "sd3", "Flux": "flux"}
-    name = str(_json(folder / "model_index.json").get("_class_name", ""))
+    name = str(json_file(folder / "model_index.json").get("_class_name", ""))
     for start, family in kinds.items():
         if name.startswith(start):
             return family
-    unet = _json(folder / "unet" / "config.json") or _json(folder / "config.json")
+    unet = json_file(folder / "unet" / "config.json") or json_file(folder / "config.json")
     if unet.get("_class_name") != "UNet2DConditionModel":
         return "unknown"
     if unet.get("addition_embed_type") == "text_time":
@@ -205,7 +207,8 @@ def _folder_family(folder: Path) -> str:
     return "sd2" if unet.get("use_linear_projection") else "sd15"
 
 
-def _json(path: Path) -> dict[str, Any]:
+def json_file(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is none that can be read."""
     return object_in(path, what="part of a base model")
 
 
@@ -248,32 +251,11 @@ def _by_width(widths: set[int]) -> str | None:
     return families.get(widths.pop()) if len(widths) == 1 else None
 
 
-# Endings of adapter tensors. Kohya and LyCORIS: name.ending; diffusers' and peft's own: dotted paths.
-ALGOS = {
-    "lokr": (".lokr_w1", ".lokr_w1_a", ".lokr_w1_b", ".lokr_w2", ".lokr_w2_a", ".lokr_w2_b", ".lokr_t2"),
-    "loha": (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b", ".hada_t1", ".hada_t2"),
-    "glora": (".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight"),
-    "norm": (".w_norm", ".b_norm"),
-    "oft": (".oft_blocks", ".oft_diag", ".oft_R.weight"),
-    "ia3": (".on_input",),
-    "full": (".diff", ".diff_b"),
-    "lora": (
-        ".lora_down.weight", ".lora_up.weight", ".lora_mid.weight", ".lora_A.weight", ".lora_B.weight",
-        ".lora.down.weight", ".lora.up.weight", "_lora.down.weight", "_lora.up.weight",
-        ".lora_A.default.weight", ".lora_B.default.weight",
-    ),
-}  # fmt: skip
 DOWNS = (
     ".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight", "_lora.down.weight", ".lora.down.weight",
-    ".hada_w1_b", ".hada_w2_b", ".lokr_w2_b", ".lokr_w1_b", ".a2.weight",
+    ".lora_linear_layer.down.weight", ".hada_w1_b", ".hada_w2_b", ".lokr_w2_b", ".lokr_w1_b", ".a2.weight",
 )  # fmt: skip
-
-
-_TAILS: dict[str, list[tuple[str, str]]] = {}  # endings by their last part: files have hundreds of thousands of names
-for _algo, _endings in ALGOS.items():
-    for _ending in _endings:
-        _TAILS.setdefault(_ending.rpartition(".")[2], []).append((_ending, _algo))
-EXTRAS = (".alpha", ".dora_scale", ".rescale", ".scalar", ".lora_magnitude_vector")
+EXTRAS = tuple(f".{tail}" for tail, (algo, _) in TAILS.items() if not algo)  # what comes beside any kind
 
 
 def _is_lora(names: Iterable[str]) -> bool:
@@ -281,20 +263,14 @@ def _is_lora(names: Iterable[str]) -> bool:
 
 
 def _split(name: str) -> tuple[str, str] | None:
-    """(module, algorithm) of an adapter tensor; None for other tensors."""
-    for ending, algo in _TAILS.get(name[name.rfind(".") + 1 :], ()):
-        if name.endswith(ending):
-            return name.removesuffix(ending), algo
-    return None
+    """(module, algorithm) of an adapter tensor; None for other tensors and for what comes beside any kind."""
+    found = split(name)
+    return (found[0], found[1]) if found and found[1] else None
 
 
 def module_of(name: str) -> str | None:
     """The adapted module that a tensor belongs to; None for tensors of no adapter."""
-    if name.endswith(EXTRAS):
-        return name.rpartition(".")[0]
-    found = _split(name)
-    if found is None and name.startswith("lora_") and name.count(".") == 1 and name.endswith(".weight"):
-        return name.removesuffix(".weight")  # (IA)3
+    found = split(name)
     return found[0] if found else None
 
 
@@ -353,8 +329,8 @@ def spatial_modules(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
         for ending in KERNELS
         if name.endswith(ending)
     }
-    modules = {module for name in shapes if (module := module_of(name))}
-    return found | {module for module in modules if is_wide(module)}
+    modules = {one for name in shapes if (one := module_of(name))}
+    return found | {one for one in modules if is_wide(one)}
 
 
 def _usual(header: Header, ranks: Mapping[str, int]) -> tuple[int | None, float | None]:
@@ -366,9 +342,8 @@ def _usual(header: Header, ranks: Mapping[str, int]) -> tuple[int | None, float 
     return dim, alphas.most_common(1)[0][0] if alphas else None
 
 
-def _in_text_encoder(module: str) -> bool:
-    bare = module.removeprefix("base_model.model.").removeprefix("lycoris_")
-    return bare.startswith(("lora_te", "text_encoder", "text_model", "te_", "te1_", "te2_"))
+def _in_text_encoder(name: str) -> bool:
+    return module(name).part != "unet"
 
 
 def _style(modules: set[str], shapes: Mapping[str, tuple[int, ...]], algo: str, metadata: Mapping[str, str]) -> Style:
@@ -378,11 +353,21 @@ def _style(modules: set[str], shapes: Mapping[str, tuple[int, ...]], algo: str, 
         return "lycoris" if lycoris else "kohya"
     if all(module.startswith("base_model.model.") for module in modules):
         return "peft"
-    if all(module.startswith(("unet.", "text_encoder", "transformer.")) for module in modules):
+    dotted = all(module.startswith(("unet.", "text_encoder", "transformer.")) for module in modules)
+    if dotted and not any(name.endswith((".lora_down.weight", ".lora_up.weight")) for name in shapes):
         return "diffusers"
     if any(name.endswith((".lora_A.weight", ".lora_A.default.weight")) for name in shapes):
         return "peft"
-    return "diffusers" if any(".processor." in module for module in modules) else "unknown"
+    if any(".processor." in module for module in modules):
+        return "diffusers"
+    # OneTrainer's and ComfyUI's: dotted paths with kohya's endings
+    return "original" if any("." in module for module in modules) else "unknown"
+
+
+def lora_file(path: str | os.PathLike[str]) -> Path:
+    """The file of an adapter that a path means: itself, or the one in a folder of peft or diffusers."""
+    place = Path(path)
+    return next((place / name for name in PEFT_FILES if (place / name).is_file()), place)
 
 
 def lora_family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str:
@@ -392,17 +377,21 @@ def lora_family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, st
     def has(*parts: str) -> bool:
         return any(part in name for name in names for part in parts)
 
-    if has("double_blocks_", "single_transformer_blocks_"):
+    if has(*FLUX):
         return "flux"
-    if has("joint_blocks_", "transformer_transformer_blocks_", "lora_te3_"):
+    if has(*SD3):
         return "sd3"
-    if has("lora_te1_", "lora_te2_", "text_encoder_2_", "_input_blocks_", "_output_blocks_", "_middle_block_"):
+    modules = {found: module(found) for name in shapes if (found := module_of(name))}
+    if any(one.part in ("te1", "te2") for one in modules.values()):
         return "sdxl"
-    modules = {module for name in shapes if (module := module_of(name))}
     cross = ("attn2_to_k", "attn2.to_k", "attn2_to_v", "attn2.to_v")
-    known = _by_width({width for module in modules if module.endswith(cross) and (width := _width(module, shapes))})
-    reads = (module for module in modules if _in_text_encoder(module) and "q_proj" in module)
-    text = {width for module in reads if (width := _width(module, shapes, square=True))}
+    known = _by_width({width for one in modules if one.endswith(cross) and (width := _width(one, shapes))})
+    if known is None and has("_input_blocks_", "_output_blocks_", "_middle_block_"):
+        # SDXL's usual names; SD's files of this spelling show its blocks without a transformer in the third level
+        deep = any(re.search(r"_blocks_(9|10|11)_", one.path) for one in modules.values())
+        known = "sd15" if deep else "sdxl"
+    reads = (name for name, one in modules.items() if one.part != "unet" and "q_proj" in name)
+    text = {width for name in reads if (width := _width(name, shapes, square=True))}
     if known is None and len(text) == 1:
         known = {768: "sd15", 1024: "sd2"}.get(text.pop())
     said = metadata.get("ss_base_model_version", "") + " " + metadata.get("modelspec.architecture", "")

@@ -13,19 +13,18 @@ if __name__ == "__main__":
 
 import argparse
 import atexit
-import functools
 import importlib.util
 import logging
 import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from schemas import ConfigError, Problem, TrainConfig, config, errors, pickles, places, rules, weights
+from schemas import ConfigError, Problem, TrainConfig, config, errors, own_word, pickles, places, rules, weights
 from schemas.derive import add_flags
 from schemas.resuming import state_meant
 from schemas.rules import names
@@ -37,6 +36,7 @@ from trainer.dataset.files import Scan, scan, told_now_and_then
 from trainer.dataset.prompts import read_prompts
 from trainer.early import EARLY, INTERRUPTED
 from trainer.plan.adapt import adapt_to
+from trainer.plan.adapter import misfits
 from trainer.plan.listing import listing
 from trainer.run_folder import RunFolder
 from trainer.signals import StopRequest, deaf
@@ -59,8 +59,30 @@ def read_arguments(argv: Sequence[str]) -> tuple[TrainConfig, list[Problem]]:
         lines = {}
     values.update(typed)
     read, notes = config.from_flat(values, file=file, lines=lines)
+    read, filled = with_own_word(read, values, typed)
     read, _ = rules.effective(read)
-    return read, [note for note in notes if note.key not in typed]  # on a command line everything is text
+    return read, [*(note for note in notes if note.key not in typed), *filled]  # on a command line everything is text
+
+
+def with_own_word(
+    read: TrainConfig, values: Collection[str], typed: Collection[str]
+) -> tuple[TrainConfig, list[Problem]]:
+    """The config with what the base model says of itself where `values` are silent; ConfigError where they disagree.
+
+    The launcher has done so for the runs that it starts.
+    """
+    if os.environ.get("KOHYAKIT_LAUNCHED") or read.output_config:
+        return read, []
+    model = read.pretrained_model_name_or_path
+    try:
+        word = own_word.own_word(str(model))
+    except ConfigError:
+        return read, []  # said when the checkpoint itself is looked at
+    taken, found = own_word.settle(word, read, values, typed)
+    found += own_word.other_input(word, model)
+    if errors(found):
+        raise ConfigError(errors(found))
+    return replace(read, **taken), found  # type: ignore[arg-type]
 
 
 def _refuse_consent(values: dict[str, Any], typed: dict[str, Any], file: str, lines: dict[str, int]) -> None:
@@ -89,11 +111,11 @@ def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:
     if errors(problems):
         raise ConfigError(problems)
     family = family_of(read)
-    problems = rules.check(read, family)
+    problems = [*rules.check(read, family), *misfits(read, family, read.pretrained_model_name_or_path)]
     # The launcher has decoded them all; of several processes one is enough.
     alone = os.environ.get("RANK", "0") == "0" and not os.environ.get("KOHYAKIT_LAUNCHED")
     verify = alone and not read.skip_image_check and not read.debug_dataset
-    found = scan(read, verify=told_now_and_then(functools.partial(print, flush=True)) if verify else False)
+    found = scan(read, verify=told_now_and_then(say) if verify else False)
     problems += [*found.problems, *bucket_steps(found.specs, read, family)]
     if read.sample_prompts:
         read_prompts(read.sample_prompts)  # raises what is wrong with them, long before the first preview

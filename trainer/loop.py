@@ -23,7 +23,7 @@ from trainer.dataset.order import assign, batches_per_epoch
 from trainer.families import Conditioning, Family, Models, Sizes, get
 from trainer.faults import stopped
 from trainer.fused import FusedBackward, can_fuse
-from trainer.optim import BuiltOptimizer, build_optimizer, build_scheduler
+from trainer.optim import BuiltOptimizer, build_optimizer, build_scheduler, check_rates
 from trainer.plan import marks
 from trainer.plan.steps import Steps, count
 from trainer.prepare import (
@@ -273,6 +273,7 @@ def train(config: TrainConfig, family_name: str, found: Scan, stop: StopRequest 
     if not groups:
         raise ConfigError([Problem(code="nothing-to-train", key="learning_rate", must="every rate is 0",
                                    fix="set unet_lr or text_encoder_lr above 0")])  # fmt: skip
+    check_rates(groups, config)
     optimizer = build_optimizer(groups, config)
     scheduler = build_scheduler(optimizer.optimizer, config, steps)
     scaler = make_scaler(config, accelerator.device)
@@ -355,13 +356,13 @@ def run_epochs(
                 results.save(run, marks.step_save(config, at.step, at.epoch))
             if stopping or at.step == steps.total:
                 break
-            if validation and validation.due_at_step(at.step):
-                validation.measure(run, "step", progress)
+            if validation and at.batch < steps.batches_per_epoch and validation.due_at_step(at.step):
+                validation.measure(run, ["step"], progress)
             results.keep_state_when_due(run)
             losses, batches, began = [], [], time.perf_counter()
         if at.batch == steps.batches_per_epoch or at.step == steps.total:
-            if validation and validation.due_at_epoch(at.epoch):
-                validation.measure(run, "epoch", progress)
+            if validation and (due := validation.due_at_end(at.step, at.epoch)):
+                validation.measure(run, due, progress)
             log_epoch(run.accelerator.trackers, progress.average, at.epoch, at.step)
             end_epoch(run, results)
         if stopping and at.step < steps.total:

@@ -17,7 +17,7 @@ from torch import Tensor
 from schemas.documents import parse_json
 from schemas.problems import error
 from schemas.textfile import CONFIG, read_text
-from schemas.weights import lora_family, read_header
+from schemas.weights import PEFT_FILES, lora_family, lora_file, module_of, read_header
 from schemas.writing import write_atomically
 from trainer.lora_keys import peft_settings, to_kohya, to_peft
 from trainer.pickles import load_pickle
@@ -26,7 +26,6 @@ from trainer.read_back import read_back
 if TYPE_CHECKING:
     from trainer.families import Target
 
-PEFT_FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
 HASHED_AT, HASHED_BYTES = 1 << 20, 1 << 16  # the old 8-digit hash reads 64 KiB at 1 MiB
 
 
@@ -131,13 +130,19 @@ def _hashes(path: Path, size: int, changed: int) -> tuple[str, str]:
 
 
 def load_weights(
-    path: Path, targets: Sequence[Target], family: str | None = None, *, trust: Sequence[str] = ()
+    path: Path,
+    targets: Sequence[Target],
+    family: str | None = None,
+    *,
+    trust: Sequence[str] = (),
+    key: str = "network_weights",
 ) -> dict[str, Tensor]:
     """The tensors of a LoRA file under kohya's keys, as stored; kohya, LyCORIS, peft and diffusers names are known.
 
     `path` is a file (.safetensors, .ckpt, .pt, .bin) or a peft folder. `family` is the base model's; by default as far
-    as the targets show it. ConfigError `wrong-family` with both names when the file is for another one or matches
-    nothing, `untrusted-file` when a pickled one holds code and `trust` does not name it.
+    as the targets show it. ConfigError `wrong-family` with both names when the file is for another one,
+    `unknown-lora-names` when it matches nothing, `not-finite` when it holds NaN or Inf, `untrusted-file` when a pickled
+    one holds code and `trust` does not name it.
     """
     file = _file_in(path)
     tensors, metadata = _read(file, trust)
@@ -149,21 +154,37 @@ def load_weights(
     known = {target.key for target in targets}
     known |= {key.replace("lora_", "oft_", 1) for key in known}
     matched = {name.partition(".")[0] for name in weights} & known
-    if not matched or (theirs != "unknown" and theirs not in ours):
-        said = "no family known here" if theirs == "unknown" else theirs
+    if theirs != "unknown" and theirs not in ours:
         raise error(
-            "wrong-family", f"is a LoRA for {said}, the base model is {ours}; {len(matched)} modules match",
-            key="network_weights", got=str(path), fix=f"use a LoRA for {ours}, or the base model of the LoRA",
+            "wrong-family", f"is a LoRA for {theirs}, the base model is {ours}; {len(matched)} modules match",
+            key=key, got=str(path), fix=f"use a LoRA for {ours}, or the base model of the LoRA",
+        )  # fmt: skip
+    if not matched:
+        first = next((name for name in tensors if module_of(name)), next(iter(tensors), "nothing"))
+        raise error(
+            "unknown-lora-names", f"holds {len(tensors)} tensors, none under a name of the base model's modules; "
+            f"the first is {first}", key=key, got=str(path),
+            fix=f"use a LoRA for {ours} in the form of kohya, diffusers, peft, OneTrainer or ComfyUI",
+        )  # fmt: skip
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not sound(tensor)]
+    if broken:
+        raise error(
+            "not-finite", f"holds NaN or Inf in {len(broken)} of {len(tensors)} tensors, such as {broken[0]}",
+            key=key, got=str(path), fix="use a file whose training ended well",
         )  # fmt: skip
     return weights
 
 
+def sound(tensor: Tensor) -> bool:
+    """Whether all numbers are finite; floats of 8 bit have no such test of their own."""
+    wide = tensor.float() if tensor.element_size() == 1 else tensor
+    return bool(torch.isfinite(torch.stack(torch.aminmax(wide.detach()))).all()) if wide.numel() else True
+
+
 def _file_in(path: Path) -> Path:
-    if not path.is_dir():
-        return path
-    for name in PEFT_FILES:
-        if (path / name).is_file():
-            return path / name
+    file = lora_file(path)
+    if not file.is_dir():
+        return file
     must = f"is a folder without {', '.join(PEFT_FILES)}"
     raise error("no-file", must, file=str(path), fix="name the LoRA file itself")
 

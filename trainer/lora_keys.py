@@ -12,28 +12,15 @@ import torch
 from torch import Tensor
 
 from schemas.documents import parse_json
+from schemas.lora_names import Module, module, same, split
 
 if TYPE_CHECKING:
     from trainer.families import Target
 
-# Endings of dotted names and what kohya calls them.
-DOTTED = (
-    (re.compile(r"\.lora_A(\.\w+)?\.weight$"), "lora_down.weight"),
-    (re.compile(r"\.lora_B(\.\w+)?\.weight$"), "lora_up.weight"),
-    (re.compile(r"(\.lora|_lora|\.lora_linear_layer)\.down\.weight$"), "lora_down.weight"),
-    (re.compile(r"(\.lora|_lora|\.lora_linear_layer)\.up\.weight$"), "lora_up.weight"),
-    (re.compile(r"\.lora_magnitude_vector(\.\w+)?(\.weight)?$"), "dora_scale"),
-    (re.compile(r"((\.lora|_lora|\.lora_linear_layer)(\.down\.weight)?)?\.(network_)?alpha$"), "alpha"),
-)
-# The names of old diffusers files inside a path.
-OLD_PATHS = (
-    (re.compile(r"\.processor\.to_(q|k|v)$"), r".to_\1"),
-    (re.compile(r"\.processor\.to_out$"), ".to_out.0"),
-    (re.compile(r"\.self_attn\.to_(q|k|v|out)$"), r".self_attn.\1_proj"),
-)
 # Modules that no family lists as a target and that LyCORIS adapts in SD's U-Net.
 ENDS = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
 COMPONENTS = {"unet": ("unet",), "text_encoder": ("te", "te1"), "text_encoder_2": ("te2",)}
+COMPONENT_OF = {part: component for component, parts in COMPONENTS.items() for part in parts}
 
 
 def to_kohya(
@@ -44,25 +31,25 @@ def to_kohya(
     `settings` is what peft says of the file (lora_alpha, r, alpha_pattern ...), flat, each name behind its component
     ("unet.lora_alpha") or bare; alpha comes from there where the file has none.
     """
-    keys = _kohya_names(targets)
-    paths: dict[tuple[str, str], str] = {("unet", path): f"lora_unet_{path.replace('.', '_')}" for path in ENDS}
-    paths |= {(target.part, _bare(target.path)): target.key for target in targets}
+    keys = {target.key for target in targets}
+    keys |= {key.replace("lora_", "oft_", 1) for key in keys}  # OFT files have a prefix of their own, and keep it
+    known = _by_module(targets)
     found: dict[str, Tensor] = {}
     dotted: dict[str, tuple[str, str]] = {}  # kohya key -> (component, path) of a dotted name
     for name, tensor in tensors.items():
-        module, _, tail = name.partition(".")
-        if module in keys:
-            found[f"{keys[module]}.{tail}"] = tensor
-            continue
-        place = _place(name, paths)
+        flat, _, tail = name.partition(".")
+        place = None if flat in keys else _place(name, known)
         if place is None:
             found[name] = tensor
             continue
-        key, tail, component, path = place
-        if tail == "dora_scale":  # peft: [out] or [1, out, 1, 1]; kohya: [out, 1] or [out, 1, 1, 1]
+        key, tail, path = place
+        if (
+            tail == "dora_scale" and tensor.dim() != 2
+        ):  # peft: [out] or [1, out, 1, 1]; kohya: [out, 1] or [out, 1, 1, 1]
             tensor = tensor.reshape(-1, *[1] * max(tensor.dim() - 1, 1))
         found[f"{key}.{tail}"] = tensor
-        dotted[key] = component, path
+        if "." in name.removesuffix(tail).rstrip("."):
+            dotted[key] = COMPONENT_OF[known[module(key)][0]], path
     for key, (component, path) in dotted.items():
         down = found.get(f"{key}.lora_down.weight")
         if down is not None and f"{key}.alpha" not in found:
@@ -70,43 +57,31 @@ def to_kohya(
     return found
 
 
-def _kohya_names(targets: Sequence[Target]) -> dict[str, str]:
-    """Every flat name that files use for a target: kohya's, and the one made of the diffusers path."""
-    names: dict[str, str] = {}
-    for target in targets:
-        path = _bare(target.path).replace(".", "_")
-        if target.part == "unet":
-            names.setdefault(f"lora_unet_{path}", target.key)
-        else:
-            names.setdefault(f"lora_{target.part}_text_model_{path}", target.key)
-    # OFT files (kohya's) have the same names behind another prefix, and keep it
-    twins = {name.replace("lora_", "oft_", 1): key.replace("lora_", "oft_", 1) for name, key in names.items()}
-    return names | twins | {target.key: target.key for target in targets}
+def _by_module(targets: Sequence[Target]) -> dict[Module, tuple[str, str, str]]:
+    """Module -> (part, kohya key, path) of every target and of the U-Net's ends."""
+    ends = {module(f"unet.{path}"): ("unet", f"lora_unet_{path.replace('.', '_')}", path) for path in ENDS}
+    return ends | {module(target.key): (target.part, target.key, _bare(target.path)) for target in targets}
+
+
+def _place(name: str, known: Mapping[Module, tuple[str, str, str]]) -> tuple[str, str, str] | None:
+    """(kohya key, kohya ending, path) of a name in any spelling; None when it is of no target."""
+    flat, _, rest = name.partition(".")
+    split_ = (flat, rest) if flat.startswith(("lora_", "oft_")) else None
+    if split_ is None:
+        parts = split(name)
+        if parts is None:
+            return None
+        split_ = (parts[0], parts[2])
+    written, tail = split_
+    meant = same(module(written), known)
+    if meant is not None:
+        _, key, path = known[meant]
+        return key.replace("lora_", "oft_", 1) if written.startswith("oft_") else key, tail, path
+    return None
 
 
 def _bare(path: str) -> str:
     return path.removeprefix("text_model.")
-
-
-def _place(name: str, paths: Mapping[tuple[str, str], str]) -> tuple[str, str, str, str] | None:
-    """(kohya key, kohya ending, component, path) of a dotted name; None when it is of no target."""
-    name = name.removeprefix("base_model.model.")
-    component, _, rest = name.partition(".")
-    if component not in COMPONENTS:
-        component = "text_encoder" if name.startswith(("text_model.", "encoder.layers.")) else "unet"
-        rest = name
-    for ending, tail in DOTTED:
-        hit = ending.search(rest)
-        if not hit:
-            continue
-        path = rest[: hit.start()]
-        for old, new in OLD_PATHS:
-            path = old.sub(new, path)
-        for part in COMPONENTS[component]:
-            key = paths.get((part, _bare(path)))
-            if key:
-                return key, tail, component, path
-    return None
 
 
 def _alpha(component: str, path: str, rank: int, settings: Mapping[str, Any]) -> float:

@@ -14,8 +14,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from schemas.config import TrainConfig
+from schemas.optimizers import OPTIMIZERS, PACKAGES, TORCH, resolve, row_of
 from schemas.problems import error, nearest
-from schemas.rules.optimizers import OPTIMIZERS, PACKAGES, TORCH, resolve
 from schemas.rules.registry import trusted
 from schemas.terminal import shell_word
 from trainer.plan.rates import literal_args, multiplier, uses_relative_step
@@ -88,8 +88,9 @@ def build_optimizer(groups: Groups, config: TrainConfig) -> BuiltOptimizer:
     chosen = optimizer_name(config)
     _check_fused(config, chosen)
     args = literal_args(config.optimizer_args, "optimizer_args")
-    fixed: dict[str, Any] = {"lr": config.learning_rate}
     given: list[Any] = [dict(group) if isinstance(group, Mapping) else group for group in groups]
+    # some classes refuse a default rate of 0, which no group then uses
+    fixed: dict[str, Any] = {"lr": config.learning_rate or _first_rate(given)}
     if chosen.lower().startswith("sgdnesterov"):
         args.setdefault("momentum", 0.9)
         fixed["nesterov"] = True
@@ -104,10 +105,10 @@ def build_optimizer(groups: Groups, config: TrainConfig) -> BuiltOptimizer:
     made = optimizer_class(chosen, config)
     try:
         optimizer = made(given, **fixed, **args)
-    except (TypeError, ValueError) as fault:
+    except Exception as fault:  # classes of many packages, each with refusals of its own kind
         raise error(
             "bad-optimizer-argument",
-            f"{made.__name__} refuses its arguments: {fault}",
+            f"{made.__name__} refuses its arguments: {fault or type(fault).__name__}",
             key="optimizer_args",
             got=" ".join(config.optimizer_args),
             fix="correct or remove them",
@@ -116,6 +117,25 @@ def build_optimizer(groups: Groups, config: TrainConfig) -> BuiltOptimizer:
         optimizer.train()  # type: ignore[attr-defined]
     text = ",".join(f"{key}={value}" for key, value in args.items())
     return BuiltOptimizer(optimizer, f"{made.__module__}.{made.__qualname__}", text, config)
+
+
+def _first_rate(groups: Sequence[Any]) -> float:
+    return next((float(group["lr"]) for group in groups if isinstance(group, dict) and "lr" in group), 0.0)
+
+
+def check_rates(groups: Groups, config: TrainConfig) -> None:
+    """ConfigError where groups of different rates meet an optimizer that would end at the first step with them."""
+    row = row_of(resolve(config.optimizer_type))
+    rates = {float(group["lr"]): str(group.get("name")) for group in groups if isinstance(group, Mapping)}
+    if row is None or not row.one_rate or len(rates) < 2:
+        return
+    raise error(
+        "rates-differ",
+        f"{row.path} finds one rate for everything and ends at the first step where rates differ",
+        key="learning_rate",
+        got=", ".join(f"{name} {rate:g}" for rate, name in sorted(rates.items())),
+        fix="--set learning_rate=1 --set unet_lr=1 --set text_encoder_lr=1, and no rates of blocks or halves",
+    )
 
 
 def optimizer_name(config: TrainConfig) -> str:

@@ -118,7 +118,7 @@ def load_models(family: Family, config: TrainConfig, accelerator: Accelerator, s
             merge_by_plugin(models, import_plugin(str(config.network_module)), file, strength, precision(config))
             say(f"{config.network_module} merged {file} x {strength:g} into the base model")
             continue
-        weights = load_weights(Path(file), targets, family.name, trust=config.trust)
+        weights = load_weights(Path(file), targets, family.name, trust=config.trust, key="base_weights")
         merged = merge_weights(models, targets, weights, strength)
         say(f"merged {file} x {strength:g} into the base model ({merged} modules)")
     if config.fp8_base or config.fp8_base_unet:

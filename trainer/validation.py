@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,11 @@ class Validation:
         """Every epoch, or every n-th, beside what validate_every_n_steps asks for (reference section 15)."""
         return epoch % (self.config.validate_every_n_epochs or 1) == 0
 
+    def due_at_end(self, step: int, epoch: int) -> list[str]:
+        """What the one measurement at the end of an epoch is for: "step", "epoch", both, or nothing."""
+        due = {"step": self.due_at_step(step), "epoch": self.due_at_epoch(epoch)}
+        return [when for when, asked in due.items() if asked]
+
     def timesteps(self) -> list[int]:
         """The four inner ones of six even points from min_timestep to max_timestep."""
         low = self.config.min_timestep or 0
@@ -51,8 +57,11 @@ class Validation:
         return [low + (high - low) * number // 5 for number in range(1, 5)]
 
     @torch.no_grad()
-    def measure(self, run: Run, when: str, progress: Progress) -> float:
-        """The mean loss over the held-out batches and timesteps; a fresh mean each time (trap T46)."""
+    def measure(self, run: Run, due: Sequence[str], progress: Progress) -> float:
+        """The mean loss over the held-out batches and timesteps; a fresh mean each time (trap T46).
+
+        It is measured and told once, and goes to the curves of all that it is due for: "step", "epoch".
+        """
         assert run.caches.held is not None
         seed = int((self.config.seed if self.config.validation_seed is None else self.config.validation_seed) or 0)
         losses: list[torch.Tensor] = []
@@ -64,6 +73,7 @@ class Validation:
                     losses.append(run.batch_loss(batch, run.caches.held.texts, timestep))
         mean = float(torch.stack(losses).mean())
         progress.say(f"validation: loss {mean:.4f} at step {run.at.step}")
-        tag = f"loss/validation/{when}"
-        run.accelerator.log({f"{tag}_average": mean, f"{tag}_divergence": mean - progress.average}, step=run.at.step)
+        curves = {"average": mean, "divergence": mean - progress.average}
+        tags = {f"loss/validation/{when}_{name}": value for when in due for name, value in curves.items()}
+        run.accelerator.log(tags, step=run.at.step)
         return mean

@@ -14,7 +14,7 @@ from launcher.formats.base import Draft, Fate, Setting
 from schemas.config import table
 from schemas.documents import parse_json
 from schemas.problems import Problem
-from schemas.rules.schedule import SCHEDULERS
+from schemas.schedulers import SCHEDULERS
 from schemas.terminal import shell_word
 
 # the order in which the site's database prints them

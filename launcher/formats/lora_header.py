@@ -17,8 +17,8 @@ from launcher.formats.base import Draft, Fate, Setting
 from schemas.config import BadValue, read_value, table
 from schemas.documents import parse_json
 from schemas.lora_shape import AdapterShape, adapter_shape
+from schemas.optimizers import OPTIMIZERS, TORCH
 from schemas.problems import Problem
-from schemas.rules.optimizers import OPTIMIZERS, TORCH
 from schemas.weights import Header, LoraFacts, lora_facts, read_header
 
 # ss_ key -> argument, where the name is not ss_ + argument

@@ -230,7 +230,7 @@ def too_long(case: Case) -> Suggestion | None:
 
 def same_rates(case: Case) -> Suggestion | None:
     """The text encoder's highest rate equals the U-Net's, under an optimizer that does not find the rate itself."""
-    from schemas.rules.optimizers import resolve, sets_its_own_rate
+    from schemas.optimizers import resolve, sets_its_own_rate
 
     run = case.run
     if sets_its_own_rate(resolve(run.config.optimizer_type) or ""):

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from schemas.config import TrainConfig
+from schemas.network_args import typed
 from schemas.problems import ConfigError, Problem
 
 LONGEST = 2000  # characters of one value: far above any real one, far below what could exhaust the parser
@@ -34,6 +36,13 @@ def network_args(items: Iterable[str]) -> tuple[dict[str, str], list[Problem]]:
         else:
             found[name.strip()] = value.strip()
     return found, problems
+
+
+def network_values(config: TrainConfig, family: str | None = None) -> tuple[dict[str, Any], list[Problem]]:
+    """name -> typed value of the config's network_args, with every finding: no pair, wrong kind, out of bounds."""
+    texts, problems = network_args(config.network_args)
+    values, found = typed(config.network_module or "networks.lora", texts, family)
+    return values, problems + found
 
 
 def parse_literal_args(items: Iterable[str], key: str) -> tuple[dict[str, Any], list[Problem]]:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 from schemas import interop
 from schemas.config import TrainConfig
+from schemas.network_args import LORAS, SUPPORTED, deciding_tucker
 from schemas.problems import Problem
 from schemas.rules.arguments import network_args
-from schemas.rules.network import LORAS, NO_DORA, SUPPORTED, deciding_tucker, switched_on
+from schemas.rules.network import NO_DORA, switched_on
 from schemas.weights import Header, LoraFacts
 
 WHOLE_FACTORS = {"lokr-whole"}  # whose rank and alpha say nothing

@@ -2,53 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from schemas.blocks import adapted
 from schemas.config import TrainConfig
+from schemas.network_args import (
+    BY_LYCORIS,
+    LORAS,
+    MODULES,
+    RATES,
+    SUPPORTED,
+    deciding_tucker,
+    typed,
+    with_it,
+    without,
+)
 from schemas.problems import Problem, Severity, nearest
-from schemas.rules.arguments import network_args
+from schemas.rules.arguments import network_args, network_values
 from schemas.rules.optimizers import installed
+from schemas.rules.rates import rates_of, trained_parts
 from schemas.rules.registry import rule, trusted
 from schemas.terminal import shell_word
 
-SUPPORTED = (
-    "networks.lora",
-    "networks.dylora",
-    "networks.lora_fa",
-    "networks.oft",
-    "networks.loha",
-    "networks.lokr",
-    "lycoris.kohya",
-)
-LORAS = SUPPORTED[:3]
-BY_LYCORIS = SUPPORTED[-3:]
-LORA_PLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
-RATES = ("down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold")
-BLOCKS = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
-DROPOUTS = ("dropout", "rank_dropout", "module_dropout")
-CONV = ("conv_dim", "conv_alpha")
-LOHA = (*CONV, *DROPOUTS, "use_tucker", *LORA_PLUS)
-# module -> its network_args (reference sections 7.4 and 7.10)
-MODULES: dict[str, tuple[str, ...]] = {
-    "networks.lora": (*CONV, *DROPOUTS, *BLOCKS, *RATES, *LORA_PLUS),
-    "networks.dylora": (*CONV, *DROPOUTS, "unit", *BLOCKS, *RATES, *LORA_PLUS),
-    "networks.lora_fa": (*CONV, *DROPOUTS, *BLOCKS, *RATES, *LORA_PLUS),
-    "networks.oft": ("enable_all_linear", "enable_conv"),
-    "networks.loha": LOHA,
-    "networks.lokr": (*LOHA, "factor"),
-    "lycoris.kohya": (
-        "algo", "preset", *LOHA, "use_cp", "use_scalar", "block_size", "factor", "decompose_both", "train_norm",
-        "constraint", "rescaled", "dora_wd", "wd_on_output", "full_matrix", "bypass_mode", "rs_lora",
-        "unbalanced_factorization", "rank_dropout_scale", "train_on_input", "unit",
-    ),
-}  # fmt: skip
-# network_args that a module takes and does nothing with
-NO_EFFECT: dict[str, tuple[str, ...]] = {
-    "networks.lora": (),
-    "networks.dylora": ("rank_dropout", "module_dropout", "dropout", *BLOCKS, *RATES),
-    "networks.lora_fa": LORA_PLUS,
-}
 OTHER_FAMILIES = (
     "networks.lora_flux",
     "networks.oft_flux",
@@ -59,8 +35,6 @@ OTHER_FAMILIES = (
 )
 NO_DORA = ("dylora", "glora", "full", "diag-oft", "boft", "ia3")
 BIASED = ("ia3", "diag-oft", "boft")  # whose bypass_mode works on outputs, bias included
-SHAPES = ("cosine", "sine", "linear", "reverse_linear", "zeros")
-ALGOS = ("lora", "locon", "loha", "lokr", "dylora", "glora", "full", "diag-oft", "boft", "ia3")
 
 
 @rule
@@ -120,80 +94,15 @@ def known_network_args(config: TrainConfig, family: str | None) -> Iterator[Prob
 
 @rule
 def network_arg_values(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """Ranks and block lists are numbers, and as many as the model has blocks (reference section 7.5)."""
-    given, _ = network_args(config.network_args)
-    given = {name: value for name, value in given.items() if value not in ("", "None")}
-    checks: dict[str, tuple[Callable[[str], object], str]] = {
-        **dict.fromkeys(("conv_dim", "unit", "block_size", "factor"), (int, "a whole number")),
-        **dict.fromkeys(("conv_alpha", *DROPOUTS, "block_lr_zero_threshold", *LORA_PLUS), (float, "a number")),
-        **dict.fromkeys(("block_dims", "conv_block_dims"), (_whole_numbers, "whole numbers, separated by commas")),
-        **dict.fromkeys(
-            ("block_alphas", "conv_block_alphas", "mid_lr_weight"), (_numbers, "numbers, separated by commas")
-        ),
-    }
-    for name, (reader, form) in checks.items():
-        if name in given and not _reads(reader, given[name]):
-            yield _bad(name, given[name], f"must be {form}")
-    counts = {"sd15": (25,), "sd2": (25,), "sdxl": (23,)}.get(family or "", (25, 23))
-    for name in BLOCKS:
-        if name in given and len(given[name].split(",")) not in counts:
-            yield _bad(
-                name,
-                given[name],
-                f"must have {' (SD) or '.join(map(str, counts))} numbers, it has {len(given[name].split(','))}",
-            )
-    most = 9 if family == "sdxl" else 12
-    for name in ("down_lr_weight", "up_lr_weight"):
-        if name in given and not _rates_or_shape(given[name]):
-            yield _bad(
-                name,
-                given[name],
-                f"must be up to {most} numbers separated by commas, or one of {', '.join(SHAPES)} (+number)",
-            )
-        elif len(given.get(name, "").split(",")) > most:
-            yield Problem(
-                code="list-cut",
-                severity="warning",
-                key="network_args",
-                got=f"{name}={given[name]}",
-                must=f"{name} has more numbers than there are blocks ({most}); what follows does nothing",
-                fix=f"leave {most} numbers",
-            )
-    if config.network_module == "lycoris.kohya" and given.get("algo", "lora").lower() not in ALGOS:
-        yield _bad("algo", given["algo"], f"must be one of {', '.join(ALGOS)}")
-
-
-def _whole_numbers(text: str) -> list[int]:
-    return [int(item) for item in text.split(",")]
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(item or 0) for item in text.split(",")]
-
-
-def _reads(reader: Callable[[str], object], text: str) -> bool:
-    try:
-        reader(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _rates_or_shape(text: str) -> bool:
-    if "," in text:
-        return _reads(_numbers, text)
-    shape, sign, offset = text.partition("+")
-    return shape in SHAPES and (not sign or _reads(float, offset))
+    """Every value has its kind and lies within its bounds; block lists are as long as the model has blocks."""
+    texts, _ = network_args(config.network_args)
+    _, problems = typed(config.network_module or "networks.lora", texts, family)
+    yield from problems
 
 
 def switched_on(given: Mapping[str, str]) -> set[str]:
     """The names whose text is a yes."""
     return {name for name, text in given.items() if text.lower() in ("true", "1", "yes")}
-
-
-def deciding_tucker(given: Mapping[str, str]) -> str:
-    """Which of its names switches LyCORIS' Tucker decomposition: the first one that is given, the old ones first."""
-    return next((name for name in ("use_conv_cp", "use_cp", "use_tucker") if given.get(name)), "use_tucker")
 
 
 @rule
@@ -203,7 +112,8 @@ def traits_of_lycoris(config: TrainConfig, family: str | None) -> Iterator[Probl
     if config.network_module != "lycoris.kohya":
         return
     on = switched_on(given)
-    algo, tucker = given.get("algo", "lora").lower(), deciding_tucker(given)
+    values, _ = network_values(config)
+    algo, tucker = values.get("algo", "lora"), deciding_tucker(values)
     said: list[tuple[str, str, Severity]] = []
     if algo == "lokr" and given.get("decompose_both") and "decompose_both" not in on:
         said.append(("decompose_both", "is read as true: LyCORIS takes any text for yes, and Kohya trains so", "note"))
@@ -227,28 +137,30 @@ def traits_of_lycoris(config: TrainConfig, family: str | None) -> Iterator[Probl
             key="network_args",
             got=f"{name}={given[name]}",
             must=f"{name} {must}",
-            fix=f"remove {name} from network_args",
+            fix=without(given, name),
         )
 
 
 @rule
 def ranks_of_dylora(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """networks.dylora trains `unit` ranks at a time, of which every rank is a multiple (reference section 7.10)."""
-    given, _ = network_args(config.network_args)
-    if config.network_module != "networks.dylora" or not _reads(int, given.get("unit", "1") or "1"):
+    """DyLoRA trains several ranks at a time, of which every rank is a multiple (reference section 7.10)."""
+    texts, _ = network_args(config.network_args)
+    given, _ = network_values(config)
+    by_lycoris = config.network_module == "lycoris.kohya" and given.get("algo") == "dylora"
+    if config.network_module != "networks.dylora" and not by_lycoris:
         return
-    unit = max(int(given.get("unit") or 1), 1)
-    ranks: list[tuple[str, int]] = [("network_dim", config.network_dim or 4)]
-    if _reads(int, given.get("conv_dim", "")):
-        ranks.append(("conv_dim", int(given["conv_dim"])))
-    for name, rank in ranks:
+    name, usual = ("block_size", 4) if by_lycoris else ("unit", 1)
+    unit = given.get(name, usual)
+    for key, rank in (("network_dim", config.network_dim or 4), ("conv_dim", given.get("conv_dim", 0))):
         if rank % unit:
+            fitting = -(-rank // unit) * unit
+            set_it = f"--set network_dim={fitting}" if key == "network_dim" else with_it(texts, key, str(fitting))
             yield Problem(
                 code="bad-network-arg",
-                key="network_dim" if name == "network_dim" else "network_args",
+                key="network_dim" if key == "network_dim" else "network_args",
                 got=rank,
-                must=f"{name} must be a multiple of unit={unit}",
-                fix=f"set {name} to {-(-rank // unit) * unit}, or change unit",
+                must=f"{key} must be a multiple of {name}={unit}",
+                fix=f"{set_it}, or change {name}",
             )
 
 
@@ -282,9 +194,9 @@ def peft_copies(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     if not config.save_peft:
         return
     module = config.network_module or "networks.lora"
-    given, _ = network_args(config.network_args)
-    algo = given.get("algo", "lora").lower()
-    tucker = deciding_tucker(given) in switched_on(given)
+    given, _ = network_values(config)
+    algo = given.get("algo", "lora")
+    tucker = bool(given.get(deciding_tucker(given)))
     plain = module in LORAS or (module == "lycoris.kohya" and algo in ("lora", "locon", "dylora") and not tucker)
     if not plain:
         yield Problem(
@@ -316,10 +228,6 @@ def text_encoder_that_stops(config: TrainConfig, family: str | None) -> Iterator
         yield Problem(code="not-in-sd-scripts", severity="note", key=name, got=end, must=must)
 
 
-def _bad(name: str, value: str, must: str) -> Problem:
-    return Problem(code="bad-network-arg", key="network_args", got=f"{name}={value}", must=must, fix=f"correct {name}")
-
-
 @rule
 def something_is_trained(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """At least one part has a rate above 0 (traps T19, T39)."""
@@ -332,20 +240,40 @@ def something_is_trained(config: TrainConfig, family: str | None) -> Iterator[Pr
             fix="remove one of the two",
         )
         return
-    unet = 0 if config.network_train_text_encoder_only else _first(config.unet_lr, config.learning_rate)
-    text = 0 if config.network_train_unet_only else _first(*config.text_encoder_lr[:1], config.learning_rate)
-    if not unet and not text and not config.lr_scheduler.startswith("adafactor:"):
+    parts, rates = trained_parts(config, family), rates_of(config)
+    if not any(rates[part] for part in parts) and not config.lr_scheduler.startswith("adafactor:"):
+        unset = [f"--set {name}=" for name in ("unet_lr", "text_encoder_lr") if getattr(config, name) not in (None, ())]
         yield Problem(
             code="nothing-trained",
             key="learning_rate",
             got=config.learning_rate,
             must="every part that may be trained has the rate 0",
-            fix="--set learning_rate=1e-4",
+            fix=" ".join(["--set learning_rate=1e-4", *unset]),
         )
+    elif parts == ["unet"] or not any(rates[part] for part in parts if part != "unet"):
+        yield from _no_block(config, family)
 
 
-def _first(*rates: float | None) -> float:
-    return next((rate for rate in rates if rate is not None), 0.0)
+def _no_block(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """Where the U-Net alone trains, its block lists must leave something of it."""
+    texts, _ = network_args(config.network_args)
+    given, problems = network_values(config, family)
+    if problems or not isinstance(given.get("lr_weight", given.get("block_dims")), tuple):
+        return
+    conv = "conv_dim" in given or "conv_block_dims" in given
+    weights = given.get("lr_weight", (1.0,) * 25)
+    dims = given.get("block_dims", (config.network_dim or 4,) * 25)
+    threes = given.get("conv_block_dims", (given.get("conv_dim", 0),) * 25)
+    blocks = [block for block in adapted(family, conv=conv) if block < min(len(weights), len(dims), len(threes))]
+    if not any(weights[block] and (dims[block] or (conv and threes[block])) for block in blocks):
+        lists = [name for name in (*RATES, "block_dims", "conv_block_dims") if name in texts]
+        yield Problem(
+            code="nothing-trained",
+            key="network_args",
+            got=" ".join(f"{name}={texts[name]}" for name in lists),
+            must="leaves no block of the U-Net to train, which is all that may be trained",
+            fix=without(texts, *lists),
+        )
 
 
 @rule

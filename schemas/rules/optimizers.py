@@ -1,77 +1,32 @@
-"""Optimizers by name (reference section 8.1): what a name resolves to, what it needs, which combinations go wrong."""
+"""Rules on the optimizer: it exists, it takes its arguments, its rates are ones it can learn with."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
 from collections.abc import Iterator
+from typing import Any
 
 from schemas.config import TrainConfig
+from schemas.network_args import LORA_PLUS, setting, without
+from schemas.network_args import RATES as BLOCK_RATES
+from schemas.optimizers import (
+    ELSEWHERE,
+    OPTIMIZERS,
+    PACKAGES,
+    ROWS,
+    TORCH,
+    Optimizer,
+    known_class,
+    resolve,
+    row_of,
+    sets_its_own_rate,
+)
 from schemas.problems import Problem, nearest
-from schemas.rules.arguments import parse_literal_args
+from schemas.rules.arguments import network_args, parse_literal_args
+from schemas.rules.rates import group_rates, rates_of, trained_parts
 from schemas.rules.registry import rule, trusted
 from schemas.terminal import shell_word
-
-BITSANDBYTES = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "PagedAdamW32bit", "Lion8bit", "PagedLion8bit")
-DADAPT = ("DAdaptAdaGrad", "DAdaptAdam", "DAdaptAdan", "DAdaptLion", "DAdaptSGD")
-SCHEDULE_FREE = ("RAdamScheduleFree", "AdamWScheduleFree", "SGDScheduleFree")
-TORCH = ("Adadelta", "Adagrad", "Adam", "Adamax", "ASGD", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
-
-# name -> class; these names are taken in any case
-OPTIMIZERS: dict[str, str] = {
-    "AdamW": "torch.optim.AdamW",
-    **{name: f"bitsandbytes.optim.{name}" for name in BITSANDBYTES},
-    "SGDNesterov": "torch.optim.SGD",
-    "SGDNesterov8bit": "bitsandbytes.optim.SGD8bit",
-    "Lion": "lion_pytorch.Lion",
-    "DAdaptation": "dadaptation.experimental.DAdaptAdamPreprint",
-    "DAdaptAdamPreprint": "dadaptation.experimental.DAdaptAdamPreprint",
-    **{name: f"dadaptation.{name}" for name in DADAPT},
-    "DAdaptAdanIP": "dadaptation.experimental.DAdaptAdanIP",
-    "Prodigy": "prodigyopt.Prodigy",
-    "AdaFactor": "transformers.optimization.Adafactor",
-    **{name: f"schedulefree.{name}" for name in SCHEDULE_FREE},
-    "CAME": "pytorch_optimizer.CAME",  # Luo et al. 2023; kit: the reference takes the dotted name only
-}
-# the same optimizer in a package of another tool -> the class that trains it here
-ELSEWHERE = {"LoraEasyCustomOptimizer.came.CAME": "pytorch_optimizer.CAME"}
-# packages whose classes may be named without trust, and the pip name of each that is optional
-EXTRA = '"kohyakit[optimizers]"'
-PACKAGES: dict[str, str] = {
-    "torch": "torch",
-    "transformers": "transformers",
-    "bitsandbytes": EXTRA,
-    "lion_pytorch": EXTRA,
-    "dadaptation": EXTRA,
-    "prodigyopt": EXTRA,
-    "schedulefree": EXTRA,
-    "prodigyplus": "prodigy-plus-schedule-free",
-    "pytorch_optimizer": EXTRA,
-}
-# of packages that hold much besides optimizers, only these modules
-ONLY = {"torch": "torch.optim", "transformers": "transformers.optimization"}
-_FOLDED = {name.lower(): path for name, path in OPTIMIZERS.items()}
-
-
-def resolve(name: str) -> str | None:
-    """The dotted class that `optimizer_type` means ("" is AdamW), or None when no such optimizer is known."""
-    text = name.strip()
-    if "." in text:
-        return ELSEWHERE.get(text, text)
-    if text in TORCH:
-        return f"torch.optim.{text}"
-    return _FOLDED.get((text or "AdamW").lower())
-
-
-def sets_its_own_rate(path: str) -> bool:
-    """D-Adaptation and Prodigy find the rate themselves and want learning rates of about 1."""
-    return path.startswith(("dadaptation.", "prodigyopt.", "prodigyplus."))
-
-
-def known_class(dotted: str) -> bool:
-    """Whether a dotted class lies in a package whose optimizers may be named without trust."""
-    package = dotted.partition(".")[0]
-    return package in PACKAGES and dotted.startswith(f"{ONLY.get(package, package)}.")
 
 
 @functools.cache
@@ -137,7 +92,7 @@ def known_optimizer(config: TrainConfig, family: str | None) -> Iterator[Problem
 
 @rule
 def optimizer_arguments(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """optimizer_args are name=value with Python literals; lr is not one of them; Nesterov wants momentum."""
+    """optimizer_args are name=value with Python literals, of names and values that this optimizer takes."""
     given, problems = parse_literal_args(config.optimizer_args, "optimizer_args")
     yield from problems
     if "lr" in given:
@@ -146,15 +101,84 @@ def optimizer_arguments(config: TrainConfig, family: str | None) -> Iterator[Pro
             key="optimizer_args",
             got=given["lr"],
             must="must not contain lr",
-            fix=f"--set learning_rate={shell_word(given['lr'])}",
+            fix=f"{_leave_out(config, 'lr')} --set learning_rate={shell_word(given['lr'])}",
         )
-    if config.optimizer_type.lower().startswith("sgdnesterov") and not given.get("momentum", 0.9):
+    row = row_of(resolve(config.optimizer_type))
+    if row is None or not row.args:
+        return
+    for name, value in given.items():
+        form = row.args.get(name)
+        if name != "lr" and (form is None or not form.fits(value)):
+            must = _not_taken(name, row) if form is None else f"{name} of {row.made} {form.must}"
+            fix = _leave_out(config, name) if form is None else f"correct it, or {_leave_out(config, name)}"
+            yield Problem(
+                code="bad-optimizer-argument", key="optimizer_args", got=f"{name}={value}", must=must, fix=fix
+            )
+    yield from _nesterov(config, row, given)
+    yield from _adafactor_by_its_class(config, row, given)
+
+
+def _bad_argument(name: str, value: Any, must: str, fix: str) -> Problem:
+    return Problem(code="bad-optimizer-argument", key="optimizer_args", got=f"{name}={value}", must=must, fix=fix)
+
+
+def _not_taken(name: str, row: Optimizer) -> str:
+    others = [other.made for other in ROWS if name in other.args]
+    guess = nearest(name, row.args)
+    hint = f"; did you mean {guess}?" if guess else f"; it belongs to {', '.join(others[:3])}" if others else ""
+    return f"{row.made} does not take {name}{hint} (it takes {', '.join(row.args)})"
+
+
+def _leave_out(config: TrainConfig, *names: str) -> str:
+    """The --set of optimizer_args without some of them."""
+    return setting("optimizer_args", {name: text for name, text in _pairs(config).items() if name not in names})
+
+
+def _pairs(config: TrainConfig) -> dict[str, str]:
+    """name -> text of optimizer_args, as written."""
+    pairs = [item.partition("=") for item in config.optimizer_args]
+    return {name.strip(): text.strip().rstrip(",") for name, sign, text in pairs if sign}
+
+
+def _nesterov(config: TrainConfig, row: Optimizer, given: dict[str, Any]) -> Iterator[Problem]:
+    """SGD with Nesterov's momentum needs a momentum and no dampening; SGDNesterov sets nesterov itself."""
+    always = config.optimizer_type.lower().startswith("sgdnesterov")
+    if row.made not in ("SGD", "SGD8bit") or not (always or given.get("nesterov")):
+        return
+    if always and "nesterov" in given:
+        must = f"must not contain nesterov: {config.optimizer_type} sets it"
+        yield _bad_argument("nesterov", given["nesterov"], must, _leave_out(config, "nesterov"))
+    if not given.get("momentum", 0.9 if always else 0):
         yield Problem(
             code="nesterov-without-momentum",
             key="optimizer_args",
-            got=given["momentum"],
+            got=given.get("momentum", 0),
             must="Nesterov needs a positive momentum",
-            fix="momentum=0.9",
+            fix=f"{_leave_out(config, 'momentum')} for the usual 0.9" if always else "add momentum=0.9",
+        )
+    if given.get("dampening"):
+        yield Problem(
+            code="bad-optimizer-argument",
+            key="optimizer_args",
+            got=f"dampening={given['dampening']}",
+            must="Nesterov needs dampening=0",
+            fix=_leave_out(config, "dampening"),
+        )
+
+
+def _adafactor_by_its_class(config: TrainConfig, row: Optimizer, given: dict[str, Any]) -> Iterator[Problem]:
+    """Under its class's name Adafactor is made as it is, and cannot set its own rates beside ours."""
+    if "." not in config.optimizer_type or row.made != "Adafactor":
+        return
+    on = [name for name, usual in (("relative_step", True), ("warmup_init", False)) if given.get(name, usual)]
+    if on:
+        kept = {name: text for name, text in _pairs(config).items() if name not in on}
+        yield Problem(
+            code="bad-optimizer-argument",
+            key="optimizer_args",
+            got=" ".join(config.optimizer_args) or None,
+            must=f"{' and '.join(on)} must be False for {config.optimizer_type}, which gets its rates from here",
+            fix=f"--set optimizer_type=AdaFactor, or {setting('optimizer_args', kept | dict.fromkeys(on, 'False'))}",
         )
 
 
@@ -164,7 +188,8 @@ def rates_fit_the_optimizer(config: TrainConfig, family: str | None) -> Iterator
     path = resolve(config.optimizer_type)
     if path is None or config.lr_scheduler.startswith("adafactor"):
         return
-    rates = [rate for rate in (*config.text_encoder_lr, config.unet_lr) if rate] or [config.learning_rate]
+    rates = [rate for part in trained_parts(config, family) if (rate := rates_of(config)[part])]
+    rates = rates or [config.learning_rate]
     if sets_its_own_rate(path):
         if min(rates) <= 0.1:
             yield Problem(
@@ -175,14 +200,7 @@ def rates_fit_the_optimizer(config: TrainConfig, family: str | None) -> Iterator
                 must=f"{path} sets its own rate and wants about 1 here",
                 fix="--set learning_rate=1 --set unet_lr=1 --set text_encoder_lr=1",
             )
-        if len(set(rates)) > 1:
-            yield Problem(
-                code="rates-differ",
-                severity="warning",
-                key="learning_rate",
-                got=rates,
-                must=f"{path} finds one rate for everything; differing rates are unusual",
-            )
+        yield from _one_rate(config, family, path)
     elif max(rates) >= 0.1:
         yield Problem(
             code="rate-too-high",
@@ -192,6 +210,29 @@ def rates_fit_the_optimizer(config: TrainConfig, family: str | None) -> Iterator
             must="is a rate for Prodigy or D-Adaptation; others usually diverge with it",
             fix="--set learning_rate=1e-4, or choose Prodigy",
         )
+
+
+def _one_rate(config: TrainConfig, family: str | None, path: str) -> Iterator[Problem]:
+    """Where they meet groups of different rates, most of them end at the first step."""
+    rates, row = group_rates(config, family), row_of(path)
+    if len(set(rates.values())) < 2:
+        return
+    differ = {next(name for name, rate in rates.items() if rate == value): value for value in set(rates.values())}
+    shown = ", ".join(f"{name} {rate:g}" for name, rate in sorted(differ.items(), key=lambda one: one[1])[:4])
+    texts, _ = network_args(config.network_args)
+    causes = [name for name in (*LORA_PLUS, *BLOCK_RATES) if name in texts]
+    parts = {rates_of(config)[part] for part in trained_parts(config, family)} - {0.0}
+    fixes = [f"--set {name}=1" for name in ("learning_rate", "unet_lr", "text_encoder_lr")] if len(parts) > 1 else []
+    fixes += [without(texts, *causes)] if causes else []
+    yield Problem(
+        code="rates-differ",
+        severity="error" if row is not None and row.one_rate else "warning",
+        key="network_args" if causes and len(parts) < 2 else "text_encoder_lr" if config.text_encoder_lr else "unet_lr",
+        got=shown,
+        must=f"{path} finds one rate for everything "
+        + ("and ends at the first step where rates differ" if row is not None and row.one_rate else "(unusual)"),
+        fix=" ".join(fixes),
+    )
 
 
 @rule

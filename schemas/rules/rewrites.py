@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.config import TrainConfig
+from schemas.optimizers import resolve
 from schemas.rules.arguments import parse_literal_args
-from schemas.rules.optimizers import resolve
 
 
 @dataclass(frozen=True)

@@ -137,5 +137,5 @@ def test_pickles_with_code_are_refused(tmp_path):
     torch.save({"x": Path("/")}, tmp_path / "evil.pt")
     with pytest.raises(ConfigError, match=r"evil.pt: holds more than tensors \(pathlib.PosixPath"):
         load_weights(tmp_path / "evil.pt", TARGETS)
-    with pytest.raises(ConfigError, match="0 modules match"):  # opened, and then no LoRA
+    with pytest.raises(ConfigError, match="holds 0 tensors"):  # opened, and then no LoRA
         load_weights(tmp_path / "evil.pt", TARGETS, trust=("evil.pt",))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from schemas.network_args import SUPPORTED
 from schemas.options import NetworkOptions
 from schemas.problems import error
-from schemas.rules.network import SUPPORTED
 from trainer.adapters.adapter import Adapter, Loaded
 from trainer.adapters.lora import Lora, attach_lora
 from trainer.adapters.lora_variants import DyLora, LoraFa

@@ -5,27 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from schemas.problems import Problem, error
+from schemas.rules.rates import Rates, part_rates
 from trainer.adapters.network_args import LoraPlus
 
 if TYPE_CHECKING:
     from trainer.families import Models, Target
-
-
-class Rates(Protocol):
-    """The part of the optimizer options that says how fast each part learns."""
-
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def unet_lr(self) -> float | None: ...
-    @property
-    def text_encoder_lr(self) -> tuple[float, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -155,7 +145,8 @@ class Adapter:
         """
         members: dict[tuple[str, float], list[nn.Parameter]] = {}
         parts = {self.targets[key].part for key in self.layers}
-        names, rates = _text_names(parts, options), _rates(options)
+        rates = part_rates(options.learning_rate, options.unet_lr, options.text_encoder_lr)
+        names = _text_names(parts, rates)
         for name, parameter in self.named_parameters():
             key, _, tensor = name.partition(".")
             target = self.targets[key]
@@ -178,14 +169,7 @@ def is_up(tensor: str) -> bool:
     return "lora_up" in tensor or tensor.startswith("up_list")
 
 
-def _rates(options: Rates) -> dict[str, float]:
-    text = options.text_encoder_lr or (options.learning_rate,)
-    unet = options.learning_rate if options.unet_lr is None else options.unet_lr
-    return {"te": text[0], "te1": text[0], "te2": text[min(1, len(text) - 1)], "unet": unet}
-
-
-def _text_names(parts: Collection[str], options: Rates) -> dict[str, str]:
-    rates = _rates(options)
+def _text_names(parts: Collection[str], rates: Mapping[str, float]) -> dict[str, str]:
     apart = "te2" in parts and rates["te1"] != rates["te2"]
     return {part: f"textencoder{part[2:] if apart else ''}" for part in ("te", "te1", "te2")}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,9 @@ import torch
 from lycoris.wrapper import network_module_dict
 from torch import Tensor, nn
 
+from schemas.network_args import deciding_tucker
 from schemas.options import NetworkOptions
-from schemas.problems import ConfigError, Problem, error, nearest
-from schemas.rules.network import ALGOS, deciding_tucker
+from schemas.problems import ConfigError, Problem, error
 from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, freeze, is_up, model_of
 from trainer.adapters.lora import DEFAULT_DIM, loading_notes, module_names
 from trainer.adapters.lycoris_modules import (
@@ -30,7 +29,7 @@ from trainer.adapters.lycoris_modules import (
     with_strength,
 )
 from trainer.adapters.lycoris_targets import Choice, Preset, choose, extra_targets, read_preset
-from trainer.adapters.network_args import LoraPlus, chance, lora_plus, no_effect, number, parse, truth
+from trainer.adapters.network_args import LoraPlus, arguments, lora_plus, no_effect
 
 if TYPE_CHECKING:
     from trainer.families import Models, Target
@@ -62,39 +61,30 @@ class Settings:
         return said | {"blocks": self.extra["block_size"] if self.algo == "dylora" else None}
 
 
-def settings(options: NetworkOptions, given: Mapping[str, str], preset: Preset) -> Settings:
+def settings(options: NetworkOptions, given: Mapping[str, Any], preset: Preset) -> Settings:
     """Typed arguments with LyCORIS' defaults: conv_dim and conv_alpha are the linear ones where not given.
 
     Read as its kohya module reads them, which passes rank_dropout_scale and train_on_input to nobody.
     """
-    algo = (given.get("algo") or "lora").lower()
-    if algo not in ALGOS:
-        guess = nearest(algo, ALGOS)
-        raise error("bad-network-arg", f"algo must be one of {', '.join(ALGOS)}", key="network_args",
-                    got=f"algo={algo}", fix=f"did you mean {guess}?" if guess else "choose one of them")  # fmt: skip
+    algo = given.get("algo", "lora")
     dim, alpha = options.network_dim or DEFAULT_DIM, options.network_alpha
-    block_size = number(given, "block_size", int, 1) or 4
-    if algo == "dylora" and dim % block_size:
-        raise error("bad-network-arg", "must be a multiple of block_size for dylora", key="network_dim", got=dim,
-                    fix=f"set network_dim to {math.ceil(dim / block_size) * block_size}")  # fmt: skip
-    dropout = chance(given, "dropout") if "dropout" in given else options.network_dropout or 0.0
-    extra: dict[str, Any] = {name: truth(given, name) for name in TRUTHS}
+    extra: dict[str, Any] = {name: given.get(name, False) for name in TRUTHS}
     extra |= {
-        "block_size": block_size,
-        "factor": number(given, "factor", int, -1) or -1,
+        "block_size": given.get("block_size", 4),
+        "factor": given.get("factor") or -1,
         "decompose_both": bool(given.get("decompose_both")),  # any text, False too
-        "constraint": number(given, "constraint", float) or 0.0,
-        "weight_decompose": truth(given, "dora_wd"),
-        "wd_on_out": truth(given, "wd_on_output", default=True),
+        "constraint": given.get("constraint", 0.0),
+        "weight_decompose": given.get("dora_wd", False),
+        "wd_on_out": given.get("wd_on_output", True),
     }
-    conv_dim, conv_alpha = number(given, "conv_dim", int), number(given, "conv_alpha", float)
     return Settings(
         algo, dim, alpha,
-        conv_dim=(dim if conv_dim is None else conv_dim) if preset.conv else 0,
-        conv_alpha=alpha if conv_alpha is None else conv_alpha,
-        dropout=dropout, rank_dropout=chance(given, "rank_dropout"), module_dropout=chance(given, "module_dropout"),
-        tucker=truth(given, deciding_tucker(given)),
-        train_norm=truth(given, "train_norm"), extra=extra,
+        conv_dim=given.get("conv_dim", dim) if preset.conv else 0,
+        conv_alpha=given.get("conv_alpha", alpha),
+        dropout=given.get("dropout", options.network_dropout or 0.0),
+        rank_dropout=given.get("rank_dropout", 0.0), module_dropout=given.get("module_dropout", 0.0),
+        tucker=given.get(deciding_tucker(given), False),
+        train_norm=given.get("train_norm", False), extra=extra,
     )  # fmt: skip
 
 
@@ -185,8 +175,8 @@ def attach_lycoris(
     models: Models, targets: Sequence[Target], options: NetworkOptions, weights: Mapping[str, Tensor] | None
 ) -> Lycoris:
     """Freeze `models`, put LyCORIS modules where preset (or, with dim_from_weights, file) says; load `weights`."""
-    given = parse("lycoris.kohya", options.network_args)
-    preset = read_preset(given.get("preset") or "full")
+    given = arguments(options)
+    preset = read_preset(given.get("preset", "full"))
     said = settings(options, given, preset)
     if weights is not None and options.dim_from_weights:
         choices = _in_file(models, targets, options, weights)
@@ -203,15 +193,14 @@ def attach_product(
     Resnets and samplers are adapted with conv_dim only, whose alpha is 1 where not given.
     """
     module = str(options.network_module)
-    given = parse(module, options.network_args)
-    conv_dim, conv_alpha = number(given, "conv_dim", int) or 0, number(given, "conv_alpha", float)
-    dropout = chance(given, "dropout") or options.network_dropout or 0.0
+    given = arguments(options)
+    conv_dim = given.get("conv_dim", 0)
     said = Settings(
         module.removeprefix("networks."), options.network_dim or DEFAULT_DIM, options.network_alpha, conv_dim=conv_dim,
-        conv_alpha=1.0 if conv_alpha is None else conv_alpha, dropout=dropout,
-        rank_dropout=chance(given, "rank_dropout"), module_dropout=chance(given, "module_dropout"),
-        tucker=truth(given, "use_tucker"), train_norm=False,
-        extra={"factor": number(given, "factor", int, -1) or -1},
+        conv_alpha=given.get("conv_alpha", 1.0), dropout=given.get("dropout") or options.network_dropout or 0.0,
+        rank_dropout=given.get("rank_dropout", 0.0), module_dropout=given.get("module_dropout", 0.0),
+        tucker=given.get("use_tucker", False), train_norm=False,
+        extra={"factor": given.get("factor") or -1},
     )  # fmt: skip
     places = ("text", "transformer", "resnet", "sampler") if conv_dim else ("text", "transformer")
     parts = chosen_parts(options)
@@ -231,7 +220,7 @@ def _in_file(
 
 
 def _attach(
-    models: Models, choices: Sequence[Choice], said: Settings, options: NetworkOptions, given: Mapping[str, str],
+    models: Models, choices: Sequence[Choice], said: Settings, options: NetworkOptions, given: Mapping[str, Any],
     weights: Mapping[str, Tensor] | None,
 ) -> Lycoris:  # fmt: skip
     freeze(models)

@@ -14,7 +14,7 @@ from schemas.options import NetworkOptions
 from schemas.problems import Problem, error
 from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, find_modules, freeze
 from trainer.adapters.lora import DEFAULT_DIM, loading_notes, module_names
-from trainer.adapters.network_args import LoraPlus, no_effect, parse, truth
+from trainer.adapters.network_args import LoraPlus, arguments, no_effect
 
 if TYPE_CHECKING:
     from trainer.families import Models, Target
@@ -128,9 +128,9 @@ class Oft(Adapter):
         return 0, 0.0, 0.0
 
 
-def oft_targets(targets: Sequence[Target], given: Mapping[str, str]) -> list[Target]:
+def oft_targets(targets: Sequence[Target], given: Mapping[str, Any]) -> list[Target]:
     """Attention projections; all of the transformers with enable_all_linear; resnets and samplers with enable_conv."""
-    everything, conv = truth(given, "enable_all_linear"), truth(given, "enable_conv")
+    everything, conv = given.get("enable_all_linear", False), given.get("enable_conv", False)
     chosen = []
     for target in targets:
         if target.part != "unet":
@@ -145,7 +145,7 @@ def attach_oft(
     models: Models, targets: Sequence[Target], options: NetworkOptions, weights: Mapping[str, Tensor] | None
 ) -> Oft:
     """Freeze `models`, let the layers take over the chosen modules' forward, load `weights`."""
-    given = parse("networks.oft", options.network_args)
+    given = arguments(options)
     if "unet" not in chosen_parts(options):
         raise error("nothing-to-train", "networks.oft adapts the U-Net only", got=True,
                     key="network_train_text_encoder_only", fix="remove it, or use networks.lora")  # fmt: skip
@@ -181,14 +181,14 @@ def _check_divides(bases: Mapping[str, Any], counts: Mapping[str, int]) -> None:
             raise error("bad-network-dim", must, key="network_dim", got=counts[key], fix=f"set it to {fitting}")
 
 
-def _notes(options: NetworkOptions, given: Mapping[str, str]) -> list[Problem]:
+def _notes(options: NetworkOptions, given: Mapping[str, Any]) -> list[Problem]:
     notes = []
     for name in ("network_dropout", "scale_weight_norms"):
         if getattr(options, name):
             notes.append(no_effect(name, "networks.oft does not know it", f"remove {name}", key=name))
-    for name, text in given.items():
-        if text and not truth(given, name):
-            must = f"is off here as it says; Kohya takes any text for on, {text} too"
-            notes.append(Problem(code="unusual-spelling", severity="note", key="network_args", got=f"{name}={text}",
+    for name, on in given.items():
+        if not on:
+            must = "is off here as it says; Kohya takes any text for on, this one too"
+            notes.append(Problem(code="unusual-spelling", severity="note", key="network_args", got=f"{name}={on}",
                                  must=must, fix=f"remove {name}"))  # fmt: skip
     return notes

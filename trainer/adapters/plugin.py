@@ -20,11 +20,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from schemas.network_args import SUPPORTED
 from schemas.options import NetworkOptions
 from schemas.problems import error
-from schemas.rules.network import SUPPORTED
-from trainer.adapters.adapter import Adapter, Loaded, Rates, chosen_parts, freeze
-from trainer.adapters.network_args import LoraPlus, no_effect, parse
+from schemas.rules.arguments import parse_network_args
+from schemas.rules.rates import Rates
+from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, freeze
+from trainer.adapters.network_args import LoraPlus, no_effect
 
 if TYPE_CHECKING:
     from trainer.families import Models
@@ -191,7 +193,7 @@ def text_encoders(models: Models) -> Any:
 def attach_plugin(models: Models, options: NetworkOptions, module: ModuleType) -> Plugin:
     """Freeze `models`, let the module create and apply its network, and read network_weights with it (section 7.2)."""
     name, text, parts = module.__name__, text_encoders(models), chosen_parts(options)
-    settings: dict[str, Any] = parse(name, options.network_args)
+    settings: dict[str, Any] = dict(parse_network_args(options.network_args))
     settings.setdefault("dropout", options.network_dropout)
     freeze(models)
     if options.dim_from_weights and options.network_weights:

@@ -17,6 +17,7 @@ from schemas import TrainConfig, error
 from schemas.weights import PICKLES, checkpoint_family
 from trainer.families import Models, single_file
 from trainer.families.tokenizer import clip_tokenizer
+from trainer.lora_file import sound
 
 CLASSES: dict[str, Any] = {
     "unet": UNet2DConditionModel,
@@ -70,7 +71,26 @@ def load(family: str, config: TrainConfig, *, dtype: torch.dtype, device: torch.
     if config.vae:
         modules["vae"] = load_vae(config.vae, wish)
     encoders = tuple(modules[name] for name in ("text_encoder", "text_encoder_2") if name in modules)
-    return Models(family, modules["unet"], modules["vae"], encoders, tuple(clip_tokenizer() for _ in encoders))
+    models = Models(family, modules["unet"], modules["vae"], encoders, tuple(clip_tokenizer() for _ in encoders))
+    check_numbers(models, str(config.pretrained_model_name_or_path), config.vae)
+    return models
+
+
+def check_numbers(models: Models, model: str, vae: str | None) -> None:
+    """ConfigError where a part of the base model holds NaN or Inf; one pass over the weights, a second for 10 GB."""
+    parts = {"unet": models.unet, "vae": models.vae}
+    parts |= {f"text_encoder{number or ''}": encoder for number, encoder in enumerate(models.text_encoders)}
+    for part, network in parts.items():
+        broken = [name for name, weight in network.named_parameters() if not sound(weight)]
+        if broken:
+            own = part == "vae" and vae
+            raise error(
+                "not-finite",
+                f"holds NaN or Inf in {len(broken)} tensors of its {part}, such as {broken[0]}",
+                key="vae" if own else "pretrained_model_name_or_path",
+                got=vae if own else model,
+                fix="download it again, or use another file; fp16 files of some VAEs are broken, their fp32 files not",
+            )
 
 
 def load_vae(place: str, wish: Wish) -> nn.Module:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import TrainConfig
+from schemas.optimizers import TORCH, resolve, row_of, state_bytes
 from schemas.problems import ConfigError
-from schemas.rules.arguments import network_args
-from schemas.rules.optimizers import resolve
 from schemas.weights import read_header
+from trainer.plan.adapter import saved_numbers, trained_numbers
 from trainer.plan.marks import saves
+from trainer.plan.modules import Layer, layers_of, usual
 from trainer.plan.steps import Steps
 
 CONTEXT = 600_000_000  # CUDA context, kernels and cuBLAS workspace
@@ -34,41 +35,34 @@ GIB = 1024**3
 
 @dataclass(frozen=True)
 class Shape:
-    """What a family's sizes are: parameters of its models, adapter parameters per rank, activation bytes.
+    """What a family's sizes are: parameters of its models, the layers that adapters know, activation bytes.
 
-    `rank` counts in + out over the adapted Linear and 1x1 layers, `conv_rank` the same for 3x3 layers,
-    `conv_linear` the Linear and 1x1 layers that come in with them. Activation bytes are for one latent pixel (8x8
-    image pixels) of one picture: `kept` all of them, `marks` only what gradient checkpointing keeps, `block` the
-    largest block that it computes again; each for 2 and 4 bytes a number.
+    Activation bytes are for one latent pixel (8x8 image pixels) of one picture: `kept` all of them, `marks` only what
+    gradient checkpointing keeps, `block` the largest block that it computes again; each for 2 and 4 bytes a number.
+    Without `layers` they are those of the family's full size.
     """
 
     unet: int
     text: tuple[int, ...]
-    rank: int
-    text_rank: tuple[int, ...]
-    conv_linear: int
-    conv_rank: int
     text_layers: tuple[tuple[int, int], ...]  # layers, width
     kept: Mapping[int, int]
     marks: Mapping[int, int]
     block: Mapping[int, int]
     vae: int = VAE
+    layers: tuple[Layer, ...] = ()
 
 
 SD15 = Shape(
-    unet=859_520_964, text=(123_060_480,), rank=423_936, text_rank=(165_888,), conv_linear=82_880, conv_rank=544_000,
-    text_layers=((12, 768),), kept={2: 306_000, 4: 452_000}, marks={2: 48_700, 4: 73_800}, block={2: 21_600, 4: 36_500},
+    unet=859_520_964, text=(123_060_480,), text_layers=((12, 768),), kept={2: 306_000, 4: 452_000},
+    marks={2: 48_700, 4: 73_800}, block={2: 21_600, 4: 36_500},
 )  # fmt: skip
 SDXL = Shape(
-    unet=2_567_463_684, text=(123_060_480, 694_659_840), rank=2_659_840, text_rank=(165_888, 737_280),
-    conv_linear=58_560, conv_rank=355_840, text_layers=((12, 768), (32, 1280)),
+    unet=2_567_463_684, text=(123_060_480, 694_659_840), text_layers=((12, 768), (32, 1280)),
     kept={2: 517_000, 4: 833_000}, marks={2: 37_800, 4: 67_200}, block={2: 14_700, 4: 18_300},
 )  # fmt: skip
 SHAPES: dict[str, Shape] = {
     "sd15": SD15,
-    "sd2": dataclasses.replace(
-        SD15, unet=865_910_724, text=(340_387_840,), rank=432_128, text_rank=(423_936,), text_layers=((23, 1024),)
-    ),
+    "sd2": dataclasses.replace(SD15, unet=865_910_724, text=(340_387_840,), text_layers=((23, 1024),)),
     "sdxl": SDXL,
 }
 PREFIXES = {  # in a single file; a diffusers folder has folders of these names
@@ -77,18 +71,6 @@ PREFIXES = {  # in a single file; a diffusers folder has folders of these names
     "vae": ("first_stage_model.",),
 }
 FOLDERS = {"unet": ("unet",), "text": ("text_encoder", "text_encoder_2"), "vae": ("vae",)}
-STATE_BYTES: dict[str, float] = {  # optimizer class -> bytes of state a parameter, parameters being 32 bit
-    "SGD": 4, "Adagrad": 4, "RMSprop": 4, "Lion": 4, "SGDScheduleFree": 4, "Adafactor": 0.5,
-    "AdamW8bit": 2.1, "PagedAdamW8bit": 2.1, "AdEMAMix8bit": 3.1, "PagedAdEMAMix8bit": 3.1, "Adam8bit": 2.1,
-    "Lion8bit": 1.1, "PagedLion8bit": 1.1, "SGD8bit": 1.1, "DAdaptLion": 8, "DAdaptAdam": 12, "DAdaptAdaGrad": 12,
-    "DAdaptSGD": 12, "DAdaptAdamPreprint": 12, "DAdaptAdan": 20, "DAdaptAdanIP": 20, "Prodigy": 16,
-    "ProdigyPlusScheduleFree": 6,
-    "CAME": 4.5,  # one whole average, the others factored into rows and columns
-}  # fmt: skip
-ADAM = 8.0  # two 32-bit averages: AdamW, Adam, RAdam, NAdam, schedule-free Adam, and what is not listed
-ALGORITHMS = {"loha": 2.0, "lokr": 0.2}  # LyCORIS parameters against plain LoRA's, roughly
-EIGHT_BIT = {"AdamW": "AdamW8bit", "PagedAdamW": "PagedAdamW8bit", "PagedAdamW32bit": "PagedAdamW8bit",
-             "Lion": "Lion8bit", "SGDNesterov": "SGDNesterov8bit"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,7 +100,7 @@ class Change:
 def shape_of(family: str, model: str | None = None) -> Shape:
     """The family's sizes, scaled to the parameters of the checkpoint `model` where its headers tell them.
 
-    Weights go with the square of the width; adapters and activations with the width.
+    Weights go with the square of the width, activations with the width.
     """
     usual = SHAPES[family]
     found = _parameters(model) if model else {}
@@ -128,21 +110,19 @@ def shape_of(family: str, model: str | None = None) -> Shape:
         return scale if scale and not 0.9 < scale < 1.1 else 1.0  # further tensors of a whole model are no other size
 
     unet, text, vae = ratio("unet", usual.unet), ratio("text", sum(usual.text)), ratio("vae", usual.vae)
+    layers = layers_of(family, model)
     if unet == text == vae == 1.0:
-        return usual
+        return dataclasses.replace(usual, layers=layers)
     wide, wide_text = math.sqrt(unet), math.sqrt(text)
     return Shape(
         unet=int(usual.unet * unet),
         text=tuple(int(count * text) for count in usual.text),
-        rank=int(usual.rank * wide),
-        text_rank=tuple(int(count * wide_text) for count in usual.text_rank),
-        conv_linear=int(usual.conv_linear * wide),
-        conv_rank=int(usual.conv_rank * wide),
         text_layers=tuple((layers, int(width * wide_text)) for layers, width in usual.text_layers),
         kept={size: int(count * wide) for size, count in usual.kept.items()},
         marks={size: int(count * wide) for size, count in usual.marks.items()},
         block={size: int(count * wide) for size, count in usual.block.items()},
         vae=int(usual.vae * vae),
+        layers=layers,
     )
 
 
@@ -187,25 +167,15 @@ def trains(config: TrainConfig) -> tuple[bool, bool]:
 
 
 def adapter_parameters(config: TrainConfig, family: str, shape: Shape | None = None) -> int:
-    """Trained numbers: exact for LoRA and LoCon of one rank; per-block ranks are not looked at, LyCORIS is rough."""
-    shape = shape or SHAPES[family]
-    unet, text = trains(config)
-    given, _ = network_args(config.network_args)
-    dim = config.network_dim or 4
-    lycoris = (config.network_module or "").startswith("lycoris")
-    conv = int(float(given.get("conv_dim") or (dim if lycoris else 0)))
-    found = dim * sum(shape.text_rank) if text else 0
-    if unet:
-        found += dim * shape.rank
-        found += dim * shape.conv_linear + conv * shape.conv_rank if conv else 0
-    return int(found * ALGORITHMS.get(given.get("algo", ""), 1.0))
+    """Trained numbers, for every kind of network."""
+    return trained_numbers(config, family, (shape or SHAPES[family]).layers or usual(family))
 
 
 def optimizer_bytes(config: TrainConfig) -> float:
     """Bytes of optimizer state for each trained number, wherever it lies."""
     name = "AdamW8bit" if config.use_8bit_adam else "Lion" if config.use_lion_optimizer else config.optimizer_type
     made = (resolve(name) or name).rpartition(".")[2]
-    full = STATE_BYTES.get(made, ADAM)
+    full = state_bytes(made)
     return full if made.endswith("8bit") else full * adapter_bytes(config) / 4
 
 
@@ -283,7 +253,8 @@ def disk_bytes(
     of all pictures whose latents go to disk, `cached_captions` the captions whose text-encoder outputs do.
     """
     trained = adapter_parameters(config, family, shape)
-    model = trained * {"fp16": 2, "bf16": 2, "float": 4, None: adapter_bytes(config)}[config.save_precision]
+    saved = saved_numbers(config, family, (shape or SHAPES[family]).layers or usual(family))
+    model = saved * {"fp16": 2, "bf16": 2, "float": 4, None: adapter_bytes(config)}[config.save_precision]
     state = int(trained * (adapter_bytes(config) + optimizer_bytes(config)))
     held: dict[str, int] = {}
     there = fullest = 0
@@ -362,7 +333,8 @@ def _offers(config: TrainConfig, family: str) -> Iterator[tuple[str, bool, dict[
     if not _cached(config) and not config.color_aug and not config.random_crop:
         yield "one pass over the pictures before training; steps get faster", False, {"cache_latents": True}
     optimizer = "Lion" if config.use_lion_optimizer else config.optimizer_type or "AdamW"
-    smaller = {name.lower(): made for name, made in EIGHT_BIT.items()}.get(optimizer.lower())
+    row = row_of(resolve(optimizer))
+    smaller = row.eight_bit if row and "." not in optimizer and optimizer not in TORCH else None
     if smaller and not config.use_8bit_adam:
         switch = {"use_lion_optimizer": False} if config.use_lion_optimizer else {}
         yield "none; optimizer states are rounded to 8 bit", True, {"optimizer_type": smaller, **switch}

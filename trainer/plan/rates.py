@@ -7,30 +7,19 @@ the number of processes (trap T28).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from schemas.config import TrainConfig
-from schemas.problems import ConfigError, Problem, error, errors, nearest
+from schemas.problems import ConfigError, error, errors, nearest
 from schemas.rules.arguments import parse_literal_args
+from schemas.rules.schedule import one_cycle_is_long_enough, scheduler_arguments
+from schemas.schedulers import SCHEDULERS, step_rules
 from trainer.plan.steps import Steps, portion
 
 Curve = Callable[[int], float]
-SCHEDULE_ARGS: dict[str, tuple[str, ...]] = {
-    "constant": (),
-    "constant_with_warmup": (),
-    "linear": (),
-    "cosine": ("num_cycles",),
-    "cosine_with_restarts": (),
-    "polynomial": ("lr_end",),
-    "inverse_sqrt": (),
-    "cosine_with_min_lr": ("min_lr",),
-    "warmup_stable_decay": ("warmup_type", "decay_type"),
-    "piecewise_constant": ("step_rules",),
-    "adafactor": (),
-}
-NUMBERS = ("num_cycles", "lr_end", "min_lr")
 WITHOUT_WARMUP = ("constant", "adafactor", "piecewise_constant")
 WAVES: dict[str, Callable[[float, float], float]] = {  # rising from 0 to 1 with p; cycles count for the cosine only
     "linear": lambda p, cycles: p,
@@ -46,7 +35,7 @@ def multiplier(config: TrainConfig, total_updates: int, processes: int = 1) -> C
     reference truncates shares of the run.
     """
     name, _, initial = config.lr_scheduler.partition(":")
-    if name not in SCHEDULE_ARGS or (name == "adafactor" and not initial):
+    if name not in SCHEDULERS or (name == "adafactor" and not initial):
         raise _unknown(config.lr_scheduler)
     args = schedule_args(config, name)
     warmup = portion(config.lr_warmup_steps, total_updates, processes)
@@ -151,18 +140,7 @@ def stable(warmup: float, flat: float, decay: float, *, shape: tuple[str, str], 
 
 def piecewise(rules: Any) -> Curve:
     """`rules` as "1:30,0.5:60,0.1": factor 1 before update 30, 0.5 before 60, 0.1 from then on."""
-    try:
-        *parts, last = str(rules).split(",")
-        bounds = sorted((int(until), float(value)) for value, until in (part.split(":") for part in parts))
-        final = float(last)
-    except ValueError:
-        raise error(
-            "bad-schedule-argument",
-            'piecewise_constant needs step_rules such as "1:30,0.5:60,0.1"',
-            key="lr_scheduler_args",
-            got=rules,
-            fix='write step_rules="1:30,0.5:60,0.1"',
-        ) from None
+    bounds, final = step_rules(rules)
     return lambda i: next((value for until, value in bounds if i < until), final)
 
 
@@ -179,49 +157,16 @@ def relative_step(warmup_init: bool) -> Curve:
 
 
 def _polynomial(config: TrainConfig, warmup: float, total: int, end: float) -> Curve:
-    if config.learning_rate <= end:
-        raise error(
-            "bad-schedule-argument",
-            f"polynomial needs a learning_rate above its end {end:g}",
-            key="learning_rate",
-            got=config.learning_rate,
-            fix="raise learning_rate, or lower lr_end",
-        )
     return polynomial(warmup, total, power=config.lr_scheduler_power, start=config.learning_rate, end=end)
 
 
 def _lowest(config: TrainConfig, args: dict[str, Any]) -> float:
     ratio = config.lr_scheduler_min_lr_ratio
-    if (ratio is None) == ("min_lr" not in args):
-        raise error(
-            "scheduler-needs-argument",
-            "must be given for cosine_with_min_lr, or else min_lr",
-            got=ratio,
-            key="lr_scheduler_min_lr_ratio",
-            fix="--set lr_scheduler_min_lr_ratio=0.1",
-        )
-    if ratio is None and not config.learning_rate:
-        raise error(
-            "bad-schedule-argument",
-            "min_lr needs a learning_rate above 0",
-            key="learning_rate",
-            got=config.learning_rate,
-            fix="use lr_scheduler_min_lr_ratio instead",
-        )
     return float(args["min_lr"]) / config.learning_rate if ratio is None else ratio
 
 
 def _stable(config: TrainConfig, total: int, warmup: float, decay: float, args: dict[str, Any]) -> Curve:
     shape = (args.get("warmup_type", "linear"), args.get("decay_type", "cosine"))
-    for wave in shape:
-        if wave not in WAVES:
-            raise error(
-                "bad-schedule-argument",
-                "must be one of linear, cosine, 1-sqrt",
-                key="lr_scheduler_args",
-                got=wave,
-                fix='write decay_type="cosine"',
-            )
     return stable(
         warmup,
         total - warmup - decay,
@@ -233,7 +178,7 @@ def _stable(config: TrainConfig, total: int, warmup: float, decay: float, args: 
 
 
 def _unknown(name: str) -> ConfigError:
-    guess = nearest(name, SCHEDULE_ARGS) or "constant"
+    guess = nearest(name, SCHEDULERS) or "constant"
     if name == "adafactor":
         return error(
             "adafactor-schedule",
@@ -244,7 +189,7 @@ def _unknown(name: str) -> ConfigError:
         )
     return error(
         "unknown-scheduler",
-        "must be one of " + ", ".join(n for n in SCHEDULE_ARGS if n != "adafactor"),
+        "must be one of " + ", ".join(n for n in SCHEDULERS if n != "adafactor"),
         key="lr_scheduler",
         got=name,
         fix=f"did you mean {guess}?",
@@ -253,23 +198,10 @@ def _unknown(name: str) -> ConfigError:
 
 def schedule_args(config: TrainConfig, name: str) -> dict[str, Any]:
     """lr_scheduler_args of the named schedule; ConfigError for those it does not take, or not so."""
-    args = literal_args(config.lr_scheduler_args, "lr_scheduler_args")
-    taken = SCHEDULE_ARGS[name]
-    problems = []
-    for key, value in args.items():
-        if key not in taken:
-            must = f"the {name} schedule does not take {key}"
-            fix = "use " + ", ".join(taken) if taken else "remove it; what can be set has an option of its own"
-        elif key in NUMBERS and not isinstance(value, int | float):
-            must, fix = f"{key} must be a number", f"for example {key}=1e-7"
-        else:
-            continue
-        problems.append(
-            Problem(code="bad-schedule-argument", must=must, key="lr_scheduler_args", got=f"{key}={value}", fix=fix)
-        )
-    if problems:
-        raise ConfigError(problems)
-    return args
+    wrong = errors([*scheduler_arguments(dataclasses.replace(config, lr_scheduler=name, lr_scheduler_type=""), None)])
+    if wrong:
+        raise ConfigError(wrong)
+    return literal_args(config.lr_scheduler_args, "lr_scheduler_args")
 
 
 def curve(config: TrainConfig, steps: Steps, points: int = 101) -> list[list[float]]:
@@ -287,6 +219,9 @@ def curve(config: TrainConfig, steps: Steps, points: int = 101) -> list[list[flo
         rate = relative_step(bool(args.get("warmup_init")))
         return [[mark, rate(mark)] for mark in marks]
     if config.lr_scheduler_type:
+        short = [*one_cycle_is_long_enough(config, steps.total)]
+        if short:
+            raise ConfigError(short)
         return []
     fixed = config.optimizer_type.lower().endswith("schedulefree")  # the trainer asks the class itself
     factor = _constant if fixed else multiplier(config, steps.total, steps.processes)

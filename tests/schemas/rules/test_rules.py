@@ -12,10 +12,10 @@ import pytest
 
 from schemas.config import TrainConfig, from_flat, table
 from schemas.derive import add_flags
+from schemas.optimizers import OPTIMIZERS, resolve
 from schemas.problems import ConfigError
 from schemas.rules import RULES, UNSUPPORTED, WITHOUT_EFFECT, check
 from schemas.rules.model import text_projection_of_sdxl
-from schemas.rules.optimizers import OPTIMIZERS, resolve
 from tests.schemas.rules.sound import SOUND
 
 
@@ -94,7 +94,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         {"optimizer_type": "SGDNesterov", "optimizer_args": ("momentum=0",)},
     ),
     ("rate-too-low", "learning_rate", {"optimizer_type": "Prodigy"}),
-    ("rates-differ", "learning_rate", {"optimizer_type": "Prodigy", "unet_lr": 1.0, "text_encoder_lr": (0.5,)}),
+    ("rates-differ", "text_encoder_lr", {"optimizer_type": "Prodigy", "unet_lr": 1.0, "text_encoder_lr": (0.5,)}),
     ("rate-too-high", "learning_rate", {"learning_rate": 1.0}),
     ("fused-backward-pass", "fused_backward_pass", {"fused_backward_pass": True}),
     ("unknown-scheduler", "lr_scheduler", {"lr_scheduler": "rex"}),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from schemas import TrainConfig
+from trainer.plan.adapter import saved_numbers
 from trainer.plan.marks import saves
 from trainer.plan.memory import (
     GIB,
@@ -20,6 +21,7 @@ from trainer.plan.memory import (
     fit,
     optimizer_bytes,
 )
+from trainer.plan.modules import usual
 from trainer.plan.steps import count
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -137,7 +139,8 @@ def test_captions_that_vary_are_not_cached() -> None:
 def test_disk_holds_what_rotation_leaves_the_one_being_written_and_a_state() -> None:
     config = TrainConfig(max_train_steps=40, save_every_n_epochs=1, save_last_n_epochs=2, save_precision="fp16")
     used = disk_bytes(config, "sd15", count(config, 4))
-    assert used == (3 * 2 + 4 + 8) * adapter_parameters(config, "sd15")
+    trained = adapter_parameters(config, "sd15")
+    assert used == 3 * 2 * saved_numbers(config, "sd15", usual("sd15")) + (4 + 8) * trained
 
 
 def test_disk_holds_caches() -> None:
