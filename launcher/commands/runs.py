@@ -188,7 +188,7 @@ def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int
     tell(made.problems, notes=False)
     for line in show.plan_lines(made):
         say(line, err=as_json)
-    if way is not None and way.own:
+    if way is not None and way.own and not made.config.debug_dataset:
         return _finish(made, going_on.start(made, way, **_outlets(as_json)), as_json)
     return _finish(made, run.launch(made, **_outlets(as_json)), as_json)
 

@@ -158,3 +158,9 @@ def test_relative_places_are_the_same_run(kohyakit, cut: Path, preset, monkeypat
         found = kohyakit(*words)
         assert found.exit_code == 0, found.output
         assert found.stdout.startswith("resume: exactly, from step 6")
+
+
+def test_showing_the_data_leaves_the_run_alone(kohyakit, cut: Path, written, trainer) -> None:
+    before = tree(cut.parent)
+    found = kohyakit("launch", *written("gui", cut), "--set", "debug_dataset=true")
+    assert (found.exit_code, tree(cut.parent), len(trainer.starts)) == (0, before, 1), found.output
