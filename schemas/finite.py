@@ -32,7 +32,7 @@ def finite(raw: bytes, dtype: str) -> bool:
 
 def not_finite(header: Header) -> list[str]:
     """The tensors of a file with a NaN or an infinity among their numbers."""
-    found = []
+    found: list[str] = []
     if not header.size:
         return found
     with header.path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:

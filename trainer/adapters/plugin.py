@@ -24,7 +24,8 @@ from schemas.network_args import SUPPORTED
 from schemas.options import NetworkOptions
 from schemas.problems import error
 from schemas.rules.arguments import parse_network_args
-from trainer.adapters.adapter import Adapter, Loaded, Rates, chosen_parts, freeze
+from schemas.rules.rates import Rates
+from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, freeze
 from trainer.adapters.network_args import LoraPlus, no_effect
 
 if TYPE_CHECKING:
