@@ -10,7 +10,6 @@ from launcher.resolve import Resolved
 from schemas import options as o
 from schemas import rules
 from schemas.config import table, to_flat
-from schemas.optimizers import resolve
 from schemas.problems import ConfigError
 from schemas.textfile import CONFIG, read_bytes
 
@@ -49,7 +48,6 @@ def trained(resolved: Resolved) -> dict[str, Any]:
     config, _ = rules.effective(resolved.config)
     draft = resolved.draft
     flat = same(to_flat(config, defaults=True))
-    flat["optimizer_type"] = resolve(config.optimizer_type) or flat["optimizer_type"]
     if draft.gui_steps is not None and not config.max_train_epochs:
         flat["max_train_steps"] = f"computed from the pictures, epoch {draft.gui_steps.epoch:g}"
     datasets = draft.datasets if draft.datasets is not None else _named_datasets(config.dataset_config)

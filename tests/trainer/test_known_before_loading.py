@@ -75,7 +75,7 @@ def networks(draw: st.DrawFn) -> TrainConfig:
     )
 
 
-@settings(max_examples=60, **SETTINGS)
+@settings(max_examples=30, **SETTINGS)
 @given(config=networks())
 def test_networks(base: tuple[str, Models], config: TrainConfig) -> None:
     file, models = base

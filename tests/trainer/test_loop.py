@@ -218,3 +218,10 @@ def test_trackers_get_the_norms_that_scale_weight_norms_finds(start: Start, monk
     assert logged[-1]["norm/avg_key_norm"] <= logged[-1]["max_norm/max_key_norm"] <= 1.001e-4
     assert start(max_train_steps=1, output_name="plain") == 0
     assert not any("norm" in tag for tag in logged[-1])
+
+
+def test_a_held_out_loss_due_twice_is_measured_and_told_once(start: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"validation_split": 0.4, "validation_seed": 1, "max_train_epochs": 1, "validate_every_n_steps": 1}
+    assert start(**options) == 0
+    steps = [line.rpartition(" ")[2] for line in capsys.readouterr().out.splitlines() if "validation: loss" in line]
+    assert len(steps) == len(set(steps)) > 1
