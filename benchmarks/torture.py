@@ -209,9 +209,9 @@ def _count_writes(place: str, blow: Blow) -> list[int]:
         if writing and str(args[0]).startswith(place):
             written()
 
-    def fsync(handle: Any) -> None:  # no audit event tells of it
+    def fsync(fd: Any) -> None:  # no audit event tells of it
         written()
-        flush(handle)
+        flush(fd)
 
     os.fsync = fsync  # type: ignore[assignment]
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
