@@ -158,4 +158,5 @@ def _compare(first: Look, second: Look) -> Kind | None:
 
 
 def _near(first: bytes, second: bytes) -> bool:
-    return bool(sum(map(abs, map(operator.sub, first, second))) / len(first) <= FAR_SHADE)
+    difference: int = sum(map(abs, map(operator.sub, first, second)))
+    return difference / len(first) <= FAR_SHADE

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from launcher.pictures.check import Checkup, Shot
 from launcher.pictures.picture import open_picture, thumbnail
-from schemas.problems import Problem, shown
+from schemas.problems import Problem, Severity, shown
 from trainer.dataset.images import Unreadable
 from trainer.dataset.pictures import ahead, decoders
 
 THUMBNAIL = (320, 320)
 MOST = 1000  # pictures on the page, those with findings first; a browser has to hold them all
-WORST = {"error": 0, "warning": 1, "note": 2}
+WORST: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --page: #fafafa; --card: #fff; --line: #ddd; --faint: #555;
   --error: #b00020; --warning: #8a5a00 }

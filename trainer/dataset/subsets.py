@@ -108,11 +108,8 @@ def _captioned(
             without.append(path)
         else:
             # The caption of another image whose name differs in case only is that image's own.
-            rivals = [
-                name
-                for name in names[1:]
-                if fold(name) == fold(names[0]) and Path(name).stem not in stems - {path.stem}
-            ]
+            others = [(name, Path(name).stem) for name in names[1:] if fold(name) == fold(names[0])]
+            rivals = [name for name, stem in others if stem == path.stem or stem not in stems]
             if rivals or _differs(path, found):
                 alike.append([path.name, names[0], *rivals])
             try:
