@@ -49,6 +49,7 @@ def trained(resolved: Resolved) -> dict[str, Any]:
     draft = resolved.draft
     flat = same(to_flat(config, defaults=True))
     flat["optimizer_type"] = resolve(config.optimizer_type) or flat["optimizer_type"]
+    if draft.gui_steps is not None and not config.max_train_epochs:
         flat["max_train_steps"] = f"computed from the pictures, epoch {draft.gui_steps.epoch:g}"
     datasets = draft.datasets if draft.datasets is not None else _named_datasets(config.dataset_config)
     if datasets is not None:
