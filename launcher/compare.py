@@ -44,10 +44,12 @@ def _same_rates(one: dict[str, Any], other: dict[str, Any]) -> bool:
 def trained(resolved: Resolved) -> dict[str, Any]:
     """Every argument as it trains, in one spelling; with `family`, `datasets`, `prompts`, the GUI's `epoch`."""
     from launcher.formats.kohya_gui.writer import same
+    from schemas.optimizers import resolve
 
     config, _ = rules.effective(resolved.config)
     draft = resolved.draft
     flat = same(to_flat(config, defaults=True))
+    flat["optimizer_type"] = resolve(config.optimizer_type) or flat["optimizer_type"]
     if draft.gui_steps is not None and not config.max_train_epochs:
         flat["max_train_steps"] = f"computed from the pictures, epoch {draft.gui_steps.epoch:g}"
     datasets = draft.datasets if draft.datasets is not None else _named_datasets(config.dataset_config)

@@ -243,7 +243,7 @@ def _unknown(draft: Draft, key: str, value: Any, params: Mapping[str, Any]) -> N
     """An unknown key; a scheduler's name under it is a guess worth offering, not applying."""
     fix = f"remove {key}"
     guess = draft.guess(key, ARGUMENTS)
-    if value in SCHEDULERS and "lrScheduler" not in params:
+    if isinstance(value, str) and value in SCHEDULERS and "lrScheduler" not in params:
         fix = f"probably lrScheduler: --set lr_scheduler={shell_word(value)}"
     elif guess:
         fix = f"did you mean {guess}?"

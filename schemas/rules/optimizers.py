@@ -106,11 +106,13 @@ def optimizer_arguments(config: TrainConfig, family: str | None) -> Iterator[Pro
     row = row_of(resolve(config.optimizer_type))
     if row is None or not row.args:
         return
+    wrong = [name for name, value in given.items() if name not in row.args or not row.args[name].fits(value)]
     for name, value in given.items():
         form = row.args.get(name)
-        if name != "lr" and (form is None or not form.fits(value)):
+        if name != "lr" and name in wrong:
             must = _not_taken(name, row) if form is None else f"{name} of {row.made} {form.must}"
-            fix = _leave_out(config, name) if form is None else f"correct it, or {_leave_out(config, name)}"
+            way_out = _leave_out(config, *wrong)  # of all at once: a --set replaces the whole list
+            fix = way_out if form is None else f"correct it, or {way_out}"
             yield Problem(
                 code="bad-optimizer-argument", key="optimizer_args", got=f"{name}={value}", must=must, fix=fix
             )
