@@ -199,7 +199,7 @@ def test_thumbnail_becomes_a_data_url(tmp_path, caplog):
     told = header(facts_of(config_of("", metadata_thumbnail=str(tmp_path / "t.png"))))
     assert told["modelspec.thumbnail"] == "data:image/png;base64,cG5n"
     assert "modelspec.thumbnail" not in header(facts_of(config_of("", metadata_thumbnail=str(tmp_path / "none.png"))))
-    assert "cannot be read" in caplog.text
+    assert "does not exist" in caplog.text
 
 
 @pytest.mark.parametrize(("place", "name"), [("/a/b.png", "b.png"), ("C:\\a\\b", "b"), ("b", "b"), ("/a/b/", "b")])
