@@ -213,7 +213,7 @@ def _count_writes(place: str, blow: Blow) -> list[int]:
         written()
         flush(fd)
 
-    os.fsync = fsync  # type: ignore[assignment]
+    os.fsync = fsync
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     sys.addaudithook(hear)
     return count
