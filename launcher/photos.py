@@ -259,14 +259,16 @@ def summary(problems: Iterable[Problem]) -> Iterator[str]:
 @click.option("--threshold", default=0.35, show_default=True, type=click.FloatRange(0, 1), help="Of tags; WD14 only.")
 @click.option("--append", "mode", flag_value="append", help="Put the new text behind captions that are there.")
 @click.option("--overwrite", "mode", flag_value="overwrite", help="Replace captions that are there.")
-def caption(*, directory: Path, mode: str | None, **settings: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document; progress goes to stderr.")
+@refusing
+def caption(*, directory: Path, mode: str | None, as_json: bool, **settings: Any) -> None:
     """Write a caption beside every picture of DIRECTORY that has none. Goes on where it stopped."""
     from launcher.demo import run_module
 
     if not directory.is_dir():
-        say(f"{directory}: there is no such folder", err=True)
-        sys.exit(1)
-    words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+        raise error("no-folder", f"{directory}: there is no such folder", fix="check the path")
+    words = ["--json"] if as_json else []
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     sys.exit(run_module("trainer.captioning", str(directory), f"--mode={mode or 'keep'}", *words))
 
 

@@ -15,19 +15,20 @@ import argparse
 import csv
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from schemas.problems import ConfigError, Problem, error
+from schemas.problems import ConfigError, Problem, error, nearest
 from schemas.signals import interruptible, outlast_terminal
-from schemas.terminal import say
+from schemas.terminal import say, say_document, shell_word
 from trainer import pixels
 from trainer.dataset.captions import caption_path, read_text_of
 from trainer.dataset.images import Unreadable
@@ -40,6 +41,8 @@ HUB = {
     "blip-large": "Salesforce/blip-image-captioning-large",
     "wd14": "SmilingWolf/wd-vit-tagger-v3",
 }
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_SECONDS = 10  # to answer whether it has a model
 JOURNAL = ".captioning.json"  # which captions an --overwrite or --append run has made so far
 GENERAL, CHARACTER = "0", "4"  # categories in selected_tags.csv
 FACES = 3  # tags up to this length, such as ^_^, keep their underscores
@@ -63,8 +66,25 @@ class CaptionSettings:
     character_threshold: float = 0.85
 
 
-def caption_folder(folder: Path, settings: CaptionSettings, describe: Describe, *, say: Callable[[str], Any]) -> int:
-    """Captions every picture under `folder` that still needs one; how many were written."""
+@dataclass
+class Captioned:
+    """What became of a folder: pictures, captions written now, captions that were there, and what got none and why."""
+
+    images: int
+    kept: int
+    written: int = 0
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The document of `dataset caption --json`."""
+        skipped = [{"file": name, "why": why} for name, why in self.skipped]
+        return {"ok": True, **asdict(self), "skipped": skipped, "problems": []}
+
+
+def caption_folder(
+    folder: Path, settings: CaptionSettings, describe: Describe, *, say: Callable[[str], Any]
+) -> Captioned:
+    """Captions every picture under `folder` that still needs one."""
     paths = [path for top in _folders(folder) for path in pictures_in(top)]
     if not paths:
         raise error("no-images", f"{folder}: holds no pictures", fix="check the path")
@@ -73,7 +93,7 @@ def caption_folder(folder: Path, settings: CaptionSettings, describe: Describe, 
     waiting = [path for path in paths if _wants(path, files[path], settings, journal, folder)]
     say(f"{len(paths)} pictures, {len(paths) - len(waiting)} of them captioned already")
     began = time.monotonic()
-    written = 0
+    made = Captioned(len(paths), len(paths) - len(waiting))
     skipped: list[tuple[Path, str]] = []
     for start in range(0, len(waiting), settings.batch_size):
         batch = list(_readable(waiting[start : start + settings.batch_size], skipped))
@@ -85,17 +105,18 @@ def caption_folder(folder: Path, settings: CaptionSettings, describe: Describe, 
                 skipped.append((path, f"its caption {fault}"))
                 continue
             journal.add(path.relative_to(folder).as_posix())
-            written += 1
-        if written and batch:
-            left = (time.monotonic() - began) / written * (len(waiting) - written - len(skipped))
-            say(f"{written}/{len(waiting)}  {left:.0f} s left  {batch[-1][0].name}: {texts[-1]}")
+            made.written += 1
+        if made.written and batch:
+            left = (time.monotonic() - began) / made.written * (len(waiting) - made.written - len(skipped))
+            say(f"{made.written}/{len(waiting)}  {left:.0f} s left  {batch[-1][0].name}: {texts[-1]}")
     journal.close()
-    for path, why in skipped:
-        say(f"without a caption: {path.relative_to(folder).as_posix()}: {why}")
+    made.skipped = [(path.relative_to(folder).as_posix(), why) for path, why in skipped]
+    for name, why in made.skipped:
+        say(f"without a caption: {name}: {why}")
     if skipped and len(skipped) == len(paths):
         fix = "replace or remove the files"
         raise error("unreadable-image", f"{folder}: none of its {len(paths)} pictures can be captioned", fix=fix)
-    return written
+    return made
 
 
 def _readable(paths: Sequence[Path], skipped: list[tuple[Path, str]]) -> Iterator[tuple[Path, Image.Image]]:
@@ -161,12 +182,55 @@ class Journal:
         self._file.unlink(missing_ok=True)
 
 
+class ModelFailed(RuntimeError):
+    """A model that was loaded and then failed on images; what was captioned before stays."""
+
+
 def describer(settings: CaptionSettings) -> Describe:
-    """The model that `settings` name: a tagger where the folder holds one, else a captioning model."""
-    name = HUB.get(settings.model, settings.model)
-    if settings.model == "wd14" or (Path(name) / "selected_tags.csv").is_file():
-        return tagger(name, settings)
-    return captioner(name, settings)
+    """The model that `settings` name: a tagger where the folder holds one, else a captioning model.
+
+    ConfigError `unknown-model`, `no-model` before anything is loaded; faults of the model itself are ModelFailed.
+    """
+    name = model_named(settings.model)
+    tags_images = settings.model == "wd14" or (Path(name) / "selected_tags.csv").is_file()
+    describe = (tagger if tags_images else captioner)(name, settings)
+
+    def guarded(images: Sequence[Image.Image]) -> list[str]:
+        try:
+            return describe(images)
+        except Exception as fault:  # of a library, and of any kind
+            said = str(fault).strip().splitlines()
+            raise ModelFailed(
+                f"{settings.model}: {type(fault).__name__}: {said[0] if said else 'no reason given'}"
+            ) from fault
+
+    return guarded
+
+
+def model_named(model: str) -> str:
+    """The local folder or hub id that a --model means; ConfigError, in about a second, for one that cannot be had."""
+    known = f"must be one of {', '.join(HUB)}, a folder with a model, or a hub id such as {HUB['blip']}"
+    if Path(model).exists():
+        files = ("config.json", "model.onnx")
+        if not any((Path(model) / file).is_file() for file in files):
+            must = f"holds no model: there is no {' and no '.join(files)} in it"
+            raise error("no-model", must, key="--model", got=model, fix="name the folder of a downloaded model")
+        return model
+    name = HUB.get(model, model)
+    if not HUB_ID.fullmatch(name):
+        guess = nearest(model, HUB)
+        raise error("unknown-model", known, key="--model", got=model, fix=f"--model {guess or 'blip'}")
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if not any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "model.onnx")):
+        try:
+            HfApi().model_info(name, timeout=HUB_SECONDS)
+        except Exception as fault:  # of the network or of the hub, in many classes
+            said = str(fault).strip().splitlines()
+            must = f"is not on this machine, and the hub does not give it: {said[0] if said else type(fault).__name__}"
+            fix = f"hf download {shell_word(name)} where the hub can be reached, or --model FOLDER"
+            raise error("no-model", must, key="--model", got=model, fix=fix) from None
+    return name
 
 
 def captioner(name: str, settings: CaptionSettings) -> Describe:
@@ -178,7 +242,7 @@ def captioner(name: str, settings: CaptionSettings) -> Describe:
     try:
         processor = AutoProcessor.from_pretrained(name)
         model = AutoModelForImageTextToText.from_pretrained(name).to(device).eval()
-    except (OSError, ValueError) as fault:
+    except Exception as fault:  # a folder may hold anything
         raise _no_model(name, fault) from None
 
     def describe(images: Sequence[Image.Image]) -> list[str]:
@@ -200,12 +264,15 @@ def tagger(name: str, settings: CaptionSettings) -> Describe:
     try:
         import onnxruntime
     except ImportError:
-        fix = 'pip install "kohyakit[caption]"'
+        fix = "pip install onnxruntime"
         raise error("missing-package", "needs onnxruntime", key="--model", got=settings.model, fix=fix) from None
     files = [_found(name, file) for file in ("model.onnx", "selected_tags.csv")]
-    session = onnxruntime.InferenceSession(str(files[0]), providers=onnxruntime.get_available_providers())
-    with files[1].open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    try:
+        session = onnxruntime.InferenceSession(str(files[0]), providers=onnxruntime.get_available_providers())
+        with files[1].open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except Exception as fault:  # a folder may hold anything
+        raise _no_model(name, fault) from None
     given = session.get_inputs()[0]
 
     def describe(images: Sequence[Image.Image]) -> list[str]:
@@ -255,31 +322,49 @@ def _no_model(name: str, fault: Exception) -> ConfigError:
     )])  # fmt: skip
 
 
-def read_words(words: Sequence[str]) -> tuple[Path, CaptionSettings]:
-    """(folder, settings) of a command line."""
+def read_words(words: Sequence[str]) -> tuple[Path, CaptionSettings, bool]:
+    """(folder, settings, whether one JSON document is wanted) of a command line."""
     parser = argparse.ArgumentParser(prog="python -m trainer.captioning", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     for name, default in asdict(CaptionSettings(model="")).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    parser.add_argument("--json", action="store_true")
     given = vars(parser.parse_args(words))
-    return given.pop("folder"), CaptionSettings(**given)
+    folder, as_json = given.pop("folder"), given.pop("json")
+    return folder, CaptionSettings(**given), as_json
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    folder, settings = read_words(sys.argv[1:] if words is None else words)
+    folder, settings, as_json = read_words(sys.argv[1:] if words is None else words)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+    def tell(line: str) -> None:
+        say(line, err=as_json)
+
     try:
-        written = caption_folder(folder, settings, describer(settings), say=say)
-    except ConfigError as fault:
-        for problem in fault.problems:
-            for line in problem.lines():
-                say(line, err=True)
-        return 1
+        made = caption_folder(folder, settings, describer(settings), say=tell)
+    except (ConfigError, ModelFailed) as fault:
+        return _refused(fault, as_json)
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here", err=True)
         return 130
-    say(f"{written} captions written")
+    tell(f"{made.written} captions written")
+    if as_json:
+        say_document(made.as_json())
     return 0
+
+
+def _refused(fault: ConfigError | ModelFailed, as_json: bool) -> int:
+    """Says what is wrong; 1 for the input, 3 for a model that failed on the way."""
+    fix = "smaller --batch-size, or another --model; captions written so far stay, the same command goes on from here"
+    failed = Problem(code="model-failed", key="--model", must=f"failed on images: {fault}", fix=fix)
+    problems = fault.problems if isinstance(fault, ConfigError) else [failed]
+    for problem in problems:
+        for line in problem.lines():
+            say(line, err=True)
+    if as_json:
+        say_document({"ok": False, "problems": [problem.as_json() for problem in problems]})
+    return 1 if isinstance(fault, ConfigError) else 3
 
 
 if __name__ == "__main__":

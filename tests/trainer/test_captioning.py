@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from schemas.problems import ConfigError
+from trainer import captioning
 from trainer.captioning import (
     JOURNAL,
     CaptionSettings,
@@ -44,7 +47,7 @@ def red(images: Sequence[Image.Image]) -> list[str]:
 
 
 def run(folder: Path, **settings: object) -> int:
-    return caption_folder(folder, CaptionSettings(model="x", **settings), red, say=lambda line: None)  # type: ignore[arg-type]
+    return caption_folder(folder, CaptionSettings(model="x", **settings), red, say=lambda line: None).written  # type: ignore[arg-type]
 
 
 def text(folder: Path, number: int) -> str:
@@ -81,7 +84,7 @@ def test_append_that_was_cut_off_goes_on(folder: Path) -> None:
     settings = CaptionSettings(model="x", mode="append", batch_size=2)
     with pytest.raises(KeyboardInterrupt):
         caption_folder(folder, settings, once, say=lambda line: None)
-    assert caption_folder(folder, settings, lambda images: ["more"] * len(images), say=lambda line: None) == 3
+    assert caption_folder(folder, settings, lambda images: ["more"] * len(images), say=lambda line: None).written == 3
     assert [text(folder, number) for number in range(5)] == [f"red {40 * number}, more" for number in range(5)]
     assert not (folder / JOURNAL).exists()
 
@@ -91,7 +94,7 @@ def test_broken_picture_is_named_at_the_end_and_the_others_get_their_captions(fo
     (folder / "10_x" / "4.TXT").write_text("mine", encoding="utf-8")
     said: list[str] = []
     settings = CaptionSettings(model="x", batch_size=2)
-    assert caption_folder(folder, settings, red, say=said.append) == 3
+    assert caption_folder(folder, settings, red, say=said.append).written == 3
     assert [text(folder, number) for number in (0, 2, 3)] == ["red 0", "red 80", "red 120"]
     assert "10_x/1.png" in said[-1]
     assert not (folder / "10_x" / "4.txt").exists()
@@ -106,11 +109,11 @@ def test_a_folder_of_broken_pictures_is_an_error(folder: Path) -> None:
 
 def test_empty_folder_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--model", str(tmp_path / "missing")]) == 1
-    assert "cannot be loaded" in capsys.readouterr().err
+    assert "must be one of blip" in capsys.readouterr().err
 
 
 def test_words_are_read() -> None:
-    folder, settings = read_words(["d", "--model", "blip", "--beams", "3", "--min-length", "5"])
+    folder, settings, _ = read_words(["d", "--model", "blip", "--beams", "3", "--min-length", "5"])
     assert (folder, settings.beams, settings.min_length) == (Path("d"), 3, 5)
 
 
@@ -152,3 +155,69 @@ def test_blip_from_a_local_folder(folder: Path, tmp_path_factory: pytest.TempPat
     described = captioner(str(name), settings)([Image.new("RGB", (40, 30)), Image.new("RGB", (30, 40))])
     assert len(described) == 2
     assert all(isinstance(one, str) and one for one in described)
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "fix"),
+    [("blip2", "unknown-model", "--model blip"), ("WD-14", "unknown-model", "--model wd14"),
+     ("joycaption", "unknown-model", "--model blip")],
+)  # fmt: skip
+def test_an_unknown_model_is_refused_before_anything_is_asked(model: str, code: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        captioning.model_named(model)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.fix) == (code, fix)
+    assert "blip-large" in problem.must
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        captioning.model_named(str(tmp_path))
+    assert "no config.json and no model.onnx" in caught.value.problems[0].must
+
+
+def test_a_hub_that_does_not_answer_is_named_with_the_way_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object, name: str, timeout: float) -> None:
+        assert timeout <= 10
+        raise OSError("Network is unreachable\nand more")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    with pytest.raises(ConfigError) as caught:
+        captioning.model_named("nobody/no-model")
+    (problem,) = caught.value.problems
+    assert problem.code == "no-model"
+    assert problem.must.endswith("Network is unreachable")
+    assert (problem.fix or "").startswith("hf download nobody/no-model")
+
+
+def test_a_model_that_fails_ends_with_3_and_without_a_traceback(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(name: str, settings: CaptionSettings) -> Any:
+        def describe(images: Any) -> list[str]:
+            raise KeyError("pixel_values")
+
+        return describe
+
+    monkeypatch.setattr(captioning, "captioner", broken)
+    monkeypatch.setattr(captioning, "model_named", lambda model: model)
+    assert main([str(folder), "--model", "x/y", "--json"]) == 3
+    out, err = capsys.readouterr()
+    assert json.loads(out)["problems"][0]["code"] == "model-failed"
+    assert "KeyError" in err
+    assert "Traceback" not in err
+
+
+def test_one_json_document_and_progress_beside_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(captioning, "captioner", lambda name, settings: red)
+    monkeypatch.setattr(captioning, "model_named", lambda model: model)
+    (folder / "broken.png").write_bytes(b"no image")
+    assert main([str(folder), "--model", "x/y", "--json"]) == 0
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert document["ok"]
+    assert document["images"] == document["written"] + document["kept"] + len(document["skipped"])
+    assert [one["file"] for one in document["skipped"]] == ["broken.png"]
+    assert "captions written" in err
