@@ -150,7 +150,7 @@ def base_model(resolved: Resolved) -> tuple[Resolved, str | None, list[Problem]]
             if paths.foreign(model):
                 return resolved, None, problem("foreign-path", "is a path of another machine")
             if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.endswith((".safetensors", ".ckpt")):
-                way_out = f"huggingface-cli download {model}, or {fix}"
+                way_out = f"hf download {model}, or {fix}"
                 return resolved, None, problem("not-downloaded", "is a hub id that is not on this machine", way_out)
             return resolved, None, problem("no-file", "does not exist")
         resolved = resolved.change(name, str(kept), "computed")

@@ -163,7 +163,7 @@ def tagger(name: str, settings: CaptionSettings) -> Describe:
     try:
         import onnxruntime
     except ImportError:
-        fix = 'pip install "kohyakit[caption]"'
+        fix = "pip install onnxruntime"
         raise error("missing-package", "needs onnxruntime", key="--model", got=settings.model, fix=fix) from None
     files = [_found(name, file) for file in ("model.onnx", "selected_tags.csv")]
     session = onnxruntime.InferenceSession(str(files[0]), providers=onnxruntime.get_available_providers())

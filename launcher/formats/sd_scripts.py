@@ -222,6 +222,8 @@ def _lenient(name: str, value: Any) -> tuple[str, Any, str | None]:
             int(value),
             f"{value} is read as {int(value)} steps; sd-scripts takes a decimal as a share of the run",
         )
+    if name == "vae_batch_size" and value in (0, "0") and value is not False:
+        return name, 1, "0 is read as 1: one picture at a time"
     if name == "max_token_length" and str(value) == "255":
         return name, 225, "255 is not a length that sd-scripts knows; read as 225"
     return name, value, None
