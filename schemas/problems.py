@@ -78,11 +78,25 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
         else:
             limit = (1 if len(plain) < 6 else 2) if len(plain) < 12 else 3
             far = _edits(plain, letters, limit)
-            if len(plain) < 3 or far > limit or (min(len(plain), len(letters)) < 3 * far):
+            if (
+                len(plain) < 3
+                or far > limit
+                or not _word_by_word(name, other)
+                or (min(len(plain), len(letters)) < 3 * far)
+            ):
                 continue
         if best is None or far < best[0]:
             best = (far, other)
     return best[1] if best else None
+
+
+def _word_by_word(name: str, other: str) -> bool:
+    """Whether each word could be a misspelling of its counterpart, where there are as many."""
+    one, two = ([word for word in re.split(r"[\W_]+", text.lower()) if word] for text in (name, other))
+    return len(one) != len(two) or all(
+        _edits(left, right, 2) <= (1 if min(len(left), len(right)) < 6 else 2)
+        for left, right in zip(one, two, strict=True)
+    )
 
 
 def _plain(name: str) -> str:

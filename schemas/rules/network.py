@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from schemas.config import TrainConfig
-from schemas.problems import Problem, Severity, nearest
+from schemas.problems import Problem, nearest
 from schemas.rules.arguments import network_args
 from schemas.rules.optimizers import installed
 from schemas.rules.registry import rule, trusted

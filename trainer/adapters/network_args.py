@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from schemas.options import NetworkOptions
-from schemas.problems import ConfigError, Problem, error, nearest
+from schemas.problems import ConfigError, Problem, error
 from schemas.rules.network import LORA_PLUS, MODULES, NO_EFFECT
 from trainer.adapters.blocks import block_values, lr_weights
 
@@ -56,10 +56,10 @@ class LoraArgs:
 
 
 def parse(module: str, words: tuple[str, ...]) -> dict[str, str]:
-    """{name: value text}, split at the first "="; ConfigError for words without "=" and for unknown names, all at once.
+    """{name: value text}, split at the first "="; ConfigError for words without "=", all at once.
 
-    LyCORIS is a package whose versions know different names: there the rules only warn of an unknown one. A module that
-    is not ours takes any name.
+    Names that a module of ours does not know do nothing, as in the reference. LyCORIS is a package whose versions know
+    different names, and a module that is not ours takes any name.
     """
     found, problems = {}, []
     for word in words:
@@ -68,10 +68,7 @@ def parse(module: str, words: tuple[str, ...]) -> dict[str, str]:
             must, fix = "must be name=value", f"write {name}=VALUE"
             problems.append(Problem(code="bad-network-arg", key="network_args", got=word, must=must, fix=fix))
         elif module != "lycoris.kohya" and name not in MODULES.get(module, (name,)):
-            guess = nearest(name, MODULES[module])
-            fix = f"did you mean {guess}?" if guess else "remove it"
-            must = f"{name} is not an argument of {module}"
-            problems.append(Problem(code="unknown-network-arg", key="network_args", got=word, must=must, fix=fix))
+            continue  # the rules warn of it; the reference ignores it
         else:
             found[name] = value
     if problems:

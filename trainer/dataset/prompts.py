@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tomllib
@@ -46,6 +47,7 @@ CODES = {
     "rcfg": ("renorm_cfg", r"[\d.]+"),
     "fs": ("flow_shift", r".+"),
 }
+SIZE = re.compile(r"\s*(\d+)\s*[x\u00d7*,]\s*(\d+)\s*$", re.IGNORECASE)
 OPTION = re.compile(r"([a-z]+)\s(.+)", re.IGNORECASE)
 WHOLE = ("width", "height", "seed", "sample_steps")
 DECIMAL = ("scale", "guidance_scale", "cfg_trunc_ratio", "renorm_cfg")
@@ -80,6 +82,8 @@ def _option(text: str) -> tuple[str, Any] | None:
     if not match or match[1].lower() not in CODES:
         return None
     key, form = CODES[match[1].lower()]
+    if key in ("width", "height") and SIZE.match(match[2]):
+        return None
     value = re.match(form, match[2])
     if value is None:
         return None
@@ -160,6 +164,26 @@ def _read_text(text: str, problems: list[Problem], file: str) -> Entries:
     return entries
 
 
+# What other programs call an option of prompt lines.
+MEANT = {
+    "width": "w", "height": "h", "steps": "s", "step": "s", "seed": "d", "cfg": "l", "scale": "l", "cfg_scale": "l",
+    "guidance": "l", "neg": "n", "negative": "n", "negative_prompt": "n", "sampler": "ss",
+}  # fmt: skip
+
+
+def _meant(option: str) -> str:
+    """The option of prompt lines that says the same, with the value given."""
+    name, _, value = option.partition(" ")
+    code, size = MEANT.get(re.sub(r"\W", "_", name.lower())), SIZE.match(value)
+    if size and name.lower() in ("w", "h", "size", "res", "resolution", "ar"):
+        return f"write --w {size[1]} --h {size[2]}"
+    if code:
+        return f"write --{code} {value.strip() or 'VALUE'}"
+    if name.lower() in CODES:
+        return f"give --{name.lower()} a value that it can read"
+    return "remove it; options are --n --w --h --d --s --l --ss"
+
+
 def _unread(options: Iterable[str], line: int | None, file: str) -> Iterator[Problem]:
     for option in options:
         if option.replace(" ", "") != "d-1":  # what GUIs write for a random seed
@@ -171,7 +195,7 @@ def _unread(options: Iterable[str], line: int | None, file: str) -> Iterator[Pro
                 key="sample_prompts",
                 got=f"--{option}",
                 must="is not an option of prompt lines, or lacks its value",
-                fix="use --n --w --h --d --s --l --ss",
+                fix=_meant(option),
             )
 
 
@@ -247,7 +271,11 @@ def _wrong(values: dict[str, Any], place: dict[str, Any]) -> Iterator[Problem]:
     for key, value in values.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         # a seed may be negative: torch takes it as it is
-        if key in WHOLE and not (number and value == int(value) and (value >= 0 or key == "seed")):
+        number = number and math.isfinite(value)
+        if key in ("width", "height") and number and value <= 0:
+            fix = f"write {key} = 512, or leave it out"
+            yield Problem(code="bad-value", key=key, got=value, must="must be more than 0", fix=fix, **place)
+        elif key in WHOLE and not (number and value == int(value) and (value >= 0 or key == "seed")):
             yield Problem(
                 code="bad-value", key=key, got=value, must="must be a whole number", fix=f"correct {key}", **place
             )
@@ -267,5 +295,5 @@ def _wrong(values: dict[str, Any], place: dict[str, Any]) -> Iterator[Problem]:
             **place,
         )
     for key in WHOLE:
-        if isinstance(values.get(key), float) and values[key] == int(values[key]):
+        if isinstance(values.get(key), float) and math.isfinite(values[key]) and values[key] == int(values[key]):
             values[key] = int(values[key])
