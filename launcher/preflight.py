@@ -186,9 +186,24 @@ def _fits(resolved: Resolved, family: str, problem: Any, fix: str) -> tuple[str 
     if said in FAMILIES and said != family:
         flag = {"sdxl": "--set sdxl=true", "sd15": "--set sdxl=false --set v2=false", "sd2": "--set v2=true"}[family]
         hint = f"{flag}, or {fix} with {FAMILIES[said or '']}" if resolved.draft.format == "kohya-gui" else fix
+        if (other := _preset_for(resolved, family)) is not None:
+            hint = f"use the preset {other}, or {fix} of {FAMILIES[said or '']}"
         must = f"is an {FAMILIES[family]} checkpoint under an {FAMILIES[said or '']} config"
         return family, problem("family-mismatch", must, hint)
     return family, []
+
+
+def _preset_for(resolved: Resolved, family: str) -> str | None:
+    """The shipped preset of the same purpose for another family; None where the config is no preset, or none is."""
+    from launcher.resolve import presets
+
+    names = [path.stem for path in presets()]
+    name = Path(resolved.draft.file or "").stem
+    before, _, purpose = name.partition("-")
+    if name not in names or before not in FAMILIES:
+        return None
+    wanted = [f"{family}-{purpose}", f"{family}-character", f"{family}-style"]
+    return next((one for one in wanted if one in names), None)
 
 
 def _unknown(said: str | None, model: str, problem: Any, fix: str) -> tuple[str | None, list[Problem]]:

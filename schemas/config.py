@@ -229,7 +229,7 @@ def _must(option: Option) -> str:
 
 
 def mend(option: Option, value: Any) -> str:
-    """A --set word that gives a refused value's option one that can be read: what was meant, the nearest, the default."""
+    """A --set word that can be read, for a refused value: what was meant, the nearest, or the default."""
     if option.secret or option.many or option.kind not in (int, float):
         return f"--set {option.name}= for the default"
     word = str(value).strip()

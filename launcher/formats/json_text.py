@@ -14,7 +14,7 @@ def parse(text: str, file: str | None = None) -> dict[str, Any]:
         values = json.loads(text)
     except json.JSONDecodeError as fault:
         must, line = f"is not JSON: {fault.msg}", fault.lineno
-        if fault.msg.startswith("Expecting ',' delimiter"):
+        if fault.msg.startswith("Expecting ',' delimiter") and text[fault.pos :].strip():
             line = text[: fault.pos].rstrip().count("\n") + 1  # where the comma is missing
         raise error("not-json", must, file=file, line=line, fix="mend that line") from None
     except ValueError:

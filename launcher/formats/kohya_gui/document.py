@@ -146,7 +146,7 @@ def _no_object(text: str, at: int, file: str | None) -> Document:
 
 
 def _not_json(message: str, at: int, starts: list[int], file: str | None, text: str) -> ConfigError:
-    if message.startswith("Expecting ',' delimiter"):
+    if message.startswith("Expecting ',' delimiter") and text[at:].strip():
         text = text[:at].rstrip()  # where the comma is missing: at the end of the value before
         at = max(len(text) - 1, 0)
     line = bisect.bisect_right(starts, at)
