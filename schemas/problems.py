@@ -91,9 +91,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _word_by_word(name: str, other: str) -> bool:
-    """Whether each word could be a misspelling of its counterpart, where there are as many."""
+    """Whether each word could be a misspelling of its counterpart."""
     one, two = ([word for word in re.split(r"[\W_]+", text.lower()) if word] for text in (name, other))
-    return len(one) != len(two) or all(
+    if len(one) != len(two):  # a word more says something else; only the division may be wrong
+        return _edits(_plain(name), _plain(other), 1) <= 1
+    return all(
         _edits(left, right, 2) <= (1 if min(len(left), len(right)) < 6 else 2)
         for left, right in zip(one, two, strict=True)
     )
