@@ -82,11 +82,14 @@ def prompt_problems(resolved: Resolved) -> list[Problem]:
     config, text = resolved.config, resolved.draft.prompts
     if not config.sample_prompts or not (text or Path(config.sample_prompts).is_file()):
         return []
+    found: list[Problem] = []
     try:
-        read_prompts(config.sample_prompts, text=text)
+        read_prompts(config.sample_prompts, found, text=text)
     except ConfigError as fault:
-        return [resolved.placed(replace(problem, key="sample_prompts", file=None)) for problem in fault.problems]
-    return []
+        found = fault.problems
+    if not text:
+        return found  # of the prompt file itself, with its own lines
+    return [resolved.placed(replace(problem, key="sample_prompts", file=None, line=None)) for problem in found]
 
 
 def anchored(resolved: Resolved) -> Resolved:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from launcher import paths
 from launcher.command import Accelerate, LaunchOptions, decide, free_port, launch_command
 from launcher.machine import Machine
-from launcher.preflight import Checked, check_run, unique
+from launcher.preflight import FAMILIES, Checked, check_run, unique
 from launcher.processes import keep_samples, load_of
 from launcher.resolve import Resolved
 from schemas.config import TrainConfig
@@ -152,7 +152,7 @@ def make_plan(
     options = options or LaunchOptions()
     checked = check_run(resolved, machine, resuming=resuming or keep_results)
     fits = None
-    if vram is not None and checked.family:
+    if vram is not None and checked.family in FAMILIES:
         checked, fits = fit(checked, vram, machine, resuming=resuming or keep_results)
     config = checked.resolved.config
     launch = decide(options, checked.resolved.draft.accelerate, config.mixed_precision, machine)
@@ -221,7 +221,7 @@ def _with_numbers(plan: Plan, machine: Machine) -> Plan:
         found["rates"] = rates.curve(config, steps, 101)
         problems += [resolved.placed(one) for one in batching.remarks(checked.assignment, steps, config)]
         problems += _fewer_epochs(resolved, steps)
-        if checked.family:
+        if checked.family in FAMILIES:
             shape = memory.shape_of(checked.family, config.pretrained_model_name_or_path)
             found["disk_bytes"] = memory.disk_bytes(config, checked.family, steps, shape=shape)
             local = -(-plan.launch.num_processes // plan.launch.num_machines)

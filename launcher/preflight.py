@@ -162,7 +162,7 @@ def base_model(resolved: Resolved) -> tuple[Resolved, str | None, list[Problem]]
             if paths.foreign(model):
                 return resolved, None, problem("foreign-path", "is a path of another machine")
             if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.endswith((".safetensors", ".ckpt")):
-                way_out = f"huggingface-cli download {model}, or {fix}"
+                way_out = f"hf download {model}, or {fix}"
                 return resolved, None, problem("not-downloaded", "is a hub id that is not on this machine", way_out)
             return resolved, None, problem("no-file", "does not exist")
         resolved = resolved.change(name, str(kept), "computed")
@@ -214,9 +214,24 @@ def _fits(resolved: Resolved, family: str, problem: Any, fix: str) -> tuple[str 
     if said in FAMILIES and said != family:
         flag = {"sdxl": "--set sdxl=true", "sd15": "--set sdxl=false --set v2=false", "sd2": "--set v2=true"}[family]
         hint = f"{flag}, or {fix} with {FAMILIES[said or '']}" if resolved.draft.format == "kohya-gui" else fix
+        if (other := _preset_for(resolved, family)) is not None:
+            hint = f"use the preset {other}, or {fix} of {FAMILIES[said or '']}"
         must = f"is an {FAMILIES[family]} checkpoint under an {FAMILIES[said or '']} config"
         return family, problem("family-mismatch", must, hint)
     return family, []
+
+
+def _preset_for(resolved: Resolved, family: str) -> str | None:
+    """The shipped preset of the same purpose for another family; None where the config is no preset, or none is."""
+    from launcher.resolve import presets
+
+    names = [path.stem for path in presets()]
+    name = Path(resolved.draft.file or "").stem
+    before, _, purpose = name.partition("-")
+    if name not in names or before not in FAMILIES:
+        return None
+    wanted = [f"{family}-{purpose}", f"{family}-character", f"{family}-style"]
+    return next((one for one in wanted if one in names), None)
 
 
 def _unknown(said: str | None, model: str, problem: Any, fix: str) -> tuple[str | None, list[Problem]]:

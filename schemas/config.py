@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 import typing
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -248,6 +249,29 @@ def _must(option: Option, *, beyond: bool = False) -> str:
     return f"must be {'a list, each ' if option.many else ''}{words}"
 
 
+def mend(option: Option, value: Any) -> str:
+    """A --set word that can be read, for a refused value: what was meant, the nearest, or the default."""
+    if option.secret or option.many or option.kind not in (int, float):
+        return f"--set {option.name}= for the default"
+    word = str(value).strip()
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?", word):
+        point = word.replace(",", ".")
+        try:
+            read_value(option, point)
+            return f"write a point: --set {option.name}={point}"
+        except BadValue:
+            pass
+    for mark in ("ge", "le"):
+        bound = option.marks.get(mark)
+        try:
+            number = float(word)
+        except ValueError:
+            break
+        if bound is not None and (number < bound if mark == "ge" else number > bound):
+            return f"--set {option.name}={bound}, the nearest that is allowed"
+    return f"--set {option.name}= for the default"
+
+
 def from_flat(
     values: Mapping[str, Any], *, file: str | None = None, lines: Mapping[str, int] | None = None
 ) -> tuple[TrainConfig, list[Problem]]:
@@ -267,7 +291,7 @@ def from_flat(
             given[name], note = read_value(known[name], value)
         except BadValue as bad:
             hidden = {**place, "got": "***"} if known[name].secret else place
-            fix = bad.fix or f"correct {name}"
+            fix = bad.fix or mend(known[name], value)
             problems.append(Problem(code="bad-value", must=str(bad), fix=fix, **hidden))
             continue
         if note:

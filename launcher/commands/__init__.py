@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -87,6 +88,7 @@ def print_json(document: Any) -> None:
     say_document(blanked(document))
 
 
+BUNDLED_FROM = 4  # findings of one kind that are said as one
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
@@ -98,7 +100,7 @@ def tell(problems: Iterable[Problem], *, notes: bool = True) -> None:
         replace(problem, got=blanked(problem.got), must=blanked(problem.must), fix=blanked(problem.fix))
         for problem in problems
     ]
-    for problem in problems:
+    for problem in bundled(problems):
         if notes or problem.severity != "note":
             first, *rest = problem.lines()
             say(f"{style(problem.severity, colour=COLOURS[problem.severity])}: {first}", err=True)
@@ -107,6 +109,23 @@ def tell(problems: Iterable[Problem], *, notes: bool = True) -> None:
     hidden = 0 if notes else sum(problem.severity == "note" for problem in problems)
     if hidden:
         say(f"({hidden} note{'' if hidden == 1 else 's'} more: kohyakit validate --keys)", err=True)
+
+
+def bundled(problems: Iterable[Problem]) -> list[Problem]:
+    """Findings that differ only in numbers within their key, value or line as one, with their count."""
+    groups: dict[tuple[str, ...], list[Problem]] = {}
+    for problem in problems:
+        facts = (problem.severity, problem.code, problem.file, problem.key, problem.must)
+        groups.setdefault(tuple(re.sub(r"\d+", "#", str(fact)) for fact in facts), []).append(problem)
+    return [
+        one
+        for group in groups.values()
+        for one in (
+            group
+            if len(group) < BUNDLED_FROM
+            else [replace(group[0], must=f"{group[0].must}, and {len(group) - 1} more like it (--json has all)")]
+        )
+    ]
 
 
 def stop_on_errors(problems: list[Problem]) -> None:

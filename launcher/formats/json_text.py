@@ -14,8 +14,10 @@ def parse(text: str, file: str | None = None) -> dict[str, Any]:
     try:
         values = parse_json(text)
     except json.JSONDecodeError as fault:
-        must = f"is not JSON: {fault.msg}"
-        raise error("not-json", must, file=file, line=fault.lineno, fix="mend that line") from None
+        must, line = f"is not JSON: {fault.msg}", fault.lineno
+        if fault.msg.startswith("Expecting ',' delimiter") and text[fault.pos :].strip():
+            line = text[: fault.pos].rstrip().count("\n") + 1  # where the comma is missing
+        raise error("not-json", must, file=file, line=line, fix="mend that line") from None
     except ValueError as fault:
         raise error("not-json", str(fault), file=file, fix="correct it") from None
     if not isinstance(values, dict):

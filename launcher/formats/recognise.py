@@ -81,6 +81,10 @@ def _json(text: str, keys: set[str], file: str | None) -> str:
         return "dataset"
     if sum(key in keys for key in OLD_EASY) >= 3 and not keys & {"LoRA_type", "max_resolution"}:
         return "easy-training"
+    if isinstance(document, Mapping):
+        _not_of_others(document)
+        if _is_arguments(document):
+            return "sd-scripts"
     if sum(key in gui_keys() for key in keys) >= 2:
         return "kohya-gui"
     if document is None:
@@ -92,6 +96,51 @@ def _json(text: str, keys: set[str], file: str | None) -> str:
         f"is JSON of an unknown kind; {WANTED}",
         fix="choose a training config, or name its format with --from",
     )
+
+
+# Keys that tell another program's JSON: (program, keys, how many of them).
+OTHERS: tuple[tuple[str, tuple[str, ...], int], ...] = (
+    ("a OneTrainer config", (
+        "training_method", "base_model_name", "concept_file_name", "output_model_destination", "lora_rank",
+        "weight_dtype", "train_dtype", "workspace_dir", "learning_rate_scheduler", "prior", "unet",
+    ), 2),
+    ("a SimpleTuner config", (
+        "model_type", "model_family", "data_backend_config", "pretrained_transformer_model_name_or_path",
+        "--model_type", "--model_family", "--data_backend_config", "--pretrained_model_name_or_path",
+    ), 2),
+    ("a ComfyUI workflow", ("last_node_id", "last_link_id", "nodes", "links"), 2),
+    ("a package.json", ("dependencies", "devDependencies", "scripts"), 1),
+    ("arguments of a diffusers training script", (
+        "instance_data_dir", "instance_prompt", "class_prompt", "num_train_epochs", "checkpointing_steps", "report_to",
+        "validation_prompt", "rank", "adam_beta1",
+    ), 2),
+    ("settings of a diffusers model", ("_class_name", "_diffusers_version"), 1),
+)  # fmt: skip
+FORM_ONLY = {"LoRA_type", "max_resolution", "optimizer", "epoch", "lr_warmup", "additional_parameters"}
+
+
+def _not_of_others(document: Mapping[str, Any]) -> None:
+    """ConfigError for JSON that another program writes."""
+    if "job" in document and isinstance(document.get("config"), Mapping):
+        raise _other("an ai-toolkit config")
+    nodes = [node for node in document.values() if isinstance(node, Mapping)]
+    if nodes and all("class_type" in node and "inputs" in node for node in nodes):
+        raise _other("a ComfyUI workflow")
+    if len(FORM_ONLY & set(document)) >= 2:
+        return
+    for what, names, wanted in OTHERS:
+        if sum(name in document for name in names) >= wanted:
+            raise _other(what)
+
+
+def _is_arguments(document: Mapping[str, Any]) -> bool:
+    """Whether JSON has sd-scripts' own argument names: some that the GUI's form lacks, none that only the form has."""
+    from launcher.formats.kohya_gui.table import keys as form
+
+    arguments = {name for name in document if name in table()}
+    if any(name in form() and name not in table() for name in document):
+        return False
+    return len(arguments) >= 2 and any(name not in form() or not form()[name].current for name in arguments)
 
 
 @cache

@@ -87,7 +87,7 @@ OFF_WORDS = ("none", "no", "off")
 
 def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
     """The draft of a training TOML. `overrides` are ignored: this format has no keys of its own."""
-    document = toml_text.parse(text, file)
+    document = _document(text, file)
     draft = Draft(format="sd-scripts", file=file, problems=document.problems)
     for name, value in document.values.items():
         if isinstance(value, Mapping):
@@ -98,6 +98,16 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
     draft.family, draft.kind = family_and_kind(draft)
     draft.document = flatten(document.values)
     return draft
+
+
+def _document(text: str, file: str | None) -> Any:
+    """TOML, or the same arguments as a JSON object."""
+    if not text.lstrip().startswith("{"):
+        return toml_text.parse(text, file)
+    from launcher.formats.kohya_gui.document import parse
+
+    found = parse(text, file=file)
+    return toml_text.Document(found.values, found.lines, list(found.problems))
 
 
 def place(draft: Draft, key: str, value: Any, line: int | None = None, *, label: str | None = None) -> None:
@@ -221,6 +231,8 @@ def _lenient(name: str, value: Any) -> tuple[str, Any, str | None]:
             int(value),
             f"{value} is read as {int(value)} steps; sd-scripts takes a decimal as a share of the run",
         )
+    if name == "vae_batch_size" and value in (0, "0") and value is not False:
+        return name, 1, "0 is read as 1: one picture at a time"
     if name == "max_token_length" and str(value) == "255":
         return name, 225, "255 is not a length that sd-scripts knows; read as 225"
     return name, value, None

@@ -81,13 +81,21 @@ def parse_literal_args(items: Iterable[str], key: str) -> tuple[dict[str, Any], 
                     key=key,
                     got=item,
                     must="must have a Python literal after =, such as 0.1, True, (0.9, 0.99) or 'text'",
-                    fix=f"put the text in quotes: {name}='{value}'",
+                    fix=_apart(text) or f"put the text in quotes: {name}='{value}'",
                 )
             )
             continue
         if note:
             problems.append(_note(key, item, note))
     return found, problems
+
+
+def _apart(text: str) -> str | None:
+    """The list to write instead of one text that holds several arguments."""
+    items = re.split(r"[\s,]+(?=[A-Za-z_]\w*\s*=)", text)
+    if len(items) < 2:
+        return None
+    return "write them apart: [" + ", ".join(f'"{item}"' for item in items) + "]"
 
 
 def _literal(text: str) -> tuple[Any, str | None]:

@@ -270,9 +270,10 @@ def saving_and_previews(config: TrainConfig, family: str | None) -> Iterator[Pro
     if marks and not config.sample_prompts:
         yield Problem(
             code="missing-option",
+            severity="warning",
             key="sample_prompts",
-            must=f"must name a prompt file, because {marks[0]} is set",
-            fix=f"--set sample_prompts=FILE.txt, or remove {marks[0]}",
+            must=f"names no prompt file, so that {marks[0]} makes no previews",
+            fix=f"--set sample_prompts=FILE.txt, or to go without --set {marks[0]}=",
         )
     if config.sample_prompts and not config.sample_prompts.lower().endswith((".txt", ".toml", ".json")):
         yield Problem(

@@ -72,7 +72,7 @@ def network_module(config: TrainConfig, family: str | None) -> Iterator[Problem]
 
 @rule
 def known_network_args(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """Unknown names in network_args do nothing in the reference (traps T22) and are refused."""
+    """Unknown names in network_args do nothing, here and in the reference (traps T22); each is named."""
     given, problems = network_args(config.network_args)
     yield from problems
     module = config.network_module or "networks.lora"
@@ -80,14 +80,12 @@ def known_network_args(config: TrainConfig, family: str | None) -> Iterator[Prob
     for name in given:
         if name not in known:
             guess = nearest(name, known)
-            # LyCORIS is a package of its own, whose versions differ
-            severity: Severity = "warning" if module == "lycoris.kohya" else "error"
             yield Problem(
                 code="unknown-network-arg",
-                severity=severity,
+                severity="warning",
                 key="network_args",
                 got=f"{name}={given[name]}",
-                must=f"is not an argument of {module}; known: {', '.join(known)}",
+                must=f"has no effect: it is not an argument of {module}; known: {', '.join(known)}",
                 fix=f"did you mean {guess}?" if guess else f"remove {name}",
             )
 

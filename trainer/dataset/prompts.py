@@ -45,11 +45,12 @@ CODES = {
     "rcfg": ("renorm_cfg", r"[\d.]+"),
     "fs": ("flow_shift", r".+"),
 }
+SIZE = re.compile(r"\s*(\d+)\s*[x\u00d7*,]\s*(\d+)\s*$", re.IGNORECASE)
 OPTION = re.compile(r"([a-z]+)\s(.+)", re.IGNORECASE)
 WHOLE = ("width", "height", "seed", "sample_steps")
 FAR = 2.0**65  # neither nan nor an infinity is within, nor an integer that no float can hold
 RANGES = {  # a seed may be negative: torch takes it as it is
-    "width": (0, 16384), "height": (0, 16384), "seed": (-(2**63), 2**64 - 1), "sample_steps": (0, STEPS[-1]),
+    "width": (1, 16384), "height": (1, 16384), "seed": (-(2**63), 2**64 - 1), "sample_steps": (0, STEPS[-1]),
 }  # fmt: skip
 DECIMAL = ("scale", "guidance_scale", "cfg_trunc_ratio", "renorm_cfg")
 # Of other families, or of ControlNet: known, but nothing follows from them here.
@@ -83,6 +84,8 @@ def _option(text: str) -> tuple[str, Any] | None:
     if not match or match[1].lower() not in CODES:
         return None
     key, form = CODES[match[1].lower()]
+    if key in ("width", "height") and SIZE.match(match[2]):
+        return None
     value = re.match(form, match[2])
     if value is None:
         return None
@@ -155,6 +158,26 @@ def _read_text(text: str, problems: list[Problem], file: str) -> Entries:
     return entries
 
 
+# What other programs call an option of prompt lines.
+MEANT = {
+    "width": "w", "height": "h", "steps": "s", "step": "s", "seed": "d", "cfg": "l", "scale": "l", "cfg_scale": "l",
+    "guidance": "l", "neg": "n", "negative": "n", "negative_prompt": "n", "sampler": "ss",
+}  # fmt: skip
+
+
+def _meant(option: str) -> str:
+    """The option of prompt lines that says the same, with the value given."""
+    name, _, value = option.partition(" ")
+    code, size = MEANT.get(re.sub(r"\W", "_", name.lower())), SIZE.match(value)
+    if size and name.lower() in ("w", "h", "size", "res", "resolution", "ar"):
+        return f"write --w {size[1]} --h {size[2]}"
+    if code:
+        return f"write --{code} {value.strip() or 'VALUE'}"
+    if name.lower() in CODES:
+        return f"give --{name.lower()} a value that it can read"
+    return "remove it; options are --n --w --h --d --s --l --ss"
+
+
 def _unread(options: Iterable[str], line: int | None, file: str) -> Iterator[Problem]:
     for option in options:
         if option.replace(" ", "") != "d-1":  # what GUIs write for a random seed
@@ -166,7 +189,7 @@ def _unread(options: Iterable[str], line: int | None, file: str) -> Iterator[Pro
                 key="sample_prompts",
                 got=f"--{option}",
                 must="is not an option of prompt lines, or lacks its value",
-                fix="use --n --w --h --d --s --l --ss",
+                fix=_meant(option),
             )
 
 
@@ -245,7 +268,8 @@ def _wrong(values: dict[str, Any], place: dict[str, Any]) -> Iterator[Problem]:
         least, most = RANGES.get(key, (0, 0))
         if key in WHOLE and not (number and value == int(value) and least <= value <= most):
             must = f"must be a whole number from {least} to {most}"
-            yield Problem(code="bad-value", key=key, got=value, must=must, fix=f"correct {key}", **place)
+            fix = f"write {key} = 512, or leave it out" if key in ("width", "height") else f"leave {key} out"
+            yield Problem(code="bad-value", key=key, got=value, must=must, fix=fix, **place)
         elif key == "scale" and not number:
             must = f"must be a finite number below {FAR:.2g}"
             yield Problem(code="bad-value", key=key, got=value, must=must, fix=f"correct {key}", **place)

@@ -82,6 +82,7 @@ LEXEME = re.compile(r"\\[()\[\]\\]|\\|[(\[\])]|:[+-]?[.\d]+\)|[^\\()\[\]:]+|:")
 
 def parse_weights(text: str) -> list[tuple[str, float]]:
     """Pieces of a weighted caption: (x) is 1.1, (x:1.3) is 1.3, [x] is 1/1.1, \\( is a bracket; nesting multiplies.
+    A backslash before anything else is dropped, as in the reference.
 
     An opener that is never closed holds to the end. ConfigError `bad-weight` for a weight that is no number.
     """
@@ -102,7 +103,7 @@ def parse_weights(text: str) -> list[tuple[str, float]]:
         elif lexeme == "]" and opened["["]:
             scale(opened["["].pop(), 1 / 1.1)
         else:
-            pieces.append([lexeme[1:] if lexeme[0] == "\\" and len(lexeme) > 1 else lexeme, 1.0])
+            pieces.append([lexeme[1:] if lexeme[0] == "\\" else lexeme, 1.0])
     for start in opened["("]:
         scale(start, 1.1)
     for start in opened["["]:

@@ -78,7 +78,7 @@ def parse(text: str, *, file: str | None = None) -> Document:
         found = _scan(text, starts, file)
         return replace(found, values=workable(found.values)) if needs_work(text) else found
     except json.JSONDecodeError as fault:
-        raise _not_json(fault.msg, fault.pos, starts, file) from None
+        raise _not_json(fault.msg, fault.pos, starts, file, text) from None
     except (RecursionError, ValueError):
         fix = "a training config is one flat object"
         raise error("not-json", "is nested far too deep", file=file, fix=fix) from None
@@ -147,7 +147,10 @@ def _no_object(text: str, at: int, file: str | None) -> Document:
     raise error("not-an-object", f"holds {kind}; a form JSON is one object: {{...}}", file=file, line=1)
 
 
-def _not_json(message: str, at: int, starts: list[int], file: str | None) -> ConfigError:
+def _not_json(message: str, at: int, starts: list[int], file: str | None, text: str) -> ConfigError:
+    if message.startswith("Expecting ',' delimiter") and text[at:].strip():
+        text = text[:at].rstrip()  # where the comma is missing: at the end of the value before
+        at = max(len(text) - 1, 0)
     line = bisect.bisect_right(starts, at)
     column = at - starts[line - 1] + 1
     fix = next((fix for start, fix in FIXES if start in message), "mend that line")

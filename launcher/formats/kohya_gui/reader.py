@@ -15,7 +15,7 @@ from launcher.formats.kohya_gui.form import Form, load
 from launcher.formats.kohya_gui.networks import key_of
 from launcher.formats.kohya_gui.parameters import Words, launcher_words, trainer_words
 from launcher.formats.kohya_gui.table import clean, hidden, keys, unset
-from schemas.config import BadValue, read_value
+from schemas.config import BadValue, mend, read_value
 from schemas.config import table as options
 from schemas.problems import Problem
 
@@ -103,7 +103,7 @@ def _fill(draft: Draft, form: Form, found: Mapping[str, Entry]) -> None:
             value, _ = read_value(option, True if name == "resume_from_huggingface" else entry.value)
         except BadValue as bad:
             if entry.key not in form.bad:
-                got, fix = hidden(name, form.values.get(entry.key)), f"correct {entry.key}"
+                got, fix = hidden(name, form.values.get(entry.key)), mend(option, entry.value)
                 draft.problems.append(Problem(code="bad-value", must=str(bad), got=got, fix=fix, **place))
             continue
         if value is not None:

@@ -48,7 +48,7 @@ def test_a_repeated_key_is_told_and_the_last_one_counts() -> None:
     ("text", "line", "column"),
     [
         ('{"a": 1,\n}', 2, 1),
-        ('{"a": 1\n"b": 2}', 2, 1),
+        ('{"a": 1\n"b": 2}', 1, 7),
         ('{"a" 1}', 1, 6),
         ("{a: 1}", 1, 2),
         ('{"a": "C:\\models"}', 1, 10),

@@ -189,9 +189,15 @@ REFUSED: dict[str, tuple[str, str, str, dict[str, Any], str]] = {
         {"network_train_unet_only": True, "network_train_text_encoder_only": True},
         "sd15",
     ),
-    "T20 previews without prompts": ("error", "missing-option", "sample_prompts", {"sample_every_n_epochs": 1}, "sd15"),
+    "T20 previews without prompts": (
+        "warning",
+        "missing-option",
+        "sample_prompts",
+        {"sample_every_n_epochs": 1},
+        "sd15",
+    ),
     "T20 prompt file": ("error", "prompt-file-type", "sample_prompts", {"sample_prompts": "prompts.md"}, "sd15"),
-    "T22 unknown": ("error", "unknown-network-arg", "network_args", {"network_args": ("convdim=8",)}, "sd15"),
+    "T22 unknown": ("warning", "unknown-network-arg", "network_args", {"network_args": ("convdim=8",)}, "sd15"),
     "T22 one weight": ("error", "bad-network-arg", "network_args", {"network_args": ("up_lr_weight=0.5",)}, "sd15"),
     "T22 too many": (
         "warning",

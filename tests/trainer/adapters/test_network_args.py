@@ -66,9 +66,11 @@ def test_long_list_is_cut():
     assert args.lr_weight == (1.0,) * 25
 
 
-def test_what_is_no_pair_is_refused():
+def test_unknown_names_do_nothing_and_words_that_are_no_pair_are_refused():
+    """Trap T22: the reference passes unknown names on and ignores them; the rules warn."""
+    assert arguments(NetworkOptions(network_args=("convdim=8", "conv_dim=4")))["conv_dim"] == 4
     with pytest.raises(ConfigError) as caught:
-        arguments(NetworkOptions(network_args=("alfa", "conv_dim=4")))
+        arguments(NetworkOptions(network_args=("convdim=8", "alfa", "conv_dim=4")))
     assert [problem.code for problem in caught.value.problems] == ["not-name-value"]
 
 
