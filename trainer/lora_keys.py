@@ -43,9 +43,8 @@ def to_kohya(
             found[name] = tensor
             continue
         key, tail, path = place
-        if (
-            tail == "dora_scale" and tensor.dim() != 2
-        ):  # peft: [out] or [1, out, 1, 1]; kohya: [out, 1] or [out, 1, 1, 1]
+        if tail == "dora_scale" and not name.endswith(".dora_scale"):
+            # peft's magnitude vector: [out] or [1, out, 1, 1]; kohya: [out, 1] or [out, 1, 1, 1]
             tensor = tensor.reshape(-1, *[1] * max(tensor.dim() - 1, 1))
         found[f"{key}.{tail}"] = tensor
         if "." in name.removesuffix(tail).rstrip("."):

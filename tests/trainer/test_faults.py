@@ -70,7 +70,16 @@ def test_weights_that_a_rate_has_blown_up_are_not_what_is_kept(
     start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cause = recorded(tmp_path / "out")
-    assert start(learning_rate=1e12, optimizer_type="SGD", max_grad_norm=0, max_train_steps=9) == 3
+    assert (
+        start(
+            learning_rate=1000,
+            optimizer_type="SGD",
+            max_grad_norm=0,
+            max_train_steps=9,
+            network_args=["loraplus_lr_ratio=1e9"],
+        )
+        == 3
+    )
     said = capsys.readouterr().err
     assert "cause: the LoRA has grown until the model overflows: lower the learning rate (last textenc" in said
     assert "the weights of step 0 are in" in said

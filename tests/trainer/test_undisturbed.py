@@ -84,5 +84,5 @@ def test_the_held_out_loss_has_no_chance_in_it(
     kept = {"validation_split": 0.4, "validate_every_n_steps": 1, "max_train_steps": 3, "learning_rate": 1e-30}
     assert start(optimizer_type="SGD", **kept, **LYCORIS) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("validation: loss")]
-    assert len(told) == 2
+    assert len(told) == 3
     assert len({line.partition(" at ")[0] for line in told}) == 1

@@ -174,5 +174,5 @@ def test_the_fullest_moment_counts_each_file_once() -> None:
         most = max(most, len(held))
         held -= set(save.removes)
     one = disk_bytes(replace(config, save_every_n_steps=None), "sd15", steps)
-    model = adapter_parameters(config, "sd15") * 4
+    model = saved_numbers(config, "sd15", usual("sd15")) * 4
     assert disk_bytes(config, "sd15", steps) == one + (most - 1) * model
