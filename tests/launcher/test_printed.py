@@ -36,7 +36,7 @@ VALUES = {
     "optimizer_args": st.lists(TEXT.map(lambda text: f"a={text}"), min_size=1).map(tuple),
     "text_encoder_lr": st.lists(st.floats(0, 1), min_size=1, max_size=3).map(tuple),
     "learning_rate": st.floats(0, 1),
-    "output_name": TEXT,
+    "output_name": st.text("aZ0ä字 '\"$`;&|()-_.#~!", max_size=8).map(lambda text: f"n{text}m"),
     "training_comment": TEXT,
     "network_dim": st.integers(1, 10**6),
     "sdpa": st.booleans(),

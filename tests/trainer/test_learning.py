@@ -85,7 +85,9 @@ def assert_learned(model: str, lora: Path, frogs: float = LEARNED, kept: float =
     assert found.others >= kept * scores(model).others
 
 
-@pytest.mark.parametrize("model", ["sd15", "sdxl", "sd15-v"])
+@pytest.mark.parametrize(
+    "model", ["sd15", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sdxl", "sd15-v"))]
+)
 def test_base_model_draws_everything_but_frogs(model: str) -> None:
     found = scores(model)
     assert found.frogs <= 0.05
@@ -132,6 +134,7 @@ def test_sd15_learns_and_merged_draws_what_the_adapter_drew(teach: Teach, tmp_pa
     assert "lora_te" in moved
 
 
+@pytest.mark.slow
 def test_sdxl_form_learns(teach: Teach) -> None:
     assert_learned("sdxl", teach("sdxl", UPDATES, **CONV))
 
