@@ -30,12 +30,14 @@ class Fields:
     text: list[str] = field(default_factory=list)
     doubts: list[Doubt] = field(default_factory=list)
     begun: bool = False
+    filled: bool = False
     quoted: bool = False
     whole: int | None = None  # the line of a value that is the whole word so far
 
     def add(self, text: str, line: int | None = None, doubts: tuple[Doubt, ...] = ()) -> None:
         """Text joined to the word at hand."""
-        self.whole = line if not self.begun or not "".join(self.text) else None if text else self.whole
+        self.whole = line if not self.filled else None if text else self.whole
+        self.filled = self.filled or bool(text)
         self.text.append(text)
         self.doubts += doubts
         self.begun = True
@@ -45,7 +47,7 @@ class Fields:
         if self.begun:
             line = self.whole or self.line
             self.done.append(Word("".join(self.text), line, self.quoted, tuple(dict.fromkeys(self.doubts))))
-        self.text, self.doubts, self.begun, self.quoted, self.whole = [], [], False, False, None
+        self.text, self.doubts, self.begun, self.filled, self.quoted, self.whole = [], [], False, False, False, None
 
 
 class Expander:
@@ -100,7 +102,7 @@ class Expander:
             first = value.words[0].line if len(value.words) == 1 else None
             found.add(" ".join(word.text for word in value.words), first, value.doubts)
             return
-        if not value.words and len(value.words) == 0 and not "".join(found.text):
+        if not value.words and not found.filled:
             found.begun = False
         for index, word in enumerate(value.words):
             if index:
