@@ -1,18 +1,22 @@
 """Command lines of sd-scripts as found in .sh, .bat, .ps1 and text files.
 
-Continuations (\\ ^ `), quotes, variables; the words of `accelerate launch` apart; of several commands the training one.
+Scripts as their shell reads them (`launcher.formats.scripts`), pasted commands as people mean them; the words of
+`accelerate launch` apart; of several commands the training one.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from launcher.formats import sd_scripts
 from launcher.formats.base import Draft, Kind
+from launcher.formats.scripts import bash, cmd, powershell
+from launcher.formats.scripts.state import Command, Doubt, State, Unreadable, Word, merged
 from schemas.config import Option, table
 from schemas.problems import Problem
 from schemas.terminal import shell_words
@@ -40,22 +44,22 @@ ACCELERATE_FLAGS = (
     "multi_gpu", "cpu", "tpu", "use_deepspeed", "use_fsdp", "same_network", "quiet", "no_python", "debug",
     "dynamo_use_fullgraph", "dynamo_use_dynamic",
 )  # fmt: skip
-ASSIGNMENT = re.compile(
-    r"""^\s*(?:export\s+|set\s+)?["']?\$?(?:env:)?(?P<name>[A-Za-z_]\w*)\s*=\s*(?P<value>.*)$""", re.I
-)
 VARIABLE = re.compile(r"\$\{?(?:env:)?([A-Za-z_]\w*)\}?|%([A-Za-z_]\w*)%|\$\(([A-Za-z_]\w*)\)", re.I)
-ADD = re.compile(r"""(?:\.Add\(|\+=\s*\(?)\s*(?P<value>["'].*["'])\s*\)?\s*$""")
 LONGEST = 300  # characters of a word that can be a path
 STOP = ("|", "||", "&&", "&", ";", ">", ">>", "2>&1", "<")
 
 
-@dataclass(frozen=True)
-class Word:
-    """One word of a command and the line it stands in. Quotes around any of it keep it from ending the command."""
-
-    text: str
-    line: int
-    quoted: bool = False
+UNSET = "is a variable that the file does not set"
+FILL_IN = "write the command with the value that it has when you run it"
+MOST_DOUBTS = 50
+OF_SUFFIX = {".sh": "bash", ".ps1": "powershell", ".bat": "cmd", ".cmd": "cmd"}
+READERS: dict[str, Callable[[str], State]] = {"bash": bash.read, "powershell": powershell.read, "cmd": cmd.read}
+SIGNS = (
+    ("bash", re.compile(r"\A#!.*sh\b")),
+    ("powershell", re.compile(r"^\s*(\[\w.]+\])?\$[\w:]+(\.\w+\(|\s*\+?=)", re.M)),
+    ("cmd", re.compile(r"^\s*@?(set\s+\"?\w+\"?=|rem\b|echo off)", re.M | re.I)),
+    ("bash", re.compile(r"^[ \t]*(export\s+)?[A-Za-z_]\w*\+?=|^[ \t]*(if|for|while|case)\s|&&|\$\{?\w+\[", re.M)),
+)
 
 
 def is_command_line(text: str, file: str | None = None) -> bool:
@@ -75,37 +79,39 @@ def is_command_line(text: str, file: str | None = None) -> bool:
 def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
     """The draft of the training command in `text`. `overrides` are ignored: this format has no keys of its own."""
     draft = Draft(format="sd-scripts", file=file)
-    commands = [words for words in _commands(text, draft) if words]
-    training = [words for words in commands if _script(words) is not None]
+    commands = _commands(text, draft)
+    training = [command for command in commands if _script(command.words) is not None]
+    if not training and shell_of(text, file) is None:
+        training = [command for command in commands if any(word.text.startswith("--") for word in command.words)]
     if not training:
-        training = [words for words in commands if any(word.text.startswith("--") for word in words)]
-    if not training:
-        draft.problems.append(
-            Problem(
-                code="no-command",
-                must="holds no training command",
-                file=file,
-                fix="paste the whole `accelerate launch ...` line",
-            )
-        )
+        _add(draft, "no-command", "holds no training command", fix="paste the whole `accelerate launch ...` line")
         return draft
+    command = training[0]
+    words = command.words
     if len(training) > 1:
-        draft.problems.append(
-            Problem(
-                code="several-commands",
-                severity="warning",
-                file=file,
-                line=training[1][0].line,
-                must=f"holds {len(training)} training commands; the first is read",
-                fix="keep one command a file",
-            )
+        _add(
+            draft,
+            "several-commands",
+            f"holds {len(training)} training commands; the first, in line {words[0].line}, is read and the others, in "
+            f"{_lines(training[1:])}, are not",
+            line=training[1].words[0].line,
+            fix="keep one command a file",
         )
-    words = training[0]
     place = _script(words)
     if place is not None:
         draft.accelerate = _accelerate(words[:place])
     arguments = words if place is None else words[place + 1 :]
+    _name_doubts(draft, command)
+    _lost_options(draft, commands)
     _parse(draft, arguments)
+    if not draft.keys and not draft.problems:
+        _add(
+            draft,
+            "no-options",
+            "gives the training script no option",
+            fix="paste the whole command",
+            line=words[0].line,
+        )
     _config_file(draft)
     script = Path(words[place].text.replace("\\", "/")).name if place is not None else ""
     family, kind = SCRIPTS.get(script, (None, "lora"))
@@ -115,41 +121,77 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
     return draft
 
 
-def _commands(text: str, draft: Draft) -> list[list[Word]]:
-    """The commands of a script, variables that it sets itself filled in."""
-    variables: dict[str, str] = {}
-    extra: list[Word] = []
-    found: list[list[Word]] = []
-    for line, number in _logical_lines(text):
-        words = _split(_fill(line, variables), number)
-        assigned = ASSIGNMENT.match(line)
-        added = ADD.search(line)
-        if _script(words) is not None:
-            found += _until_stop(words)
-        elif added and "--" in added["value"]:
-            extra += [word for word in _split(_fill(added["value"], variables), number) if word.text]
-        elif assigned and "--" not in line.split("=")[0]:
-            value = _split(_fill(re.sub(r"\s(#|::).*$", "", assigned["value"]), variables), number)
-            variables[assigned["name"].lower()] = " ".join(word.text for word in value)
-        else:
-            found += _until_stop(words)
-    for words in found:
-        if _script(words) is not None:
-            words += extra
-    names = {name: word.line for words in found for word in words for name in _names(word.text)}
-    for name, number in sorted(names.items()):
-        draft.problems.append(
-            Problem(
-                code="unresolved-variable",
-                severity="warning",
-                got=name,
-                file=draft.file,
-                line=number,
-                must="is a variable that the file does not set; it is kept as it stands",
-                fix="put the value in its place",
+def shell_of(text: str, file: str | None = None) -> str | None:
+    """Whose script `text` is: bash, powershell, cmd, or None for a command that was only pasted."""
+    shell = OF_SUFFIX.get(Path(file).suffix.lower()) if file else None
+    if shell:
+        return shell
+    return next((shell for shell, sign in SIGNS if sign.search(text)), None)
+
+
+def _commands(text: str, draft: Draft) -> list[Command]:
+    """The commands of a script as its shell would run them, or of a pasted text."""
+    reader = READERS.get(shell_of(text, draft.file) or "")
+    if reader is not None:
+        try:
+            return reader(text).commands
+        except Unreadable as fault:
+            _add(
+                draft,
+                "undecided-script",
+                f"cannot be read as a script: {fault.why}",
+                line=fault.line,
+                fix="mend this place, or keep only the training command with its values filled in",
             )
-        )
+    found = []
+    for line, number in _logical_lines(text):
+        found += [Command(_with_doubts(words)) for words in _until_stop(_split(line, number)) if words]
     return found
+
+
+def _with_doubts(words: list[Word]) -> list[Word]:
+    """Names of variables in a pasted command are open."""
+    return [
+        replace(word, doubts=tuple(Doubt(name, UNSET, word.line, variable=True) for name in _names(word.text)))
+        for word in words
+    ]
+
+
+def _name_doubts(draft: Draft, command: Command) -> None:
+    """What only running the script decides is an error each, named at its place."""
+    for doubt in merged([command.doubts, *(word.doubts for word in command.words)])[:MOST_DOUBTS]:
+        _add(
+            draft,
+            "unresolved-variable" if doubt.variable else "undecided-script",
+            f"{doubt.why}; the training command depends on it",
+            got=doubt.got,
+            line=doubt.line,
+            fix="put the value in its place" if doubt.variable else FILL_IN,
+        )
+
+
+def _lost_options(draft: Draft, commands: list[Command]) -> None:
+    """Options that begin a line of their own, which the shell takes for a command."""
+    for command in commands:
+        first = command.words[0]
+        if first.text.startswith("--") and _script(command.words) is None and shell_of("", draft.file):
+            _add(
+                draft,
+                "undecided-script",
+                "stands after the end of the training command, so the shell does not pass it",
+                got=first.text,
+                line=first.line,
+                fix="end the line before it with the sign that continues a line, without a comment between",
+            )
+
+
+def _add(draft: Draft, code: str, must: str, **facts: Any) -> None:
+    draft.problems.append(Problem(code=code, must=must, file=draft.file, **facts))
+
+
+def _lines(commands: Sequence[Command]) -> str:
+    numbers = [str(command.words[0].line) for command in commands[:10]]
+    return f"line{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
 
 
 def _logical_lines(text: str) -> list[tuple[str, int]]:
@@ -210,14 +252,6 @@ def _ends_path(line: str, place: int, quote: str) -> bool:
     if not re.match(r"[A-Za-z]:|\\\\|\.", before) and "\\" not in before:
         return False
     return following == " " or (following == quote and line[place + 2 : place + 3] in ("", " "))
-
-
-def _fill(line: str, variables: Mapping[str, str]) -> str:
-    def value(match: re.Match[str]) -> str:
-        name = next(group for group in match.groups() if group)
-        return variables.get(name.lower(), match[0])
-
-    return VARIABLE.sub(value, line)
 
 
 def _names(text: str) -> list[str]:
@@ -328,7 +362,7 @@ def _full_name(draft: Draft, given: str, line: int) -> str:
     options = table()
     if given in options:
         return given
-    longer = [name for name, option in options.items() if name.startswith(given) and not option.kit]
+    longer = _beginning_with(given)
     if len(longer) == 1 and given:
         draft.problems.append(
             Problem(
@@ -343,6 +377,12 @@ def _full_name(draft: Draft, given: str, line: int) -> str:
         )
         return longer[0]
     return given
+
+
+@functools.lru_cache(maxsize=4096)
+def _beginning_with(given: str) -> tuple[str, ...]:
+    """The options of the reference whose names begin so; a script may hold a hundred thousand words."""
+    return tuple(name for name, option in table().items() if name.startswith(given) and not option.kit)
 
 
 def _config_file(draft: Draft) -> None:

@@ -61,7 +61,7 @@ def test_variables(script: str, value: str) -> None:
 
 def test_arguments_that_powershell_adds() -> None:
     adding = '$ext = [System.Collections.ArrayList]::new()\n[void]$ext.Add("--lowram")'
-    script = f"{adding}\n{START} --seed 1 `\n --output_name x"
+    script = f"{adding}\n{START} --seed 1 `\n --output_name x $ext"
     assert values(read(script)) == {"seed": 1, "output_name": "x", "lowram": True}
 
 
