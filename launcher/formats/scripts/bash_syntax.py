@@ -287,9 +287,8 @@ class Parser:
             node = self._compound(word, line)
             self._redirections()
             return node
-        if len(self.tokens) > self.place + 2 and [token.operator for token in self.tokens[self.place + 1 : self.place + 3]] == [
-            "(", ")",
-        ]:  # fmt: skip
+        following = self.tokens[self.place + 1 : self.place + 3]
+        if [token.operator for token in following] == ["(", ")"]:
             self.place += 3
             return self._function(line, word)
         return self._simple(line)
