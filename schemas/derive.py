@@ -64,7 +64,7 @@ def _help(option: Option) -> str:
 
 def json_schema() -> dict[str, Any]:
     """Draft 2020-12 schema of the trainer's config; as its reader does, it takes options in sections too."""
-    options = {name: property_schema(option) for name, option in table().items() if not option.kit}
+    options = {name: property_schema(option) for name, option in table().items()}
     section = {"type": "object", "properties": options, "additionalProperties": False}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

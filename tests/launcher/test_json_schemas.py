@@ -9,6 +9,7 @@ import pytest
 from launcher.json_schemas import FOLDER, PUBLISHED, SCHEMAS, text
 from launcher.preflight import check_file
 from launcher.resolve import presets, resolve
+from schemas.config import table
 
 GOOD = {
     "dataset": {"general": {"resolution": [64, 64]}, "datasets": [{"subsets": [{"image_dir": "a", "num_repeats": 2}]}]},
@@ -83,3 +84,13 @@ def test_a_file_may_name_its_schema(tmp_path: Path, name: str, content: str) -> 
 def test_the_command_prints_it(kohyakit) -> None:
     assert json.loads(kohyakit("schema", "dataset").stdout)["title"] == "sd-scripts dataset_config"
     assert kohyakit("schema", "datset").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["stop_text_encoder_training", "save_peft", "skip_image_check", "sdxl_text_projection"]
+)
+def test_options_of_our_own_may_stand_in_a_toml(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    text = f'network_module = "networks.lora"\n{name} = {json.dumps(table()[name].default)}\n'
+    file.write_text(text, encoding="utf-8")
+    assert [one.code for one in check_file(resolve(str(file))).problems if one.key == name] == []
