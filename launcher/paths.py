@@ -123,7 +123,8 @@ def existing_results(resolved: Resolved) -> list[Path]:
     folder, name = output_dir(resolved), run_name(resolved)
     if not folder.is_dir():
         return []
-    pattern = re.compile(rf"{re.escape(name)}(-\d{{6}}|-step\d{{8}})?(\.safetensors|\.ckpt|\.pt|-state)")
+    base = rf"{re.escape(name)}(-\d{{6}}|-step\d{{8}})?"
+    pattern = re.compile(rf"{base}((\.ema|\.peft)?(\.safetensors|\.ckpt|\.pt)|-state)")
     found = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
     run = folder / f"{name}.run"
     return [*found, run] if has_begun(run) else found

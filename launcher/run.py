@@ -315,8 +315,9 @@ def what_next(plan: Plan, saved: Sequence[Path]) -> Iterator[str]:
     """After a run: what it left, how to look at it, and the two ways on."""
     resolved = plan.checked.resolved
     folder = str(paths.run_folder(resolved))
-    if len(saved) > 1:
-        yield f"    {len(saved)} saved in all, each as good a candidate as the last: compare them before you choose"
+    loras = [path for path in saved if path.is_file() and not path.stem.endswith((".ema", ".peft"))]
+    if len(loras) > 1:
+        yield f"    {len(loras)} saved in all, each as good a candidate as the last: compare them before you choose"
     yield f"    look at it:   {quoted(['kohyakit', 'report', folder])}"
     if plan.checked.scan is not None:
         own = [sample for sample in plan.checked.scan.samples if not sample.is_reg]

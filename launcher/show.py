@@ -37,6 +37,9 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield from row("model", config.pretrained_model_name_or_path or "not given", *own)
     yield from row("network", *_network(plan))
     yield from row("optimizer", _optimizer(plan))
+    if config.ema_decay:
+        beside = f"saved beside as {paths.run_name(resolved)}.ema.{config.save_model_as}"
+        yield from row("average", f"EMA of the weights, decay {config.ema_decay:g}, {beside}")
     yield from _data(plan)
     yield from _steps(plan)
     yield from row("results", str(paths.output_dir(resolved) / f"{paths.run_name(resolved)}.{config.save_model_as}"))

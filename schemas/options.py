@@ -66,6 +66,7 @@ class NetworkOptions:
     dim_from_weights: bool = opt(False, "Take rank and alpha from network_weights.")
     scale_weight_norms: float | None = opt(None, "Largest norm of an adapter's weights; larger ones are scaled down, 0 leaves them.", ge=0)
     stop_text_encoder_training: int | float = opt(0, "Step after which the text encoders learn no more; a decimal up to 1.0 is a share of the run, 0 is never.", ge=-1, ratio=True, kit=True)
+    ema_decay: float | None = opt(None, "Keep a moving average of the LoRA's weights and save it beside them as NAME.ema.safetensors; 0.999 is usual.", ge=0, le=0.999999, kit=True)
     base_weights: tuple[str, ...] = opt((), "LoRA files merged into the base model before training.", path=True)
     base_weights_multiplier: tuple[float, ...] = opt((), "Strength of each of those files.")
 
@@ -274,6 +275,7 @@ class SamplingOptions:
     sample_at_first: bool = opt(False, "Make preview pictures before the first step.", resume=True)
     sample_every_n_epochs: int | None = opt(None, "Make preview pictures every n epochs; overrides the steps.", resume=True)
     sample_prompts: str | None = opt(None, "Prompt file of the previews (.txt, .toml, .json).", path=True, resume=True)
+    ema_previews: bool = opt(False, "Make the previews with the moving average of ema_decay.", kit=True, resume=True)
     sample_sampler: Literal["ddim", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle", "k_lms", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a"] = opt("ddim", "Sampler of the previews.", resume=True)
 
 

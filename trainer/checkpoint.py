@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.lora_file import load_weights, model_hashes, peft_copy, save_peft_copy, save_weights
+from trainer.lora_file import ema_copy, load_weights, model_hashes, peft_copy, save_peft_copy, save_weights
 from trainer.metadata import BaseFile, DatasetFacts, RunFacts, build_metadata
 from trainer.states import load_state, newest_state, save_state
 
@@ -11,6 +11,7 @@ __all__ = [
     "DatasetFacts",
     "RunFacts",
     "build_metadata",
+    "ema_copy",
     "load_state",
     "load_weights",
     "model_hashes",

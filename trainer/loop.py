@@ -20,6 +20,7 @@ from trainer.cache import TextCache
 from trainer.checkpoint import load_weights
 from trainer.dataset.files import Scan
 from trainer.dataset.order import assign, batches_per_epoch
+from trainer.ema import Average
 from trainer.families import Conditioning, Family, Models, Sizes, get
 from trainer.faults import stopped
 from trainer.fused import FusedBackward, can_fuse
@@ -90,6 +91,7 @@ class Run:
     data: Scan
     at: Position
     fused: FusedBackward | None = None
+    average: Average | None = None
     norms: dict[str, float] = field(default_factory=dict)  # of the newest step, for the trackers
 
     # -- one step ------------------------------------------------------------------------------------------------------
@@ -177,6 +179,8 @@ class Run:
         if self.config.scale_weight_norms:
             scaled, mean, largest = self.adapter.apply_max_norm(self.config.scale_weight_norms)
             self.norms |= {"max_norm/keys_scaled": scaled, "max_norm/max_key_norm": largest, "norm/avg_key_norm": mean}
+        if self.average:
+            self.average.update()
         self.at.step += 1
         return loss, stopping > 0
 
@@ -282,6 +286,7 @@ def train(config: TrainConfig, family_name: str, found: Scan, stop: StopRequest 
     schedule = objective.noise_schedule(config.zero_terminal_snr, config.v_parameterization).to(accelerator.device)
     run = Run(config, accelerator, family, models, adapter, optimizer, scheduler, scaler, schedule, texts, caches,
               steps, found, Position())  # fmt: skip
+    run.average = Average.of(adapter, config)
     results.describe(run, found, assignment)
     if results.resumed:
         run.at = Position(**results.load_state(run))

@@ -76,6 +76,11 @@ def save_peft_copy(
     return copy
 
 
+def ema_copy(path: Path) -> Path:
+    """Where the moving average of a LoRA file's weights lies."""
+    return path.with_name(f"{path.stem}.ema{path.suffix}")
+
+
 def peft_copy(path: Path) -> Path:
     """Where the diffusers copy of a LoRA file goes."""
     return path.with_name(f"{path.stem}.peft.safetensors")

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,7 +193,8 @@ class Results:
         for name in moment.removes:
             if not name.endswith("-state"):
                 (self.folder.output / name).unlink(missing_ok=True)
-                checkpoint.peft_copy(self.folder.output / name).unlink(missing_ok=True)
+                for copy in (checkpoint.peft_copy, checkpoint.ema_copy):
+                    copy(self.folder.output / name).unlink(missing_ok=True)
         self.save_state(run, moment.state_name if moment.state else None)
         self._rotate_states(moment)
 
@@ -222,6 +223,13 @@ class Results:
                 checkpoint.save_weights(path, weights, metadata, save_as=save_as, dtype=dtype, modules=modules)
                 if self.config.save_peft:
                     written.append(checkpoint.save_peft_copy(path, weights, run.adapter.targets, dtype))
+            if run.average:
+                written.append(checkpoint.ema_copy(path))
+                if metadata:
+                    metadata |= {"kohyakit_ema_decay": f"{run.average.decay:g}"}
+                with run.average.applied():
+                    means, place = run.adapter.state_dict(), written[-1]
+                    checkpoint.save_weights(place, means, metadata, save_as=save_as, dtype=dtype, modules=modules)
         except UnsoundFile as fault:
             raise self._unsound(run, path, fault) from fault
         self.files.append(path)
@@ -345,8 +353,9 @@ class Results:
 
     @staticmethod
     def parts(run: Run) -> dict[str, Any]:
-        return {"adapter": run.adapter, "optimizer": run.optimizer.optimizer, "scheduler": run.scheduler,
-                "scaler": run.scaler}  # fmt: skip
+        parts = {"adapter": run.adapter, "optimizer": run.optimizer.optimizer, "scheduler": run.scheduler,
+                 "scaler": run.scaler}  # fmt: skip
+        return {**parts, "ema": run.average} if run.average else parts
 
     def _state_bytes(self, run: Run) -> int:
         return size_in_bytes([run.adapter.exact_state(), run.optimizer.optimizer.state_dict()])
@@ -386,7 +395,8 @@ class Results:
             for index, prompt in enumerate(self.prompts)
         ]  # fmt: skip
         mine = planned[self.accelerator.process_index :: self.accelerator.num_processes]
-        with run.optimizer.averaged(), torch.no_grad(), run.accelerator.autocast():
+        average = run.average.applied() if run.average and self.config.ema_previews else nullcontext()
+        with run.optimizer.averaged(), average, torch.no_grad(), run.accelerator.autocast():
             write_previews(run.models, run.family, mine, self.config, device=run.accelerator.device)
         made: list[Preview] = gather_object(mine)
         if self.main:

@@ -18,6 +18,7 @@ from schemas.network_args import (
     with_it,
     without,
 )
+from schemas.optimizers import resolve
 from schemas.problems import Problem, Severity, nearest
 from schemas.rules.arguments import network_args, network_values
 from schemas.rules.optimizers import installed
@@ -204,6 +205,19 @@ def peft_copies(config: TrainConfig, family: str | None) -> Iterator[Problem]:
             must=f"works for {', '.join(LORAS)} and for lycoris.kohya with algo=locon; other kinds have no form there",
             fix="--set save_peft=false",
         )
+
+
+@rule
+def average_of_the_weights(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """ema_decay is an average of its own, which schedule-free optimizers keep already; ema_previews needs it."""
+    if config.ema_previews and not config.ema_decay:
+        must = "has no effect: there is no average without ema_decay"
+        yield Problem(
+            code="no-effect", severity="note", key="ema_previews", got=True, must=must, fix="--set ema_previews=false"
+        )
+    if config.ema_decay and (resolve(config.optimizer_type) or "").endswith("ScheduleFree"):
+        must = f"does not go with {config.optimizer_type}, which keeps an average of its own and saves that"
+        yield Problem(code="two-averages", key="ema_decay", got=config.ema_decay, must=must, fix="--set ema_decay=")
 
 
 @rule

@@ -210,6 +210,8 @@ def estimate(
         "optimizer": 0 if paged else states,
         "activations": activation_bytes(config, family, largest_bucket, shape),
     }
+    if config.ema_decay:
+        parts["ema"] = 4 * trained
     parts["overhead"] = CONTEXT + int(WASTE * sum(parts.values()))
     loading = (shape.unet + sum(shape.text) + shape.vae) * size
     host = processes * (HOST_PROCESS + config.max_data_loader_n_workers * HOST_WORKER + (states if paged else 0))
@@ -255,7 +257,8 @@ def disk_bytes(
     trained = adapter_parameters(config, family, shape)
     saved = saved_numbers(config, family, (shape or SHAPES[family]).layers or usual(family))
     model = saved * {"fp16": 2, "bf16": 2, "float": 4, None: adapter_bytes(config)}[config.save_precision]
-    state = int(trained * (adapter_bytes(config) + optimizer_bytes(config)))
+    model *= 1 + bool(config.ema_decay) + config.save_peft
+    state = int(trained * (adapter_bytes(config) + optimizer_bytes(config) + (4 if config.ema_decay else 0)))
     held: dict[str, int] = {}
     there = fullest = 0
     for save in saves(config, steps):
