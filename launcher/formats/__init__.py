@@ -77,7 +77,19 @@ def read_text(text: str, format: str | None, file: str, overrides: Mapping[str, 
     except ConfigError as fault:
         raise ConfigError([_placed(problem, file) for problem in fault.problems]) from None
     draft.format, draft.file = name, file
+    draft.problems += _mostly_unknown(draft)
     return draft
+
+
+def _mostly_unknown(draft: Draft) -> list[Problem]:
+    """A file of which more keys are unknown than known is another program's, or none at all: never "ok"."""
+    fates = {name: fate.status for name, fate in draft.keys.items() if fate.status != "gui-only"}
+    strange = [name for name, status in fates.items() if status == "unknown"]
+    if len(strange) <= len(fates) - len(strange):
+        return []
+    few = ", ".join(strange[:4]) + (", ..." if len(strange) > 4 else "")
+    must = f"is no {draft.format} file as far as its keys tell: {len(strange)} of {len(fates)} are unknown ({few})"
+    return [Problem(code="mostly-unknown", must=must, file=draft.file, fix="choose a training config of Kohya's")]
 
 
 def _reader(name: str, text: str, file: str) -> Reader:

@@ -109,7 +109,7 @@ OTHERS: tuple[tuple[str, tuple[str, ...], int], ...] = (
         "--model_type", "--model_family", "--data_backend_config", "--pretrained_model_name_or_path",
     ), 2),
     ("a ComfyUI workflow", ("last_node_id", "last_link_id", "nodes", "links"), 2),
-    ("a package.json", ("dependencies", "devDependencies", "scripts"), 1),
+    ("a package.json", ("dependencies", "devDependencies", "scripts", "name", "version"), 2),
     ("arguments of a diffusers training script", (
         "instance_data_dir", "instance_prompt", "class_prompt", "num_train_epochs", "checkpointing_steps", "report_to",
         "validation_prompt", "rank", "adam_beta1",

@@ -13,6 +13,7 @@ from schemas.documents import parse_json, parse_toml
 from schemas.problems import ConfigError, Problem, error, nearest
 from schemas.textfile import CONFIG, read_text
 
+NO_OPTION = "is not an option of prompt lines, or lacks its value"
 STEPS = range(1, 1001)
 
 
@@ -50,7 +51,7 @@ OPTION = re.compile(r"([a-z]+)\s(.+)", re.IGNORECASE)
 WHOLE = ("width", "height", "seed", "sample_steps")
 FAR = 2.0**65  # neither nan nor an infinity is within, nor an integer that no float can hold
 RANGES = {  # a seed may be negative: torch takes it as it is
-    "width": (1, 16384), "height": (1, 16384), "seed": (-(2**63), 2**64 - 1), "sample_steps": (0, STEPS[-1]),
+    "width": (0, 16384), "height": (0, 16384), "seed": (-(2**63), 2**64 - 1), "sample_steps": (0, STEPS[-1]),
 }  # fmt: skip
 DECIMAL = ("scale", "guidance_scale", "cfg_trunc_ratio", "renorm_cfg")
 # Of other families, or of ControlNet: known, but nothing follows from them here.
@@ -72,11 +73,23 @@ def _parse(text: str) -> tuple[dict[str, Any], list[str]]:
     unread = []
     for option in options:
         read = _option(option)
-        if read is None:
+        if read is None or _cut(option):
             unread.append(option.strip())
-        else:
+        if read is not None:
             found[read[0]] = read[1]
     return found, unread
+
+
+def _cut(option: str) -> str | None:
+    """What is read of an option whose value goes on behind its number, as in --w 64abc; None where all of it is."""
+    match = OPTION.match(option.rstrip())
+    if not match or match[1].lower() not in CODES:
+        return None
+    key, form = CODES[match[1].lower()]
+    value = re.match(form, match[2])
+    if key not in (*WHOLE, *DECIMAL) or value is None or value.end() == len(match[2].rstrip()):
+        return None
+    return f"--{match[1]} {value[0]}"
 
 
 def _option(text: str) -> tuple[str, Any] | None:
@@ -180,6 +193,7 @@ def _meant(option: str) -> str:
 
 def _unread(options: Iterable[str], line: int | None, file: str) -> Iterator[Problem]:
     for option in options:
+        cut = None if SIZE.match(option.partition(" ")[2]) else _cut(option)
         if option.replace(" ", "") != "d-1":  # what GUIs write for a random seed
             yield Problem(
                 code="prompt-option",
@@ -188,8 +202,8 @@ def _unread(options: Iterable[str], line: int | None, file: str) -> Iterator[Pro
                 line=line,
                 key="sample_prompts",
                 got=f"--{option}",
-                must="is not an option of prompt lines, or lacks its value",
-                fix=_meant(option),
+                must=f"is read as {cut}, the rest is left out" if cut else NO_OPTION,
+                fix=f"write {cut}" if cut else _meant(option),
             )
 
 

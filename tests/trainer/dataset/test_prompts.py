@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas import ConfigError
+from schemas import ConfigError, Problem
 from trainer.dataset.prompts import parse_line, read_prompts
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "samples.json").read_text(encoding="utf-8"))["cases"]
@@ -72,3 +72,30 @@ def test_tables_may_lack_a_prompt_and_have_any_seed(tmp_path):
     path.write_text('[{"seed": -1}]')
     (prompt,) = read_prompts(path)
     assert (prompt.prompt, prompt.seed) == ("", -1)
+
+
+@pytest.mark.parametrize(
+    ("option", "said", "fix"),
+    [
+        ("--w 64x64", "is not an option of prompt lines, or lacks its value", "write --w 64 --h 64"),
+        ("--steps 20", "is not an option of prompt lines, or lacks its value", "write --s 20"),
+        ("--seed 5", "is not an option of prompt lines, or lacks its value", "write --d 5"),
+        ("--cfg 7", "is not an option of prompt lines, or lacks its value", "write --l 7"),
+        ("--neg bad", "is not an option of prompt lines, or lacks its value", "write --n bad"),
+        ("--w 64abc", "is read as --w 64, the rest is left out", "write --w 64"),
+        ("--l 7.5x", "is read as --l 7.5, the rest is left out", "write --l 7.5"),
+    ],
+)
+def test_options_that_do_nothing_are_named_with_the_right_one(option: str, said: str, fix: str) -> None:
+    problems: list[Problem] = []
+    read_prompts("a.txt", problems, text=f"# remark\na frog {option} --d 3\n")
+    assert [(one.severity, one.line, one.got, one.must, one.fix) for one in problems] == [
+        ("warning", 2, option, said, fix)
+    ]
+
+
+@pytest.mark.parametrize("size", ["16385", "99999999999"])
+def test_sizes_that_no_image_has_are_refused(size: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_prompts("a.txt", text=f"a frog --w {size}\n")
+    assert (caught.value.problems[0].key, caught.value.problems[0].line) == ("width", 1)

@@ -106,3 +106,11 @@ def test_bad_weights_are_found_before_training_where_the_parser_refuses_them():
             assert bad_weight(text)
         else:
             assert bad_weight(text) is None
+
+
+def test_a_lone_backslash_of_a_weighted_caption_is_dropped() -> None:
+    """As in the reference: a backslash escapes what follows it, and goes."""
+    from trainer.families.tokenizer import parse_weights
+
+    assert parse_weights("back\\slash (k:1.1)") == [("backslash ", 1.0), ("k", 1.1)]
+    assert parse_weights("a \\(b\\) \\\\ c") == [("a (b) \\ c", 1.0)]
