@@ -127,8 +127,11 @@ def test_a_trainer_that_waits_in_a_library_ends_with_its_launcher() -> None:
         "import signal, time\nimport trainer.signals\ntrainer.signals.DEAF_SECONDS = 0.1\n"
         "with trainer.signals.StopRequest():\n"
         "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
-        "    time.sleep(60)\n"
+        "    print('deaf', flush=True)\n    time.sleep(60)\n"
     )
     environment = {**os.environ, "KOHYAKIT_LIFELINE": "stdin"}
-    ended = subprocess.run([sys.executable, "-c", code], env=environment, input=b"", capture_output=True, timeout=30)
-    assert (ended.returncode, ended.stderr) == (130, b"interrupted before the first step\n")
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes) as child:  # type: ignore[call-overload]
+        assert child.stdout.readline() == b"deaf\n"
+        _, said = child.communicate(timeout=30)  # which closes its stdin
+    assert (child.returncode, said) == (130, b"interrupted before the first step\n")
