@@ -130,7 +130,7 @@ def test_a_trainer_that_waits_in_a_library_ends_with_its_launcher() -> None:
         "    print('deaf', flush=True)\n    time.sleep(60)\n"
     )
     environment = {**os.environ, "KOHYAKIT_LIFELINE": "stdin"}
-    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes) as child:  # type: ignore[call-overload]
         assert child.stdout.readline() == b"deaf\n"
         _, said = child.communicate(timeout=30)  # which closes its stdin
