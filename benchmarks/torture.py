@@ -317,6 +317,8 @@ def torment(case: Case, inputs: Path, place: Path, whole: Undisturbed, count: Co
             if not all(codes) or "already has results" not in (place / "output-0.txt").read_text():
                 count.lost.append(f"{label}: a complete run was begun again")
             break
+        if finished and not struck and "there is nothing left to train" in (place / "output-0.txt").read_text():
+            break  # killed after its last state, which stays
         if not struck:
             tail = (place / "output-0.txt").read_text()[-2000:]
             count.lost.append(f"{label}: a start failed by itself with {codes}, {kills} kills before\n{tail}")

@@ -112,7 +112,7 @@ def run_child(
         if lifeline is not None:
             os.close(options["stdin"])
         signals.take(child)
-        for data in _pieces(reader, signals.wakeup):
+        for data in _pieces(reader, signals.wakeup, signals.look):
             lines.feed(data)
         lines.close()
         os.close(reader)
@@ -120,11 +120,15 @@ def run_child(
     return Finished(exit_code(code, lines.lines, signals.heard), tuple(lines.lines), signals.heard)
 
 
-def _pieces(reader: int, wakeup: int) -> Iterator[bytes]:
-    """Output as it comes, until its last writer has closed it. A signal just before a read wakes it by `wakeup`."""
+def _pieces(reader: int, wakeup: int, look: Callable[[], None]) -> Iterator[bytes]:
+    """Output as it comes, until its last writer has closed it. A signal just before a read wakes it by `wakeup`.
+
+    Every second or so it has a `look` at what else may have happened.
+    """
     while True:
         if POSIX:
-            ready, _, _ = select.select([reader, wakeup], [], [])
+            ready, _, _ = select.select([reader, wakeup], [], [], 1.0)
+            look()
             if wakeup in ready:
                 os.read(wakeup, 512)
             if reader not in ready:
@@ -192,6 +196,11 @@ class Signals:
         self.child = child
         if self.heard:
             self._stop(child, signal.SIGINT)
+
+    def look(self) -> None:
+        """Trainers whose starter has died are asked to stop: several wait for each other through it, without end."""
+        if self.child is not None and self.child.poll() is not None:
+            self._let_go()
 
     def _hear(self, number: int, frame: object) -> None:
         if not self._wishes.hear() or self.child is None:

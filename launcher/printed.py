@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from launcher import paths
 from launcher.command import launch_words, quoted
-from launcher.data import carried_files
+from launcher.data import anchored, carried_files
 from launcher.files import secrets_of
 from launcher.plan import Plan
 from schemas.derive import typed_words
@@ -34,7 +34,7 @@ def printed_command(plan: Plan) -> Printed:
     """
     from launcher.run import SECRET_VARIABLES
 
-    resolved = plan.checked.resolved
+    resolved = anchored(plan.checked.resolved)  # the line may be run from another folder
     words = [sys.executable, "-m", "accelerate.commands.launch", *launch_words(plan.launch)]
     words += ["-m", "trainer", *typed_words(resolved.config)]
     folder = os.path.abspath(paths.run_folder(resolved))

@@ -110,12 +110,18 @@ def read_log(run: Path) -> Iterator[dict[str, Any]]:
 
 def _records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
-        try:
-            entry = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and _is_count(entry.get("step"), 0):
+        entry = record_in(line)
+        if entry is not None:
             yield entry
+
+
+def record_in(line: bytes) -> dict[str, Any] | None:
+    """The record of a line of log.jsonl; None where it is none, such as one that was cut off or damaged."""
+    try:
+        entry = parse_json(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and _is_count(entry.get("step"), 0) else None
 
 
 def last_step(run: Path) -> int | None:

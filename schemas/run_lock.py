@@ -78,10 +78,16 @@ def trainer_lock(run: Path) -> Lock:
 
 
 def in_use(run: Path) -> ConfigError | None:
-    """The refusal while a launcher or a trainer is at work on a run; None where nobody is. Changes nothing."""
+    """The refusal while a trainer or a launcher other than one's own is at work on a run. Changes nothing."""
     said = trainer_lock(run).holder()
-    said = launcher_lock(run).holder() if said is None else said
+    said = _other_launcher(run) if said is None else said
     return None if said is None else _refusal(run, said)
+
+
+def _other_launcher(run: Path) -> dict[str, Any] | None:
+    """What the launcher at work there has written, unless it is the one that started this process."""
+    said = launcher_lock(run).holder()
+    return None if said is None or said.get("token") == os.environ.get(VARIABLE, "") else said
 
 
 def hold_for_launcher(run: Path) -> tuple[Lock, str]:
@@ -105,8 +111,8 @@ def hold_for_trainer(run: Path, pids: Sequence[int]) -> tuple[Lock, list[int]]:
     before = lock.take(pids)
     if before is None:
         raise _refusal(run, read_object(lock.path))
-    launcher = launcher_lock(run).holder()
-    if launcher is not None and launcher.get("token") != os.environ.get(VARIABLE):
+    launcher = _other_launcher(run)
+    if launcher is not None:
         lock.free()
         raise _refusal(run, launcher)
     here = before.get("host") == socket.gethostname()

@@ -322,7 +322,6 @@ PARSING = {
     "launcher/spill.py": "the log of the run that is under way",
     "trainer/connection.py": "what the other processes of the run say",
     "trainer/captioning.py": "a journal that the run itself wrote",
-    "trainer/report.py": "the log that the run itself wrote",
     "trainer/families/architecture.py": "our own table",
 }
 PRINTING = {"schemas/terminal.py": "the door"}

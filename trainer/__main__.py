@@ -28,6 +28,7 @@ from schemas import ConfigError, Problem, TrainConfig, config, errors, own_word,
 from schemas.derive import add_flags
 from schemas.resuming import state_meant
 from schemas.rules import names
+from schemas.run_lock import in_use
 from schemas.signals import outlast_terminal
 from schemas.terminal import say
 from schemas.writing import disk_advice, disk_fault, disk_words
@@ -121,8 +122,13 @@ def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:
         read_prompts(read.sample_prompts)  # raises what is wrong with them, long before the first preview
     if errors(problems):
         raise ConfigError(problems)
-    if read.resume and not read.resume_from_huggingface:  # early; what counts is read again under the lock
-        state_meant(Path(read.resume), RunFolder.of(read).path, contents=False)
+    # Early; what counts is looked at again under the lock.
+    run = RunFolder.of(read).path
+    busy = in_use(run) if os.environ.get("RANK", "0") == "0" and not read.debug_dataset else None
+    if busy is not None:
+        raise busy
+    if read.resume and not read.resume_from_huggingface:
+        state_meant(Path(read.resume), run, contents=False)
     return family, found, problems
 
 

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from schemas.options import LoggingOptions
+from schemas.run_folder import record_in
 from schemas.terminal import plain, say
 from schemas.writing import write_atomically
 
@@ -52,8 +53,8 @@ class StepLog:
     """log.jsonl of a run folder. On resume, records at or past the resumed step are dropped, so steps never repeat."""
 
     def __init__(self, path: Path, *, keep_until: int) -> None:
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= keep_until]
-        write_atomically(path, lambda stream: stream.write("".join(kept).encode("utf-8")))
+        kept = [line for line, record in _records(path) if record["step"] <= keep_until]
+        write_atomically(path, lambda stream: stream.write(b"".join(kept)))
         # Unbuffered: what a full disk refuses is not tried again when the log is closed.
         self._stream = path.open("ab", buffering=0)
 
@@ -67,11 +68,14 @@ class StepLog:
         self._stream.close()
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole records only: a last line cut off by a kill is left out."""
+def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Whole records with their lines: one that a kill or a failing disk has spoilt is left out."""
     if not path.is_file():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+        return
+    for line in path.read_bytes().splitlines(keepends=True):
+        record = record_in(line) if line.endswith(b"\n") else None
+        if record is not None:
+            yield line, record
 
 
 def log_epoch(trackers: Iterable[Any], average: float, epoch: int, step: int) -> None:

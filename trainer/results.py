@@ -69,6 +69,7 @@ class Results:
         self._began = self._state_due = time.monotonic()
         self._facts: checkpoint.RunFacts | None = None
         self._hashing: list[Future[tuple[str, str]]] = []
+        self._named: states.Named | None = None
 
     def _previews(self) -> bool:
         return bool(self.config.sample_prompts) and bool(marks.previews(self.config, self.steps))
@@ -296,10 +297,11 @@ class Results:
         _sync(self.folder.log)  # the state must not know more than the log
         progress = {**asdict(run.at), **self._marks, "saves": [name] if name else []}
         if states.is_whole(folder):  # the same step: only its place in the run has another name
-            progress["saves"] = list(dict.fromkeys([*_names(folder), *progress["saves"]]))
+            progress["saves"] = list(dict.fromkeys([*self._kept().of(folder), *progress["saves"]]))
             states.write_progress(folder, progress)
         else:
             states.save_state(folder, self.parts(run), progress)
+        self._kept().add(folder, progress["saves"])
         if name and self.uploads and self.config.save_state_to_huggingface:
             self.uploads.send(folder, name)
         self._drop_unnamed(but=folder)
@@ -319,20 +321,29 @@ class Results:
             say(f"warning: no room for a training state: it takes {megabytes(self._state_bytes(run))}, "
                 f"{_free(self.folder.path)} are left in {self.folder.path}")  # fmt: skip
 
+    def _kept(self) -> states.Named:
+        """The states of this run, as soon as those of a past that is replaced are gone."""
+        if self._named is None:
+            self._named = states.Named(self.folder.path)
+        return self._named
+
     def _drop_unnamed(self, but: Path | None = None) -> None:
-        for state in states.states_in(self.folder.path):
-            if state != but and not _names(state):
-                states.remove_state(state)
+        for state in [state for state in self._kept().nameless if state != but]:
+            self._drop(state)
 
     def _rotate_states(self, moment: marks.Save) -> None:
         """A state may stand for a step and for an epoch: it goes with its last name."""
-        for state in states.states_in(self.folder.path):
-            names = _names(state)
-            left = [name for name in names if name not in moment.removes]
-            if names and not left:
-                states.remove_state(state)
-            elif left != names:
-                states.write_progress(state, {**_progress(state), "saves": left})
+        for state in self._kept().under(moment.removes):
+            left = [name for name in self._kept().of(state) if name not in moment.removes]
+            if not left:
+                self._drop(state)
+            elif (progress := states.read_progress(state)) is not None:
+                states.write_progress(state, {**progress, "saves": left})
+                self._kept().add(state, left)
+
+    def _drop(self, state: Path) -> None:
+        states.remove_state(state)
+        self._kept().forget(state)
 
     def load_state(self, run: Run) -> dict[str, int]:
         """Puts everything back where it was; the position to go on from."""
@@ -434,10 +445,6 @@ def set_rates(scheduler: Any, step: int) -> None:
 
 def _progress(state: Path) -> dict[str, Any]:
     return states.read_progress(state) or {"step": -1}
-
-
-def _names(state: Path) -> list[str]:
-    return list(_progress(state).get("saves", []))
 
 
 def _sync(path: Path) -> None:

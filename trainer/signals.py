@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -13,6 +14,8 @@ from typing import Any
 
 from schemas.signals import LIFELINE, Wishes, install, let_in, restore
 from trainer.early import leave
+
+DEAF_SECONDS = 10.0
 
 
 class StopRequest:
@@ -69,6 +72,9 @@ class StopRequest:
                 signal.pthread_kill(main, signal.SIGTERM)  # it also wakes the main thread from a system call
             else:
                 signal.raise_signal(signal.SIGINT)
+            time.sleep(DEAF_SECONDS)
+            if self._abandoned and not self.saves:  # nothing to save, and the main thread is deaf: in a library's wait
+                leave()
 
         threading.Thread(target=wait, name="lifeline", daemon=True).start()
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +148,41 @@ def sweep_states(run_folder: Path) -> None:
             path.rename(run_folder / match["name"])
         else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+class Named:
+    """The whole states of a run folder by the names that they stand for.
+
+    They are read once: a run may keep thousands, and each save asks for those that rotation drops. Whoever writes or
+    removes a state tells it.
+    """
+
+    def __init__(self, run_folder: Path) -> None:
+        self._names: dict[Path, list[str]] = {}
+        self._places: dict[str, Path] = {}
+        self.nameless: dict[Path, None] = {}
+        for state in all_states_in(run_folder):
+            if state.whole:
+                self.add(state.path, state.progress.get("saves", []))
+
+    def add(self, state: Path, names: Iterable[str]) -> None:
+        """A state that is there now, or has other names now."""
+        self.forget(state)
+        self._names[state] = list(names)
+        self._places |= dict.fromkeys(self._names[state], state)
+        if not self._names[state]:
+            self.nameless[state] = None
+
+    def forget(self, state: Path) -> None:
+        """A state that is gone."""
+        self.nameless.pop(state, None)
+        for name in self._names.pop(state, []):
+            if self._places.get(name) == state:
+                del self._places[name]
+
+    def of(self, state: Path) -> list[str]:
+        return list(self._names.get(state, []))
+
+    def under(self, names: Iterable[str]) -> list[Path]:
+        """The states that stand for one of these names, or more, by step."""
+        return sorted({self._places[name] for name in names if name in self._places})

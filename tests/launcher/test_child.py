@@ -226,3 +226,16 @@ def test_the_death_of_the_launcher_alone_lets_the_trainer_save(tmp_path: Path) -
     _, alive = psutil.wait_procs(below, timeout=20)
     assert alive == []
     assert mark.exists()
+
+
+def test_trainers_whose_starter_was_killed_are_asked_to_stop() -> None:
+    """Several wait for each other through it, so without it they would wait for ever."""
+    trainer = "import sys; sys.stdin.read(); print('heard', flush=True)"
+    starter = (
+        "import os, signal, subprocess, sys\n"
+        f"subprocess.Popen([sys.executable, '-c', {trainer!r}], start_new_session=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    written: list[bytes] = []
+    finished = run_child([sys.executable, "-c", starter], {**os.environ, "KOHYAKIT_LAUNCHED": "1"}, written.append)
+    assert (finished.code, b"".join(written)) == (-signal.SIGKILL, b"heard\n")

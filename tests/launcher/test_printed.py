@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -95,6 +96,17 @@ num_repeats = 2
     subprocess.run(["sh", "-c", prelude or "true"], check=True)
     found = scan(typed(trainer_words(line.stdout.rstrip("\n"))))
     assert [sample.repeats for sample in found.samples] == [2] * 4
+
+
+def test_the_printed_line_holds_from_any_folder(
+    kohyakit, preset, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = preset(train_data_dir=os.path.relpath(photos), output_dir="results")
+    found = kohyakit("launch", file, "--print-command")
+    assert found.exit_code == 0, found.output
+    config = typed(trainer_words(found.stdout.rstrip("\n")))
+    assert (config.train_data_dir, config.output_dir) == (str(photos), str(tmp_path / "results"))
 
 
 def test_secrets_are_named_and_not_printed(kohyakit, preset) -> None:

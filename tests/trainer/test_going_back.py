@@ -162,6 +162,11 @@ def test_a_trainer_without_its_launcher_leaves_the_run_to_another_one(
         assert start(resume=run, **STATES) == 1
         assert f"is being trained by process {other.pid}" in capsys.readouterr().err
         assert tree(run) == before
+        with monkeypatch.context() as patch:  # known before torch is there, and before it takes the lock itself
+            patch.setitem(sys.modules, "trainer.loop", None)
+            patch.setattr("trainer.results.hold_for_trainer", None)
+            assert start(resume=run, **STATES) == 1
+            assert start(overwrite=True, **STATES) == 1
         monkeypatch.setenv("KOHYAKIT_LOCK", token)
         assert start(resume=run, **STATES) == 0
     finally:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import schemas.run_folder
 from schemas.weights import read_header
 from trainer import cache_files, loop, lora_file, report, results, run_folder, sampling, states
 from trainer.plan import marks
@@ -268,6 +269,29 @@ def test_one_state_may_stand_for_a_step_and_an_epoch(start: Start, tmp_path: Pat
         "state-00000010": ["n0m3-000002-state"],
         "state-00000015": ["n0m3-step00000015-state", "n0m3-state"],
     }
+
+
+def test_a_save_reads_no_state_but_its_own_however_many_are_kept(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[Path] = []
+    real = schemas.run_folder.judge
+
+    def counted(folder: Path, **how: Any) -> Any:
+        judged.append(folder)
+        return real(folder, **how)
+
+    for module in (schemas.run_folder, states):
+        monkeypatch.setattr(module, "judge", counted)
+    counts = []
+    for steps in (4, 12):
+        judged.clear()
+        options: dict[str, Any] = {"output_name": f"n{steps}", "max_train_steps": steps, "save_every_n_steps": 1}
+        assert start(**options, save_state=True, save_last_n_steps_state=steps - 2) == 0
+        counts.append(len(judged))
+        kept = states.states_in(tmp_path / "out" / f"n{steps}.run")
+        assert [int(state.name[6:]) for state in kept] == list(range(2, steps + 1))
+    assert counts[1] - counts[0] <= 8 * 3  # of the eight saves more that the longer run makes
 
 
 def test_a_copy_within_an_epoch_tells_the_epochs_done_before_it(start: Start, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from schemas import ConfigError, TrainConfig
 from schemas.resuming import state_meant
 from trainer.dataset.order import BatchIndex, shard
 from trainer.plan.steps import Steps, count
+from trainer.report import StepLog
 from trainer.resuming import going_on
 from trainer.states import save_state
 
@@ -88,3 +89,11 @@ def test_a_run_folder_stands_for_its_newest_state(tmp_path: Path) -> None:
         state = state_meant(asked, run).state
         assert state is not None
         assert state.path == run / f"state-{meant:08d}"
+
+
+def test_lines_that_are_no_record_do_not_keep_a_log_from_being_gone_on_with(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    whole = b'{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1.5}\n'
+    log.write_bytes(b"\xff\xfe\n[1]\n" + whole + b'{"step": 9}\n{"step": "x"}\n{}\n[\n{"step": 2')
+    StepLog(log, keep_until=3).close()
+    assert log.read_bytes() == whole

@@ -119,3 +119,19 @@ def test_writing_to_a_closed_pipe_is_no_fault() -> None:
     done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=writer, cwd=root)
     os.close(writer)
     assert done.returncode == 7
+
+
+def test_a_trainer_that_waits_in_a_library_ends_with_its_launcher() -> None:
+    """Such as for a process that has died meanwhile: the main thread comes to no handler there."""
+    code = (
+        "import signal, time\nimport trainer.signals\ntrainer.signals.DEAF_SECONDS = 0.1\n"
+        "with trainer.signals.StopRequest():\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "    print('deaf', flush=True)\n    time.sleep(60)\n"
+    )
+    environment = {**os.environ, "KOHYAKIT_LIFELINE": "stdin"}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes) as child:  # type: ignore[call-overload]
+        assert child.stdout.readline() == b"deaf\n"
+        _, said = child.communicate(timeout=30)  # which closes its stdin
+    assert (child.returncode, said) == (130, b"interrupted before the first step\n")
