@@ -1,7 +1,7 @@
 """`python -m benchmarks.fixes FOLDER [--most N]`: applies every suggested fix and checks that it ends its finding.
 
-Each config file is checked as `validate` and as `plan` do, over a small real base model and folder of images. A fix that
-can be applied by a machine (`--set K=V`, `--trust NAME`, `--overwrite`) must take its finding away and bring no
+Each config file is checked as `validate` and as `plan` do, over a small real base model and folder of images. A fix
+that can be applied by a machine (`--set K=V`, `--trust NAME`, `--overwrite`) must take its finding away and bring no
 new error; alternatives must each do so alone. "correct X" says nothing and counts as a failure.
 """
 
@@ -104,12 +104,9 @@ def _checked(file: Path, sets: Sets, *, run: bool) -> tuple[Resolved | None, lis
 
 
 def _marks(resolved: Resolved | None, problems: list[Problem]) -> dict[Mark, Problem]:
-    """Findings by what they are about: a key of the file and the argument it sets are the same."""
+    """Findings by what they are about: a key of the file and the argument that has its value are the same."""
     arguments = {one.key: name for name, one in resolved.settings.items() if one.key} if resolved else {}
-    for key, fate in resolved.draft.keys.items() if resolved else ():
-        if fate.argument:
-            arguments.setdefault(key, fate.argument)
-    found = {}
+    found: dict[Mark, Problem] = {}
     for problem in problems:
         key = (problem.key or "").removeprefix("--set ")
         found.setdefault((problem.code, arguments.get(key, key)), problem)
