@@ -129,7 +129,7 @@ def read_accelerate_config(file: str) -> dict[str, Any]:
     found = {name: value for name, value in found.items() if name in (*ACCELERATE, "distributed_type")}
     for name, value in found.items():
         if name.startswith("num_") and not str(value).isdigit():
-            raise error("bad-value", "must be a whole number", file=file, key=name, got=value, fix=f"correct {name}")
+            raise error("bad-value", "must be a whole number", file=file, key=name, got=value, fix=f"write {name}: 1")
     return found
 
 

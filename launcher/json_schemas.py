@@ -217,7 +217,13 @@ def _faults(draft: Draft) -> Iterator[Problem]:
         said.add(path)
         place: dict[str, Any] = {"key": path, "file": draft.file, "line": draft.lines.get(path)}
         must = _must(fault.validator, fault.validator_value)
-        yield Problem(code="bad-value", must=must, got=fault.instance, fix=f"correct {path}", **place)
+        yield Problem(
+            code="bad-value",
+            must=must,
+            got=fault.instance,
+            fix=f"remove {path} for the default, or write what is allowed",
+            **place,
+        )
 
 
 def _must(rule: str, wanted: Any) -> str:

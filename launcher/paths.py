@@ -81,12 +81,22 @@ def _unused(resolved: Resolved, name: str) -> bool:
     return name == "metadata_thumbnail" and str(config.metadata_thumbnail).startswith("data:")
 
 
+def without(resolved: Resolved, name: str) -> str:
+    """The --set words that leave a path out, with those of the options that need it."""
+    config = resolved.config
+    if name == "logging_dir" and config.log_with:
+        return "--set logging_dir= --set log_with="
+    if name == "network_weights" and config.dim_from_weights:
+        return "--set network_weights= --set dim_from_weights=false"
+    return f"--set {name}="
+
+
 def _path_problem(resolved: Resolved, option: Option, path: str) -> Problem | None:
     name = option.name
     setting = resolved.settings.get(name)
     given_here = setting is not None and setting.origin in ("--set", "computed")
-    required = name in ("output_dir", "train_data_dir")
-    fix = f"--set {name}=PATH" if required else f"--set {name}=PATH, or --set {name}= to go without"
+    required = name in ("output_dir", "train_data_dir", "dataset_config")
+    fix = f"--set {name}=PATH" if required else f"--set {name}=PATH, or {without(resolved, name)} to go without"
     if not given_here and foreign(path) and not os.path.exists(path):
         must = "is a path of another machine; it is not created here"
         return Problem(code="foreign-path", key=name, got=path, must=must, fix=fix)

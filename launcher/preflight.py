@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import paths
 from launcher.machine import Machine, adapt
-from launcher.resolve import Resolved
+from launcher.resolve import Resolved, standing
 from schemas.problems import ConfigError, Problem, errors
 from schemas.terminal import shell_word
 from trainer.plan.adapt import Adapted
@@ -50,7 +50,7 @@ def check_file(resolved: Resolved) -> Checked:
     from launcher import consent, data, json_schemas
 
     resolved, problems = effective(data.unpack(resolved))
-    problems += json_schemas.problems(resolved.draft, problems)
+    problems += standing(resolved.draft, resolved.sets, json_schemas.problems(resolved.draft, problems))
     problems += consent.asked(resolved)
     family = resolved.draft.family
     for problem in rules_say(resolved, family):
@@ -278,7 +278,7 @@ def network_weights(resolved: Resolved, family: str | None) -> list[Problem]:
         file = str(weights.lora_file(path)) if path else ""
         if not path or not os.path.isfile(file) or not file.endswith(".safetensors"):
             continue
-        go_without = f"--set {key}= to go without"
+        go_without = f"{paths.without(resolved, key)} to go without"
         try:
             header = weights.read_header(file)
             facts = weights.lora_facts(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -129,6 +130,7 @@ def resolve(file: str, sets: Mapping[str, str] | None = None, *, format: str | N
             name: replace(value, origin="preset") if value.origin == "file" else value
             for name, value in draft.arguments.items()
         }
+    draft.problems = standing(draft, sets, draft.problems)
     _refuse_unknown(overrides, draft)
     return settle(draft, sets)
 
@@ -204,6 +206,20 @@ def settle(draft: Draft, sets: Mapping[str, str] | None = None) -> Resolved:
     return replace(resolved, problems=placed)
 
 
+def standing(draft: Draft, sets: Mapping[str, str], found: Iterable[Problem]) -> list[Problem]:
+    """Findings of the file without those about what --set replaces, and without the advice that --set has followed."""
+
+    def over(problem: Problem) -> bool:
+        key = problem.key or ""
+        fate = draft.keys.get(key)
+        about = {key, *([fate.argument] if fate else [])}
+        about |= {name for name, setting in draft.arguments.items() if setting.key == key}
+        advised = set(re.findall(r"--set (\w+)=", problem.fix or "")) if problem.severity != "error" else set()
+        return bool(about & set(sets) or advised & set(sets))
+
+    return [problem for problem in found if not over(problem)]
+
+
 def _secret_texts(settings: dict[str, Setting]) -> list[Problem]:
     """Blanks what looks like a token in options that are written into files, such as comments and names."""
     from launcher.files import blanked
@@ -216,7 +232,9 @@ def _secret_texts(settings: dict[str, Setting]) -> list[Problem]:
         settings[name] = replace(setting, value=blanked(setting.value))
         must = "holds what looks like a secret, which is blanked: it would be written into files"
         key = setting.key or name
-        found.append(Problem(code="secret-in-text", severity="warning", key=key, must=must, fix=f"correct {key}"))
+        found.append(
+            Problem(code="secret-in-text", severity="warning", key=key, must=must, fix=f"take the secret out of {key}")
+        )
     return found
 
 

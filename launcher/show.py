@@ -33,7 +33,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield style(f"{resolved.draft.file}: a {resolved.draft.kind} for {family}", bold=True)
     config = plan.config
     own = [f"{problem.key} {problem.must}" for problem in plan.problems if problem.code == "from-base-model"]
-    own += [one.must for one in plan.checked.problems if one.code == "text-projection"][:1]
+    own += [one.must for one in plan.checked.problems if one.code.startswith("text-projection")][:1]
     yield from row("model", config.pretrained_model_name_or_path or "not given", *own)
     yield from row("network", *_network(plan))
     yield from row("optimizer", _optimizer(plan))

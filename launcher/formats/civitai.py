@@ -194,7 +194,15 @@ def _key(draft: Draft, key: str, value: Any, params: Mapping[str, Any]) -> None:
     elif value is None or value == "":
         draft.keys[key] = Fate("no-effect", argument, table()[argument].default, "empty means off")
     elif isinstance(value, (Mapping, list)):
-        _problem(draft, "bad-value", key, value, "must be one value", severity="error", fix=f"correct {key}")
+        _problem(
+            draft,
+            "bad-value",
+            key,
+            value,
+            "must be one value",
+            severity="error",
+            fix=f"write one number or text for {key}, or remove {key}",
+        )
         draft.keys[key] = Fate("renamed", argument, None)
     else:
         _argument(draft, key, name, argument, value, params)

@@ -75,9 +75,11 @@ def text_projection_of_sdxl(config: TrainConfig, family: str | None) -> Iterator
     if family == "sdxl" and is_single_file(config):
         must = "the base model's text_projection is read transposed, as image programs do; Kohya takes it as stored"
         fix: str | None = "--set sdxl_text_projection=as_stored to train on as Kohya would"
+        code = "text-projection"
         if config.sdxl_text_projection == "as_stored":
+            code += "-as-stored"
             must, fix = "the base model's text_projection is read as Kohya does; image programs transpose it", None
-        yield Problem(code="text-projection", severity="note", key="sdxl_text_projection",
+        yield Problem(code=code, severity="note", key="sdxl_text_projection",
                       got=config.sdxl_text_projection, must=must, fix=fix)  # fmt: skip
 
 
@@ -284,7 +286,7 @@ def logging_options(config: TrainConfig, family: str | None) -> Iterator[Problem
             code="missing-option",
             key="logging_dir",
             must=f"must be given for log_with {config.log_with}",
-            fix="--set logging_dir=FOLDER",
+            fix="--set logging_dir=FOLDER, or --set log_with= to go without",
         )
     for package in trackers:
         if importlib.util.find_spec(package) is None:

@@ -313,7 +313,7 @@ def weights_to_start_from(config: TrainConfig, family: str | None) -> Iterator[P
             key="dim_from_weights",
             got=True,
             must="needs network_weights",
-            fix="--set network_weights=FILE, or remove dim_from_weights",
+            fix="--set network_weights=FILE, or --set dim_from_weights=false",
         )
     if len(config.base_weights_multiplier) > len(config.base_weights):
         yield Problem(

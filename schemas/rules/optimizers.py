@@ -64,7 +64,8 @@ def known_optimizer(config: TrainConfig, family: str | None) -> Iterator[Problem
             key="optimizer_type",
             got=config.optimizer_type,
             must=f"must be one of {', '.join(names)}, or a dotted class name",
-            fix=f"--set optimizer_type={guess or 'AdamW'}",
+            fix=f"--set optimizer_type={guess or 'AdamW'}"
+            + (" --set optimizer_args=" if config.optimizer_args else ""),
         )
         return
     if config.optimizer_type.strip() in ELSEWHERE:
@@ -184,6 +185,15 @@ def _adafactor_by_its_class(config: TrainConfig, row: Optimizer, given: dict[str
         )
 
 
+def _lower(config: TrainConfig) -> Iterator[str]:
+    """A usual rate in place of each that is far too high, and of the one that counts where no other is given."""
+    for name in ("learning_rate", "unet_lr", "text_encoder_lr"):
+        given = getattr(config, name)
+        rates = given if isinstance(given, tuple) else (given,)
+        if name == "learning_rate" or any(rate and rate >= 0.1 for rate in rates):
+            yield f"--set {name}=1e-4"
+
+
 @rule
 def rates_fit_the_optimizer(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """Self-tuning optimizers want rates of about 1 and one rate for all; the others diverge with such rates."""
@@ -210,7 +220,7 @@ def rates_fit_the_optimizer(config: TrainConfig, family: str | None) -> Iterator
             key="learning_rate",
             got=max(rates),
             must="is a rate for Prodigy or D-Adaptation; others usually diverge with it",
-            fix="--set learning_rate=1e-4, or choose Prodigy",
+            fix=" ".join(_lower(config)) + ", or choose Prodigy",
         )
 
 

@@ -207,14 +207,18 @@ def _table_problems(values: Mapping[str, Any], known: Mapping[str, str], place: 
                 "key": key,
                 "got": value,
                 "must": MUST[known[name]] + _bounds(name),
-                "fix": f"correct {name}",
+                "fix": f"remove {name} for the default, or write what is allowed",
             }
 
 
 def _path_problems(name: str, key: str, value: str) -> Iterator[dict[str, Any]]:
     fault = fault_of_path(value)
     if fault is not None:
-        fix = f"{name} = '{fault[1]}'" if fault[1] else f"correct {name}"
+        fix = (
+            f"{name} = '{fault[1]}'"
+            if fault[1]
+            else f"write {name} without quotes, blanks at the ends and control characters"
+        )
         yield {"code": "bad-value", "key": key, "got": value, "must": fault[0], "fix": fix}
 
 

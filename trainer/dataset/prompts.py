@@ -286,9 +286,18 @@ def _wrong(values: dict[str, Any], place: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(code="bad-value", key=key, got=value, must=must, fix=fix, **place)
         elif key == "scale" and not number:
             must = f"must be a finite number below {FAR:.2g}"
-            yield Problem(code="bad-value", key=key, got=value, must=must, fix=f"correct {key}", **place)
+            yield Problem(
+                code="bad-value", key=key, got=value, must=must, fix=f"write {key} = 7.5, or leave {key} out", **place
+            )
         elif key == "negative_prompt" and not isinstance(value, str):
-            yield Problem(code="bad-value", key=key, got=value, must="must be text", fix=f"correct {key}", **place)
+            yield Problem(
+                code="bad-value",
+                key=key,
+                got=value,
+                must="must be text",
+                fix=f"put {key} in quotes, or leave it out",
+                **place,
+            )
     sampler, samplers = values.get("sample_sampler"), table()["sample_sampler"].choices
     if sampler is not None and sampler not in samplers:
         guess = nearest(str(sampler), samplers)

@@ -268,12 +268,18 @@ def misfits(config: TrainConfig, family: str, model: str | None) -> Iterator[Pro
         yield from _oft_misfit(config, given, layers)
     made = list(adapter(config, family, layers))
     if not made:
+        plain = config.network_module in (None, "networks.lora")
+        both = "--set network_train_unet_only=false --set network_train_text_encoder_only=false"
         yield Problem(
             code="nothing-to-train",
             key="network_args" if config.network_args else "network_module",
             got=" ".join(config.network_args) or config.network_module,
             must="leaves no layer of the base model to adapt",
-            fix="--set network_args=" if config.network_args else "--set network_module=networks.lora",
+            fix="--set network_args="
+            if config.network_args
+            else both
+            if plain
+            else "--set network_module=networks.lora",
         )
     texts, _ = network_args(config.network_args)
     hopeless = next((layer for layer, found in made if 0 in found.get("oft_blocks", ())), None)

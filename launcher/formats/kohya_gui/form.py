@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.formats.base import Origin
 from launcher.formats.kohya_gui.document import Document
-from launcher.formats.kohya_gui.table import Key, defaults, hidden, keys, outside, read_key, unset
+from launcher.formats.kohya_gui.table import Key, defaults, hidden, keys, legal, outside, read_key, unset
 from schemas.problems import Problem, nearest
 
 BOXES = (
@@ -88,7 +88,7 @@ def _take(form: Form, key: Key, raw: Any, place: Mapping[str, Any], *, words: bo
     if reading.severity == "error":
         form.bad.add(key.name)
         guess = nearest(raw, [str(choice) for choice in key.choices]) if isinstance(raw, str) else None
-        fix = f"did you mean {guess}?" if guess else f"correct {key.name}"
+        fix = f"did you mean {guess}?" if guess else legal(key)
         form.problems.append(Problem(code="bad-value", must=reading.said or "", fix=fix, **shown))
         return
     form.bad.discard(key.name)

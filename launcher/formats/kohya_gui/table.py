@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from schemas.config import table as options
 from schemas.problems import Severity
+from schemas.terminal import shell_word
 
 Role = Literal["argument", "network", "launch", "box", "form", "parameters", "tab"]
 LARGEST = 2**63 - 1  # a TOML integer
@@ -196,6 +197,12 @@ def must(key: Key) -> str:
         return "must be one of " + ", ".join(str(choice) for choice in key.choices if choice != "")
     words = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "path": "a path"}
     return f"must be {words[key.type]}"
+
+
+def legal(key: Key) -> str:
+    """The value that a form starts with, for one that cannot be read."""
+    word = "" if key.default is None else str(key.default).lower() if isinstance(key.default, bool) else key.default
+    return f"--set {key.name}={shell_word(str(word))}, what an untouched form has"
 
 
 def outside(key: Key, value: Any) -> str | None:

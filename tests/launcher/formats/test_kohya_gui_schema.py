@@ -30,7 +30,7 @@ def test_todays_form_and_odd_spellings_pass() -> None:
 def test_findings_have_key_line_and_fix() -> None:
     found = validate_document({"epoch": "x", "LoRA_type": "Standrad"}, {"epoch": 2, "LoRA_type": 3})
     assert {(p.code, p.key, p.line, p.fix) for p in found} == {
-        ("bad-value", "epoch", 2, "correct epoch"),
+        ("bad-value", "epoch", 2, "--set epoch=1, what an untouched form has"),
         ("bad-value", "LoRA_type", 3, "did you mean Standard?"),
     }
 
