@@ -214,8 +214,9 @@ def standing(draft: Draft, sets: Mapping[str, str], found: Iterable[Problem]) ->
         fate = draft.keys.get(key)
         about = {key, *([fate.argument] if fate else [])}
         about |= {name for name, setting in draft.arguments.items() if setting.key == key}
-        advised = set(re.findall(r"--set (\w+)=", problem.fix or "")) if problem.severity != "error" else set()
-        return bool(about & set(sets) or advised & set(sets))
+        advised = re.findall(r"--set (\w+)=([^\s,]*)", problem.fix or "") if problem.severity != "error" else []
+        followed = (name in sets and (value.isupper() or sets[name] == value) for name, value in advised)
+        return bool(about & set(sets)) or any(followed)
 
     return [problem for problem in found if not over(problem)]
 
