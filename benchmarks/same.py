@@ -187,17 +187,20 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=list(RUNS), help="this run alone; may be repeated")
     words = parser.parse_args()
     words.folder.mkdir(parents=True, exist_ok=True)
-    changed = 0
+    changed = looked = 0
     for name, record in measured(words.only or list(RUNS), words.files):
         kept = words.folder / f"{name}.json"
         text = json.dumps(record, indent=1, sort_keys=True, default=str)
         if words.verb == "record":
             kept.write_text(text, encoding="utf-8")
             continue
+        looked += 1
         found = list(differences(json.loads(kept.read_text(encoding="utf-8")), json.loads(text)))
         changed += bool(found) and name.startswith("run-")
         for line in found:
             print(f"{name}{line}")
+    if words.verb == "check":
+        print(f"{looked} records, {changed} runs changed")
     return 1 if changed else 0
 
 

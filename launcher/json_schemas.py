@@ -135,7 +135,9 @@ def _shapes(keys: Mapping[str, str]) -> dict[str, Any]:
         option = table().get(ARGUMENTS.get(name, name))
         said = DATASET_WORDS.get(name) or (option.doc if option else name)
         default = {"default": option.default} if option and option.default not in (None, ()) else {}
-        found[name] = {"title": name, "description": said, **shapes[kind], **default}
+        marks = option.marks if option and kind in ("int", "float") else {}
+        bounds = {word: marks[mark] for mark, word in (("ge", "minimum"), ("le", "maximum")) if mark in marks}
+        found[name] = {"title": name, "description": said, **shapes[kind], **default, **bounds}
     return found
 
 

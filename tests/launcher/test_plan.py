@@ -149,3 +149,17 @@ def test_earlier_results_are_named(kohyakit, preset, tmp_path: Path) -> None:
     assert found.exit_code == 1
     assert "frog.safetensors" in found.stderr
     assert kohyakit("plan", preset(), "--set", "overwrite=true").exit_code == 0
+
+
+def test_many_findings_of_one_kind_are_one_line_and_all_in_the_document(kohyakit, preset, tmp_path: Path) -> None:
+    data = tmp_path / "data.toml"
+    data.write_text(
+        "".join(f'[[datasets]]\nbatch_size = 0\n[[datasets.subsets]]\nimage_dir = "{n}"\n' for n in range(6))
+    )
+    for command, file in (("validate", data), ("plan", preset(dataset_config=str(data), train_data_dir=""))):
+        said = kohyakit(command, file).stderr
+        assert said.count("batch_size: must be") == 1, said
+        assert "and 5 more like it (--json has all)" in said
+        document = json.loads(kohyakit(command, file, "--json").stdout)
+        found = document["problems"] if command == "plan" else document["files"][0]["problems"]
+        assert sum("batch_size" in (one["key"] or "") for one in found) == 6

@@ -51,6 +51,19 @@ def test_the_fix_of_a_mismatch_mends_it(preset, checkpoint) -> None:
     assert "family-mismatch" not in codes(check_run(resolved))
 
 
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("sd15-character", "sdxl-character"), ("sd15-locon", "sdxl-locon"), ("sd15-anime", "sdxl-character")],
+)
+def test_a_mismatch_under_a_shipped_preset_names_the_preset_to_use(name, other, checkpoint, photos, tmp_path) -> None:
+    sets = {"pretrained_model_name_or_path": str(checkpoint("sdxl")), "output_dir": str(tmp_path / "out")}
+    checked = check_run(resolve(name, {**sets, "train_data_dir": str(photos)}))
+    (problem,) = [problem for problem in checked.problems if problem.code == "family-mismatch"]
+    assert f"use the preset {other}" in str(problem.fix)
+    mended = check_run(resolve(other, {**sets, "train_data_dir": str(photos)}))
+    assert "family-mismatch" not in codes(mended)
+
+
 def test_an_sd_scripts_file_takes_the_family_of_its_checkpoint(checkpoint, photos, tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(

@@ -51,3 +51,11 @@ def test_network_args_without_a_sign_raise_all_at_once() -> None:
     with pytest.raises(ConfigError) as fault:
         parse_network_args(["conv_dim", "=4"])
     assert [problem.got for problem in fault.value.problems] == ["conv_dim", "=4"]
+
+
+@pytest.mark.parametrize("text", ["weight_decay=0.01 betas=0.9,0.99", "weight_decay=0.01, betas=0.9,0.99"])
+def test_several_arguments_in_one_text_are_written_apart(text: str) -> None:
+    _, (problem,) = parse_literal_args([text], "optimizer_args")
+    assert problem.fix == 'write them apart: ["weight_decay=0.01", "betas=0.9,0.99"]'
+    _, (problem,) = parse_literal_args(["name=a b"], "optimizer_args")
+    assert problem.fix == "put the text in quotes: name='a b'"
