@@ -125,7 +125,8 @@ def _after(file: Path, sets: Sets, mark: Mark, before: Mapping[Mark, Problem], *
         return "leaves its finding standing"
     known = {one for one, problem in before.items() if problem.severity == "error"}
     for one, problem in marks.items():
-        if problem.severity == "error" and one not in known:
+        promised = problem.code == "missing-package" and f"first: {problem.fix}" in (old.fix or "")
+        if problem.severity == "error" and one not in known and not promised:
             return f"brings {problem.code}: {problem.key}: {problem.must}"
     return None
 

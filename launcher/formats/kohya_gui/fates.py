@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,11 +44,14 @@ def _here(name: str, raw: Any) -> str | None:
     return None
 
 
+TRACKERS = ("tensorboard", "wandb")  # packages under the names that log_with has for them
+
+
 def _set(name: str, value: Any) -> str:
-    """The words that give `name` that value."""
-    return (
-        f"--set {name}={str(value).lower() if isinstance(value, bool) else shell_word(hidden(name, value))} to have it"
-    )
+    """The words that give `name` that value, and what it needs first."""
+    word = str(value).lower() if isinstance(value, bool) else shell_word(hidden(name, value))
+    needs = value if name == "log_with" and value in TRACKERS and importlib.util.find_spec(value) is None else None
+    return f"--set {name}={word} to have it" + (f" (first: pip install {needs})" if needs else "")
 
 
 class Judge:
