@@ -251,8 +251,12 @@ def _must(option: Option, *, beyond: bool = False) -> str:
 
 def mend(option: Option, value: Any) -> str:
     """A --set word that can be read, for a refused value: what was meant, the nearest, or the default."""
+    usual = option.marks.get("instead")
+    default = (
+        f"--set {option.name}= for the default" if usual is None else f"--set {option.name}={usual}, a usual value"
+    )
     if option.secret or option.many or option.kind not in (int, float):
-        return f"--set {option.name}= for the default"
+        return default
     word = str(value).strip()
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?", word):
         point = word.replace(",", ".")
@@ -267,9 +271,9 @@ def mend(option: Option, value: Any) -> str:
             number = float(word)
         except ValueError:
             break
-        if bound is not None and (number < bound if mark == "ge" else number > bound):
+        if usual is None and bound is not None and (number < bound if mark == "ge" else number > bound):
             return f"--set {option.name}={bound}, the nearest that is allowed"
-    return f"--set {option.name}= for the default"
+    return default
 
 
 def from_flat(

@@ -24,14 +24,16 @@ def opt(
     sdxl: bool = False,
     ratio: bool = False,
     kit: bool = False,
+    instead: Any = None,
 ) -> Any:
     """One option: default, one sentence, closed or open bounds.
 
     `secret` values are never printed or written; `path` values name a file or folder, and files are named after `name_of_files`;
-    `resume` options may change when a run is resumed; `sdxl` ones exist for SDXL only; `ratio` takes a whole number, or a share up to 1.0; `kit` ones are not the reference's.
+    `resume` options may change when a run is resumed; `sdxl` ones exist for SDXL only; `ratio` takes a whole number, or a share up to 1.0; `kit` ones are not the reference's;
+    `instead` is the value to advise for a refused one where neither the default nor the bound makes a run.
     """
     facts = {"ge": ge, "gt": gt, "le": le}
-    marks = {"secret": secret, "path": path, "name_of_files": name_of_files, "resume": resume, "sdxl": sdxl, "ratio": ratio, "kit": kit}
+    marks = {"secret": secret, "path": path, "name_of_files": name_of_files, "resume": resume, "sdxl": sdxl, "ratio": ratio, "kit": kit, "instead": instead}
     given = {name: value for name, value in {**facts, **marks}.items() if value is not None and value is not False}
     return field(default=default, metadata={"doc": doc, **given})
 
@@ -75,7 +77,7 @@ class NetworkOptions:
 class OptimizerOptions:
     """Optimizer, rates and length of the run."""
 
-    max_train_steps: int = opt(1600, "Length of the run in optimizer steps.", ge=0, resume=True)
+    max_train_steps: int = opt(1600, "Length of the run in optimizer steps.", ge=0, resume=True, instead=1600)
     max_train_epochs: int | None = opt(None, "Length of the run in epochs; overrides max_train_steps.", ge=1, resume=True)
     seed: int | None = opt(None, "Seed of everything random; drawn and recorded if unset.", ge=0, le=4294967295)
     gradient_accumulation_steps: int = opt(1, "Batches summed up into one step.", ge=1)
@@ -146,7 +148,7 @@ class DataOptions:
     face_crop_aug_range: str | None = opt(None, "Crop around the face given in the file name, scaled by two numbers such as 2.0,4.0.")
     random_crop: bool = opt(False, "Cut at a random place instead of the centre; excludes cached latents.")
     debug_dataset: bool = opt(False, "Show what would be trained on, then stop.")
-    resolution: str | None = opt(None, "Training size: one number, or width,height.")
+    resolution: str | None = opt(None, "Training size: one number, or width,height.", instead="512,512")
     resize_interpolation: Literal["lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area"] | None = opt(None, "Filter for resizing; by default area to shrink, Lanczos to enlarge.")
     alpha_mask: bool = opt(False, "Use the pictures' transparency as loss mask.")
     dataset_class: str | None = opt(None, "Dotted name of a dataset class of your own; needs trust.")
@@ -159,7 +161,7 @@ class DataOptions:
     conditioning_data_dir: str | None = opt(None, "Folder of mask pictures for masked loss.", path=True)
     dataset_config: str | None = opt(None, "TOML or JSON that describes the datasets.", path=True)
     validation_seed: int | None = opt(None, "Seed of the split into training and validation; the run's seed if unset.", ge=0)
-    validation_split: float = opt(0.0, "Share of the pictures kept aside for validation.", ge=0, le=1)
+    validation_split: float = opt(0.0, "Share of the pictures kept aside for validation.", ge=0, le=1, instead=0.1)
     validate_every_n_steps: int | None = opt(None, "Validate every n steps.", ge=0, resume=True)
     validate_every_n_epochs: int | None = opt(None, "Validate every n epochs.", ge=0, resume=True)
     max_validation_steps: int | None = opt(None, "Most batches in one validation.", ge=0, resume=True)

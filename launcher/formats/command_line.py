@@ -52,6 +52,8 @@ STOP = ("|", "||", "&&", "&", ";", ">", ">>", "2>&1", "<")
 UNSET = "is a variable that the file does not set"
 FILL_IN = "write the command with the value that it has when you run it"
 MOST_DOUBTS = 50
+SECRET = re.compile(r"token|secret|passw|api_?key|wandb_?key", re.I)
+NOT_A_VALUE = re.compile(r"[\"']?[$%]|-|(?:if|not|exist|test|equ|neq)\Z|(?=.*(?:" + SECRET.pattern + r"))\w+\Z|:", re.I)
 OF_SUFFIX = {".sh": "bash", ".ps1": "powershell", ".bat": "cmd", ".cmd": "cmd"}
 READERS: dict[str, Callable[[str], State]] = {"bash": bash.read, "powershell": powershell.read, "cmd": cmd.read}
 SIGNS = (
@@ -103,6 +105,8 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
     arguments = words if place is None else words[place + 1 :]
     _name_doubts(draft, command)
     _lost_options(draft, commands)
+    if shell_of(text, file) == "bash":
+        _lost_backslashes(draft, arguments)
     _parse(draft, arguments)
     if not draft.keys and not draft.problems:
         _add(
@@ -164,10 +168,33 @@ def _name_doubts(draft: Draft, command: Command) -> None:
             draft,
             "unresolved-variable" if doubt.variable else "undecided-script",
             f"{doubt.why}; the training command depends on it",
-            got=doubt.got,
+            got=_without_secrets(doubt.got),
             line=doubt.line,
             fix="put the value in its place" if doubt.variable else FILL_IN,
         )
+
+
+def _without_secrets(got: str) -> str:
+    """What a doubt is about, without the values that a variable of a secret is compared with or falls back to."""
+    if not SECRET.search(got):
+        return got
+    got = re.sub(r"(:?[-=+?])[^}\s]*\}", r"\1***}", got)
+    return re.sub(r"[^\s=!<>\[\](){}*]+", lambda word: word[0] if NOT_A_VALUE.match(word[0]) else "***", got)
+
+
+def _lost_backslashes(draft: Draft, words: Sequence[Word]) -> None:
+    """bash drops the backslashes of a Windows path without quotes; what is left is no path that anybody meant."""
+    for word in words:
+        if re.match(r"(--\w+=)?[A-Za-z]:[\w.]", word.text):
+            _add(
+                draft,
+                "lost-backslashes",
+                "looks like a Windows path without its backslashes: bash drops them outside quotes",
+                severity="warning",
+                got=word.text,
+                line=word.line,
+                fix="put the path into single quotes",
+            )
 
 
 def _lost_options(draft: Draft, commands: list[Command]) -> None:

@@ -63,11 +63,13 @@ def network_module(config: TrainConfig, family: str | None) -> Iterator[Problem]
         )
     else:
         guess = nearest(module, MODULES)
+        named = all(part.isidentifier() for part in module.split("."))
         yield Problem(
             code="untrusted-module",
             **facts,
             must=f"is not a known adapter; supported are {supported}",
-            fix=f"--set network_module={guess or 'networks.lora'}, or if you trust it: --trust {shell_word(module)}",
+            fix=f"--set network_module={guess or 'networks.lora'}"
+            + (f", or if you trust it: --trust {shell_word(module)}" if named else ""),
         )
 
 

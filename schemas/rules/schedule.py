@@ -22,12 +22,13 @@ def known_scheduler(config: TrainConfig, family: str | None) -> Iterator[Problem
     if custom:
         package = custom.rpartition(".")[0]
         if not package and custom not in TORCH_SCHEDULERS:
+            guess = nearest(custom, TORCH_SCHEDULERS)
             yield Problem(
                 code="unknown-scheduler",
                 key="lr_scheduler_type",
                 got=custom,
                 must=f"must be one of {', '.join(TORCH_SCHEDULERS)}, or a dotted class name",
-                fix=f"--set lr_scheduler_type={nearest(custom, TORCH_SCHEDULERS) or 'CosineAnnealingLR'}",
+                fix=f"--set lr_scheduler_type={guess}" if guess else "--set lr_scheduler_type= to use lr_scheduler",
             )
         if package not in ("", "torch.optim.lr_scheduler") and not trusted(config, custom):
             yield Problem(

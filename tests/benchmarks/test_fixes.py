@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toml
 
 from benchmarks import fixes
 from launcher.commands import BUNDLED_FROM, bundled
 from launcher.resolve import presets
+from schemas.config import table
 from schemas.problems import Problem
 
 STRANGE: tuple[Any, ...] = ("", "yes please", "0,0001", -1, 0, 1e9, True, None, [1], "nan", " 5 ", "auto")
+STRANGE_TEXT = tuple(one for one in STRANGE if one not in (None, " 5 "))  # TOML has no null
 
 
 @pytest.fixture
@@ -25,6 +28,17 @@ def world(tmp_path: Path) -> fixes.World:
 @pytest.mark.parametrize("preset", presets(), ids=lambda path: path.stem)
 def test_fixes_of_shipped_presets_work(preset: Path, world: fixes.World) -> None:
     assert list(fixes.failures(preset, world)) == []
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_fixes_of_mutated_tomls_work(seed: int, world: fixes.World, tmp_path: Path) -> None:
+    chosen = random.Random(seed)
+    options = sorted(table())
+    words: dict[str, Any] = {"network_module": "networks.lora", "network_dim": 4, "max_train_steps": 10}
+    words |= {name: chosen.choice((*STRANGE_TEXT, 0.5, 3)) for name in chosen.sample(options, 4)}
+    file = tmp_path / "run.toml"
+    file.write_text(toml.dumps(words), encoding="utf-8")
+    assert list(fixes.failures(file, world)) == []
 
 
 @pytest.mark.parametrize("seed", range(40))

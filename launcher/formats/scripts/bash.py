@@ -21,7 +21,7 @@ SUCCEEDING = {
 SETTING = ("read", "mapfile", "readarray", "getopts")
 CHANGING = ("eval", "alias", "shift")
 COMPARED = {"-eq": "==", "-ne": "!=", "-lt": "<", "-le": "<=", "-gt": ">", "-ge": ">="}
-FILE_TEST = re.compile(r"-[a-zA-Z]")
+WRITTEN = {"variable": "${{{}}}", "arithmetic": "$(({}))"}
 
 Outcome = bool | Doubt | None  # None: a command that is taken to succeed
 
@@ -162,7 +162,7 @@ class Shell:
         name = words[0].text if words else ":"
         rest = [word.text for word in words[1:]]
         if name in ("[", "test"):
-            return _single(words[1:-1] if name == "[" else words[1:], node.line)
+            return _single(words[1:-1] if name == "[" else words[1:], node.line, _source(node))
         if name == "unset":
             for other in rest:
                 self.state.put(other, Value(()))
@@ -283,19 +283,19 @@ class Test:
             if (literal and re.search(r"[*?\[(]", right)) or (not literal and re.search(r"[*?\[(\\]", word.text)):
                 return Doubt(tokens[2].plain or word.text, "is a pattern that only bash compares", self.line)
         words = [self.expander.joined(token) for token in tokens]
-        outcome = _single(words, self.line)
+        shown = " ".join(["[[", *(_written(token) for token in tokens), "]]"])[:80]
+        outcome = _single(words, self.line, shown)
         return not outcome if negated and isinstance(outcome, bool) else outcome
 
 
-def _single(words: list[Word], line: int) -> Outcome:
-    """The outcome of [ WORDS ]."""
+def _single(words: list[Word], line: int, shown: str) -> Outcome:
+    """The outcome of [ WORDS ]; `shown` is how it is written, because values may be secrets."""
     doubts = merged(word.doubts for word in words)
-    shown = " ".join(["[", *(word.text for word in words), "]"])[:80]
     if doubts:
         return Doubt(shown, f"is a test on something open: {doubts[0].got[:80]} {doubts[0].why}", line)
     texts = [word.text for word in words]
     if texts[:1] == ["!"] and len(texts) in (2, 3, 4):
-        outcome = _single(words[1:], line)
+        outcome = _single(words[1:], line, shown)
         return not outcome if isinstance(outcome, bool) else outcome
     if len(texts) < 2:
         return bool(texts and texts[0])
@@ -336,7 +336,11 @@ def _assigned(node: Node) -> set[str]:
 def _source(node: Node) -> str:
     while node.items and not node.tokens:
         node = node.items[0][1]
-    return " ".join("".join(part.text for part in token.parts) for token in node.tokens)[:80]
+    return " ".join(_written(token) for token in node.tokens)[:80]
+
+
+def _written(token: Token) -> str:
+    return token.operator or "".join(WRITTEN.get(part.kind, "{}").format(part.text) for part in token.parts)
 
 
 def _failure(node: Node) -> Doubt:

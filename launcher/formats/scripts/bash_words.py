@@ -116,7 +116,7 @@ class Expander:
                 found.end()
             pieces = re.split(r"[ \t\n]+", word.text)
             doubts = word.doubts
-            if GLOB.search(word.text):
+            if GLOB.search(word.text) and not doubts:
                 doubts = (*doubts, Doubt(word.text, "is filled in by the shell from what lies on the disk", word.line))
             for place, piece in enumerate(pieces):
                 if place:

@@ -19,6 +19,7 @@ TOKEN = re.compile(
     |(?P<word>(?:`[^\n]|[^\s"'`;,|&(){}\[\]$@]|(?<=\S)@)+|[$@`])""",
     re.X | re.I,
 )
+ASSIGNS = re.compile(r"\+?=(?!=)")
 PAIRS = {")": "(", "}": "{", "]": "["}
 
 
@@ -44,6 +45,9 @@ def tokens(text: str) -> list[Token]:
         if token is None:
             match = TOKEN.match(text, place)
             kind, word = (match.lastgroup or "word", match[0]) if match else ("word", text[place])
+            sign = ASSIGNS.match(word)
+            if sign and _assigned(found):
+                word = sign[0]
             token = (Token(kind, word, line, joined), place + len(word))
         one, end = token
         line += text.count("\n", place, end)
@@ -65,6 +69,13 @@ def tokens(text: str) -> list[Token]:
     if waiting:
         raise Unreadable(found[waiting[-1]].line, f"the {found[waiting[-1]].text} is not closed")
     return found
+
+
+def _assigned(found: list[Token]) -> bool:
+    """Whether the last token is a variable that begins a statement: $a=0 and $a =0 are three tokens each."""
+    if not found or found[-1].kind != "variable":
+        return False
+    return len(found) < 2 or found[-2].kind == "line" or found[-2].text in (";", "{", "]")
 
 
 def _long(text: str, place: int, line: int, joined: bool) -> tuple[Token, int] | None:

@@ -271,3 +271,67 @@ def test_garbage_is_refused_or_read(pieces: list[str]) -> None:
     for reader in (bash.read, powershell.read, cmd.read):
         with contextlib.suppress(Unreadable):
             reader("".join(pieces))
+
+
+# what people write
+
+
+@pytest.mark.parametrize(
+    ("file", "script", "found"),
+    [
+        (
+            "a.sh",
+            f'v=0; if [[ $v == 1 ]]; then e+=("--v2"); else e+=("--clip_skip 2"); fi; {RUN} ${{e[@]}}',
+            {"clip_skip": 2},
+        ),
+        ("a.ps1", f"$v=0\n$e =@()\nif ($v -eq 1) {{ $e+='--v2' }} else {{ $e+='--seed=2' }}\n{RUN} $e", {"seed": 2}),
+        (
+            "a.bat",
+            f"set A=2\nif %A%==1 (set S=1) else if %A%==2 (set S=2) else (set S=3)\n{RUN} --seed %S%",
+            {"seed": 2},
+        ),
+        (
+            "a.bat",
+            f"set A=2\nif %A%==1 (\nset S=1\n) else if %A%==2 (\nset S=2\n) else (\nset S=3\n)\n{RUN} --seed %S%",
+            {"seed": 2},
+        ),
+        ("a.bat", f"set A=1\nif %A%==1 (set S=1) else (set S=2)\n{RUN} --seed %S%", {"seed": 1}),
+        ("a.txt", f"{RUN} --train_data_dir D:\\data\\new", {"train_data_dir": "D:\\data\\new"}),
+    ],
+)
+def test_what_people_write_is_decided(file: str, script: str, found: dict[str, Any]) -> None:
+    draft = read(script, file=file)
+    assert (codes(draft), values(draft)) == ([], found)
+
+
+def test_a_quoted_array_keeps_a_word_with_a_blank() -> None:
+    draft = read(f'e=("--clip_skip 2")\n{RUN} --seed 1 "${{e[@]}}"', file="a.sh")
+    assert "clip_skip 2" in draft.keys
+    assert "clip_skip" not in draft.arguments
+
+
+def test_a_windows_path_that_bash_takes_apart_is_named() -> None:
+    assert "lost-backslashes" in [p.code for p in read(f"{RUN} --train_data_dir D:\\data\\new", file="a.sh").problems]
+    assert "lost-backslashes" not in [p.code for p in read(f"{RUN} --train_data_dir 'D:\\a'", file="a.sh").problems]
+
+
+SECRET = "q7Zk20pLm4"
+
+
+@pytest.mark.parametrize(
+    ("file", "script"),
+    [
+        ("a.sh", f"if [ $TOKEN = {SECRET} ]; then S=1; fi\n{RUN} --seed $S"),
+        ("a.sh", f"if [[ '{SECRET}' == $MY_TOKEN ]]; then S=1; fi\n{RUN} --seed $S"),
+        ("a.sh", f"wandb_api_key={SECRET}\n[ $wandb_api_key -gt $(cat f) ] && S=2\n{RUN} --seed $S"),
+        ("a.sh", f"wandb_api_key={SECRET}\n[[ $wandb_api_key -gt $X ]] && S=2\n{RUN} --seed $S"),
+        ("a.sh", f"{RUN} --seed 1 --huggingface_token ${{HF_TOKEN:-{SECRET}}}"),
+        ("a.ps1", f'if ($Env:TOKEN -eq "{SECRET}") {{ $S = 1 }}\n{RUN} --seed $S'),
+        ("a.bat", f"if %TOKEN%=={SECRET} set S=1\n{RUN} --seed %S%"),
+        ("a.bat", f"set HF_TOKEN={SECRET}\nif %HF_TOKEN% lss x set S=1\n{RUN} --seed %S%"),
+    ],
+)
+def test_a_doubt_shows_no_secret(file: str, script: str) -> None:
+    found = errors(read(script, file=file).problems)
+    assert found
+    assert SECRET not in str(found)
