@@ -215,7 +215,7 @@ def test_states_are_kept_after_a_minute_then_ever_less_often(
     monkeypatch.setattr(results.states, "save_state", lambda folder, *rest: saved.append(now[0]))
     made = results.Results.__new__(results.Results)
     made.main, made._began, made._state_due, made._marks = True, 0.0, results.SOONEST, {}
-    made.config = None  # type: ignore[assignment]
+    made.config, made._named = None, None  # type: ignore[assignment]
     made.folder = results.RunFolder(tmp_path, "n0m3")
     run = type("Run", (), {"at": loop.Position(1), "parts": None})()
     monkeypatch.setattr(results.Results, "parts", staticmethod(lambda run: {}))
