@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from schemas.config import table
+from schemas.lora_names import split
 from tests.launcher.conftest import MODULE, safetensors
 
 EVIL = "x\x1b]0;X\x07\nerror: fake\x9b31m\u202ey"
@@ -272,3 +273,12 @@ def test_digits_without_end_in_a_lora_become_a_form(kohyakit: Any, tmp_path: Pat
     lora = safetensors(tmp_path / "a.safetensors", {f"{MODULE}.lora_down.weight": (4, 4)}, metadata=facts)
     for words in (["convert", str(lora), "--to", "kohya-gui"], ["inspect", str(lora)], ["validate", str(lora)]):
         assert harmless(kohyakit(*words))
+
+
+def test_each_name_of_a_large_lora_is_taken_apart_once(kohyakit: Any, tmp_path: Path) -> None:
+    names = [f"lora_unet_far_{number}.{tail}" for number in range(200) for tail in ("lora_down.weight", "alpha")]
+    lora = safetensors(tmp_path / "large.safetensors", {name: () if "alpha" in name else (1, 1) for name in names})
+    split.cache_clear()
+    assert kohyakit("inspect", str(lora)).exit_code == 0
+    assert split.cache_info().misses <= len(names)
+    assert split.cache_info().hits >= len(names)  # several looks at the same names
