@@ -5,6 +5,7 @@ Consent is given for one run, on its command line: by `--set` for a value, by `-
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def _untrusted(key: str, name: str) -> Problem:
 
 
 def _inside(path: str, folder: str | None) -> bool:
-    return Path(path).absolute().resolve().is_relative_to(Path(folder or ".").absolute().resolve())
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder or "."))
 
 
 def launch_words(draft: Draft, trust: Sequence[str] = ()) -> Iterator[Problem]:

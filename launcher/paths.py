@@ -13,8 +13,10 @@ from schemas.config import Option, table
 from schemas.problems import Problem
 from schemas.rules import names
 from schemas.run_folder import last_step
+from schemas.weights import lora_file
 
 OUTPUTS = ("output_dir", "logging_dir", "console_log_file")
+READ_AS_FILES = ("network_weights", "base_weights", "log_tracker_config")
 LEFT_TO_OTHERS = ("pretrained_model_name_or_path", "config_file", "tokenizer_cache_dir", "offload_optimizer_nvme_path",
                   "offload_param_nvme_path")  # fmt: skip
 HOMES = ("home", "Users", "mnt", "media", "Volumes")
@@ -107,6 +109,8 @@ def _path_problem(resolved: Resolved, option: Option, path: str) -> Problem | No
             must = "is not on this machine; nothing is downloaded during a run"
             return Problem(code="not-downloaded", key=name, got=path, must=must, fix=fix)
         return Problem(code="no-file", key=name, got=path, must="does not exist", fix=fix)
+    if name in READ_AS_FILES and os.path.isdir(lora_file(path)):
+        return Problem(code="not-a-file", key=name, got=path, must="is a folder that holds no such file", fix=fix)
     return None
 
 
@@ -116,6 +120,13 @@ def _hub_id(path: str) -> bool:
 
 def _unwritable(name: str, path: str, fix: str) -> Problem | None:
     folder = Path(path).parent if name == "console_log_file" else Path(path)
+    if name == "console_log_file" and os.path.isdir(path):
+        return Problem(code="not-a-file", key=name, got=path, must="is a folder, not a file", fix=fix)
+    places = (Path(path), *Path(path).parents)
+    lost = next((place for place in places if place.is_symlink() and not place.exists()), None)
+    if lost is not None:
+        must = f"leads through {lost}, a link to nothing that is there"
+        return Problem(code="not-writable", key=name, got=path, must=must, fix=fix)
     if folder.exists() and not folder.is_dir():
         return Problem(code="not-a-folder", key=name, got=path, must="is a file, not a folder", fix=fix)
     parent = folder.absolute()

@@ -14,6 +14,7 @@ import click
 from launcher.command import quoted
 from launcher.commands import of_the_system
 from launcher.commands.examples import epilog
+from schemas.argument import whole_of
 from schemas.problems import ConfigError, Problem, error, errors
 from schemas.terminal import say, say_document
 
@@ -102,9 +103,10 @@ def prepare(
 def _repeats(text: str) -> int | None:
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) < 1:
+    number = whole_of(text)
+    if number is None or number < 1:
         raise click.BadParameter(f"{text!r} must be a whole number of at least 1, or auto", param_hint="--repeats")
-    return int(text)
+    return number
 
 
 def _progress(items: list[Any], label: str) -> Iterator[Any]:

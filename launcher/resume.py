@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -88,7 +89,7 @@ class Continuation:
 def find(path: str) -> Found:
     """The run, snapshot or weights that `path` names; ConfigError `nothing-to-resume` when there is none."""
     place = Path(path)
-    run = place.resolve().parent
+    run = Path(os.path.realpath(place)).parent  # resolve() fails at circles of links
     if (run / CONFIG).is_file() and run.suffix == ".run":  # a part of a run folder, such as a state of it
         found = _in_folder(run)
         if STATE.fullmatch(place.name) or (place / MANIFEST).exists():

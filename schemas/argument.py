@@ -18,6 +18,13 @@ WORDS = {
     "any": "anything",
 }
 
+MOST_DIGITS = 30  # of a whole number; Python refuses to read thousands, and none here has as many
+
+
+def whole_of(text: str) -> int | None:
+    """The whole number that a text is; None for any other text, digits without end included."""
+    return int(text) if len(text) <= MOST_DIGITS and text.removeprefix("-").isdecimal() else None
+
 
 @dataclass(frozen=True)
 class Argument:

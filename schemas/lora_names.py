@@ -6,9 +6,12 @@ told by its LDM path, flat, whatever the spelling; a text encoder's by transform
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Container
 from dataclasses import dataclass
+
+MOST_NAMES = 500_000  # remembered: a file is looked at several times, and may hold hundreds of thousands
 
 # ending -> (algorithm, kohya's ending); algorithm "" is of tensors that come beside any
 TAILS: dict[str, tuple[str, str]] = {
@@ -82,6 +85,7 @@ def same(meant: Module, known: Container[Module]) -> Module | None:
     return next((other for other in others if other in known), None)
 
 
+@functools.lru_cache(MOST_NAMES)
 def split(name: str) -> tuple[str, str, str] | None:
     """(module as written, algorithm, kohya's ending) of an adapter tensor; None for other tensors."""
     if "_lora." in name and (joined := JOINED.match(name)):
@@ -102,6 +106,7 @@ def split(name: str) -> tuple[str, str, str] | None:
     return None
 
 
+@functools.lru_cache(MOST_NAMES)
 def module(name: str) -> Module:
     """The module that a name as written means; an unknown one is of the U-Net, under its flat name."""
     flat = name.replace(".", "_")

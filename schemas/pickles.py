@@ -7,6 +7,7 @@ tensors is what guards the run; this module tells its verdict before torch is lo
 
 from __future__ import annotations
 
+import os
 import pickletools
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -92,7 +93,7 @@ def _named(program: IO[bytes]) -> Iterator[tuple[str, str]]:
 def trusted_file(trust: Sequence[str], path: str | Path) -> bool:
     """Whether `trust` names this file, by its name or as it was written; a name with spaces may have been split."""
     named = f" {' '.join(' '.join(trust).split())} "
-    spellings = {str(path), Path(path).name, str(Path(path).expanduser().resolve())}
+    spellings = {str(path), Path(path).name, os.path.realpath(os.path.expanduser(path))}
     return any(f" {' '.join(spelling.split())} " in named for spelling in spellings)
 
 

@@ -15,8 +15,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any, TextIO
 
-# C0, DEL, C1; line and paragraph separators; overrides and isolates of direction; byte-order mark; halves of pairs
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+# C0, DEL, C1; line and paragraph separators; marks, overrides, isolates of direction; byte-order mark; halves of pairs
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 NAMES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 COLOURS = {"red": 31, "green": 32, "yellow": 33, "cyan": 36}
 _MARK = secrets.token_hex(8)  # of a style: cannot be guessed, so that no text can hold it

@@ -120,7 +120,7 @@ def _spoken(arguments: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[dic
         "lrSchedulerNumCycles": value("lr_scheduler_num_cycles"),
     }
     whole = {
-        key: int(number) if isinstance(number, float) and number == int(number) else number
+        key: int(number) if isinstance(number, float) and number.is_integer() else number
         for key, number in found.items()
     }
     return {key: number for key, number in whole.items() if number is not None}, said, lost

@@ -225,7 +225,7 @@ def _lenient(name: str, value: Any) -> tuple[str, Any, str | None]:
         return name, split_pairs(value), said
     if name == "save_precision" and word in ("fp32", "float32"):
         return name, "float", f"{value} is read as float, the word that sd-scripts knows"
-    if option.marks.get("ratio") and isinstance(value, float) and value > 1 and value == int(value):
+    if option.marks.get("ratio") and isinstance(value, float) and value > 1 and value.is_integer():
         return (
             name,
             int(value),

@@ -13,6 +13,7 @@ from launcher.data import PROMPTS
 from launcher.paths import DEFAULT_NAME
 from launcher.resume import COPY, Found
 from schemas import run_folder
+from schemas.argument import whole_of
 from schemas.config import TrainConfig, read, table
 from schemas.problems import ConfigError, error
 from schemas.run_folder import read_record
@@ -193,7 +194,8 @@ def _stated(path: Path) -> dict[str, int]:
         metadata = read_header(path).metadata if path.suffix == ".safetensors" else {}
     except ConfigError:
         return {}
-    return {name: int(metadata[name]) for name in ("ss_steps", "ss_epoch") if metadata.get(name, "").isdigit()}
+    found = {name: whole_of(metadata.get(name, "")) for name in ("ss_steps", "ss_epoch")}
+    return {name: number for name, number in found.items() if number is not None and number >= 0}
 
 
 def _previews(run: Run) -> Iterator[Preview]:

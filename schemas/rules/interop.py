@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from schemas import interop
+from schemas.argument import whole_of
 from schemas.config import TrainConfig
 from schemas.network_args import LORAS, SUPPORTED, deciding_tucker
 from schemas.problems import Problem
@@ -62,7 +63,7 @@ def file_conv_dim(config: TrainConfig) -> int | None:
     given, _ = network_args(config.network_args)
     usual = str(config.network_dim or 4) if config.network_module == "lycoris.kohya" else ""
     rank = given.get("conv_dim") or usual
-    return int(rank) if rank.isdigit() and "conv_block_dims" not in given else None
+    return whole_of(rank) if "conv_block_dims" not in given else None
 
 
 def file_alpha(config: TrainConfig) -> float:
@@ -74,7 +75,7 @@ def file_alpha(config: TrainConfig) -> float:
         return alpha
     if given.get("algo", "").lower() == "dylora":
         blocks = given.get("block_size") or "4"
-        return alpha * (int(blocks) if blocks.isdigit() else 4)
+        return alpha * (whole_of(blocks) or 4)
     return alpha * math.sqrt(rank) if "rs_lora" in switched_on(given) else alpha
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from schemas.config import table
+from schemas.lora_names import split
 from tests.launcher.conftest import MODULE, safetensors
 
 EVIL = "x\x1b]0;X\x07\nerror: fake\x9b31m\u202ey"
@@ -237,3 +238,47 @@ def test_numbers_of_prompts_are_checked(
     assert harmless(result)
     assert result.exit_code == 1
     assert "sample_prompts" in result.stderr or "p." in result.stderr
+
+
+@pytest.mark.parametrize("command", ["resume", "report", "inspect", "validate", "plan"])
+def test_a_link_in_a_circle_is_no_file(kohyakit: Any, tmp_path: Path, command: str) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    found = kohyakit(command, str(tmp_path / "circle"))
+    assert found.exit_code == 1
+    assert harmless(found)
+
+
+@pytest.mark.parametrize("name", ["console_log_file", "output_dir", "train_data_dir", "network_weights"])
+def test_an_option_that_names_a_circle(kohyakit: Any, preset: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    found = kohyakit("plan", str(preset()), "--set", f"{name}={tmp_path}/circle")
+    assert found.exit_code == 1
+    assert harmless(found)
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "inf", "nan", "1e308"])
+@pytest.mark.parametrize("command", ["validate", "plan", "convert"])
+def test_no_number_is_too_large_to_be_refused(kohyakit: Any, tmp_path: Path, command: str, number: str) -> None:
+    names = [name for name, option in table().items() if option.kind in (int, float)]
+    file = tmp_path / "c.toml"
+    file.write_text("".join(f"{name} = {number.replace('1e400', 'inf')}\n" for name in names))
+    found = kohyakit(command, str(file), *(["--to", "args"] if command == "convert" else []))
+    assert found.exit_code == 1
+    assert harmless(found)
+
+
+def test_digits_without_end_in_a_lora_become_a_form(kohyakit: Any, tmp_path: Path) -> None:
+    given = {"conv_dim": "9" * 5000, "conv_alpha": "\u00b2", "block_size": "9" * 5000}
+    facts = {"ss_network_module": "networks.lora", "ss_network_args": json.dumps(given), "ss_steps": "\u00b2"}
+    lora = safetensors(tmp_path / "a.safetensors", {f"{MODULE}.lora_down.weight": (4, 4)}, metadata=facts)
+    for words in (["convert", str(lora), "--to", "kohya-gui"], ["inspect", str(lora)], ["validate", str(lora)]):
+        assert harmless(kohyakit(*words))
+
+
+def test_each_name_of_a_large_lora_is_taken_apart_once(kohyakit: Any, tmp_path: Path) -> None:
+    names = [f"lora_unet_far_{number}.{tail}" for number in range(200) for tail in ("lora_down.weight", "alpha")]
+    lora = safetensors(tmp_path / "large.safetensors", {name: () if "alpha" in name else (1, 1) for name in names})
+    split.cache_clear()
+    assert kohyakit("inspect", str(lora)).exit_code == 0
+    assert split.cache_info().misses <= len(names)
+    assert split.cache_info().hits >= len(names)  # several looks at the same names

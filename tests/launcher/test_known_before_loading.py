@@ -42,6 +42,7 @@ REFUSED = {
     "rank dropout": ("bad-network-arg", [f"{ARGS}=rank_dropout=2"]),
     "negative rank": ("bad-network-arg", [f"{ARGS}=conv_dim=-3 conv_alpha=1"]),
     "ratio": ("bad-network-arg", [f"{ARGS}=loraplus_lr_ratio=nan"]),
+    "preset of LyCORIS": ("bad-network-arg", ["network_module=lycoris.kohya", f"{ARGS}=algo=lora preset=nope"]),
     "flag": ("bad-network-arg", ["network_module=lycoris.kohya", f"{ARGS}=algo=lora dora_wd=maybe"]),
     "short list": ("bad-network-arg", [f"{ARGS}=block_dims=1,2,3"]),
     "another's argument": ("bad-optimizer-argument", ["optimizer_type=AdamW", "optimizer_args=d_coef=2 eps=1e-7"]),

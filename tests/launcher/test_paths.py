@@ -94,3 +94,18 @@ def test_a_dataset_file_makes_folders_irrelevant(preset, tmp_path: Path) -> None
     (tmp_path / "d.toml").write_text("")
     file = preset(train_data_dir="/content/img", dataset_config=str(tmp_path / "d.toml"))
     assert codes(resolve(str(file))) == {}
+
+
+@pytest.mark.parametrize("below", ["", "/below"])
+@pytest.mark.parametrize("target", ["circle", "nowhere"])
+@pytest.mark.parametrize("key", ["output_dir", "logging_dir", "console_log_file"])
+def test_an_output_behind_a_link_to_nothing(preset, tmp_path: Path, key: str, target: str, below: str) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / target)
+    found = codes(resolve(str(preset()), {key: f"{tmp_path}/circle{below}"}))
+    assert found == {f"--set {key}": "not-writable"}
+
+
+@pytest.mark.parametrize("key", ["console_log_file", "network_weights", "base_weights", "log_tracker_config"])
+def test_a_folder_where_a_file_is_meant(preset, tmp_path: Path, key: str) -> None:
+    (tmp_path / "folder").mkdir()
+    assert codes(resolve(str(preset()), {key: str(tmp_path / "folder")})) == {f"--set {key}": "not-a-file"}

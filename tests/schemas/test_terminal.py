@@ -12,7 +12,7 @@ import pytest
 from schemas.problems import Problem
 from schemas.terminal import in_strings, plain, say, say_document, say_file, shell_words, style
 
-EVIL = "a\x1b]0;X\x07\nerror: fake\r\x9b31m\x7f\u202eb\u2028c\ufeff\ud800\t"
+EVIL = "a\x1b]0;X\x07\nerror: fake\r\x9b31m\x7f\u202eb\u2028c\ufeff\ud800\t\u200f\u061c"
 
 
 class Terminal(io.StringIO):
@@ -23,7 +23,7 @@ class Terminal(io.StringIO):
 
 
 def test_what_a_terminal_obeys_is_escaped() -> None:
-    assert plain(EVIL) == r"a\x1b]0;X\x07\nerror: fake\r\x9b31m\x7f\u202eb\u2028c\ufeff\ud800\t"
+    assert plain(EVIL) == r"a\x1b]0;X\x07\nerror: fake\r\x9b31m\x7f\u202eb\u2028c\ufeff\ud800\t\u200f\u061c"
 
 
 @pytest.mark.parametrize(

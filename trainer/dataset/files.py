@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
 from collections import Counter
@@ -154,7 +155,7 @@ def _without_duplicates(spec: DatasetSpec, problems: list[Problem]) -> DatasetSp
     kept: dict[tuple[str, str], SubsetSpec] = {}
     for subset in spec.subsets:
         folder = subset.metadata_file or subset.image_dir or ""
-        place = (str(Path(folder).resolve()), "metadata" if subset.metadata_file else "folder")
+        place = (os.path.realpath(folder), "metadata" if subset.metadata_file else "folder")
         if place in kept:
             problems.append(
                 Problem(

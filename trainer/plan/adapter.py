@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -282,6 +283,15 @@ def misfits(config: TrainConfig, family: str, model: str | None) -> Iterator[Pro
             else "--set network_module=networks.lora",
         )
     texts, _ = network_args(config.network_args)
+    preset = given.get("preset", "full")
+    if config.network_module == "lycoris.kohya" and preset not in PRESETS and not os.path.isfile(preset):
+        yield Problem(
+            code="bad-network-arg",
+            key="network_args",
+            got=f"preset={preset}",
+            must=f"preset must be one of {', '.join(PRESETS)}, or a preset file that can be read",
+            fix=with_it(texts, "preset", "full"),
+        )
     hopeless = next((layer for layer, found in made if 0 in found.get("oft_blocks", ())), None)
     if hopeless is not None and given.get("algo") == "boft":
         yield Problem(

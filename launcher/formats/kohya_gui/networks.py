@@ -143,7 +143,7 @@ def as_mapping(words: Sequence[str]) -> dict[str, str]:
         name, _, value = word.partition("=")
         try:
             number = float(value)
-            value = str(int(number)) if number == int(number) else repr(number)
+            value = str(int(number)) if number.is_integer() else repr(number)
         except (ValueError, OverflowError):
             pass
         found[name] = value

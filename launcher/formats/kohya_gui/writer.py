@@ -15,6 +15,7 @@ from launcher.formats.kohya_gui.networks import LORAPLUS, TYPES, as_mapping, key
 from launcher.formats.kohya_gui.parameters import is_flag, pairs_problem
 from launcher.formats.kohya_gui.reader import read_document
 from launcher.formats.kohya_gui.table import Key, defaults, hidden, keys, read_key, unset
+from schemas.argument import whole_of
 from schemas.config import TrainConfig, from_flat, to_flat
 from schemas.config import table as options
 
@@ -129,8 +130,8 @@ def _network(values: dict[str, Any], want: Mapping[str, Any], family: str) -> No
 def _argument(key: Key, text: str) -> Any:
     if key.type == "bool":
         return text.lower() in ("true", "1")
-    if key.numeric and text.lstrip("-").isdecimal():
-        return int(text)
+    if key.numeric and (number := whole_of(text)) is not None:
+        return number
     reading = read_key(key, text, words=True)
     return reading.value if reading.severity != "error" else key.default
 
@@ -254,7 +255,7 @@ def _missing(want: Mapping[str, Any], got: Mapping[str, Any], prompts: str | Non
 
 
 def _text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def same(flat: Mapping[str, Any]) -> dict[str, Any]:
