@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,7 @@ def problems(draft: Draft, known: Iterable[Problem]) -> list[Problem]:
         found = validate_document(draft.document, draft.lines, file=draft.file)
     else:
         found = list(_faults(draft))
+        found += _dataset_faults(draft, {problem.key for problem in found}) if draft.format == "dataset" else []
     return [problem for problem in found if problem.key not in told]
 
 
@@ -226,6 +227,17 @@ def _faults(draft: Draft) -> Iterator[Problem]:
             fix=f"remove {path} for the default, or write what is allowed",
             **place,
         )
+
+
+def _dataset_faults(draft: Draft, told: Set[str | None]) -> Iterator[Problem]:
+    """What no JSON Schema can say of a dataset file's values: paths that nobody means, sizes of pairs."""
+    from schemas.config import TrainConfig
+    from trainer.dataset.document import document_problems
+
+    for fault in document_problems(draft.document or {}, TrainConfig()):
+        path = fault["key"].replace("/", ".")
+        if fault["code"] == "bad-value" and path in draft.keys and path not in told:
+            yield Problem(**{**fault, "key": path}, file=draft.file, line=draft.lines.get(path))
 
 
 def _must(rule: str, wanted: Any) -> str:

@@ -61,6 +61,12 @@ def said(tmp_path: Path, name: str, content: str) -> list[tuple[str | None, int 
 def test_validate_runs_the_schema(tmp_path: Path) -> None:
     data = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\nnum_repeats = 'two'\n"
     assert said(tmp_path, "d.toml", data) == [("datasets.0.subsets.0.num_repeats", 4)]
+    data = (
+        '[[datasets]]\nresolution = [512, 0]\n[[datasets.subsets]]\nimage_dir = "\\"d/2_frog\\""\nnum_repeats = nan\n'
+    )
+    faults = [("num_repeats", 5), ("image_dir", 4)]
+    wanted = [(f"datasets.0.subsets.0.{name}", line) for name, line in faults]
+    assert sorted(said(tmp_path, "e.toml", data)) == sorted([*wanted, ("datasets.0.resolution", 2)])
     assert said(tmp_path, "t.toml", "seed = 'x'\nnetwork_dim = '4'\nepoch = 2\n") == [("seed", 1)]
     assert said(tmp_path, "g.json", '{"LoRA_type": "Standard",\n"epoch": "x"}') == [("epoch", 2)]
 
