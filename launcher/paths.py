@@ -13,6 +13,7 @@ from schemas.config import Option, table
 from schemas.problems import Problem
 from schemas.rules import names
 from schemas.run_folder import last_step
+from schemas.saved_names import MOMENT, saved_as
 from schemas.weights import lora_file
 
 OUTPUTS = ("output_dir", "logging_dir", "console_log_file")
@@ -144,9 +145,8 @@ def existing_results(resolved: Resolved) -> list[Path]:
     folder, name = output_dir(resolved), run_name(resolved)
     if not folder.is_dir():
         return []
-    base = rf"{re.escape(name)}(-\d{{6}}|-step\d{{8}})?"
-    pattern = re.compile(rf"{base}((\.ema|\.peft)?(\.safetensors|\.ckpt|\.pt)|-state)")
-    found = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
+    saved, state = saved_as(name), re.compile(rf"{re.escape(name)}({MOMENT})?-state")
+    found = sorted(path for path in folder.iterdir() if saved.fullmatch(path.name) or state.fullmatch(path.name))
     run = folder / f"{name}.run"
     return [*found, run] if has_begun(run) else found
 

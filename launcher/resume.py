@@ -24,6 +24,7 @@ from schemas.documents import parse_toml
 from schemas.problems import ConfigError, Problem, error, nearest
 from schemas.resuming import Choice, cannot_change, kept_config, kept_seed, not_on_resume, state_meant
 from schemas.run_folder import CONFIG, MANIFEST, STATE, read_record, same_place, states_in
+from schemas.saved_names import BESIDE, SAVED
 from schemas.textfile import CONFIG as LARGEST
 from schemas.textfile import read_text
 
@@ -31,7 +32,6 @@ Mode = Literal["resume", "continue", "launch"]
 LENGTHS = {"max_train_steps", "max_train_epochs"}
 # Places that may change on a resume, renamed or on another machine: what stands there is compared by its content.
 MOVABLE = ("train_data_dir", "reg_data_dir", "in_json", "pretrained_model_name_or_path", "vae")
-COPY = re.compile(r"(?P<name>.+?)(?P<copy>-\d{6}|-step\d{8})?\.(safetensors|ckpt|pt)")
 ELSE = "--epochs N starts a new run from its weights"
 SNAPSHOT = re.compile(r"(?P<name>.+)_\d{8}-\d{6}\.json")
 
@@ -103,7 +103,7 @@ def find(path: str) -> Found:
     if place.is_dir():
         return _in_folder(place)
     if place.suffix == ".safetensors":
-        match = COPY.fullmatch(place.name)
+        match = SAVED.fullmatch(place.name)
         name = match["name"] if match else place.stem
         return Found(place.parent, name, _run_of(place.parent, name), place, place)
     match = SNAPSHOT.fullmatch(place.name)
@@ -123,6 +123,7 @@ def _in_folder(place: Path) -> Found:
         must, fix = f"holds states, but no {CONFIG} to train by", f"kohyakit launch FILE --set resume={place}"
         raise error("nothing-to-resume", must, file=str(place), fix=fix)
     loras = sorted(place.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    loras = [file for file in loras if not file.stem.endswith(BESIDE)] or loras  # those are younger than their LoRA
     if not loras:
         raise error("nothing-to-resume", "holds no run and no LoRA", file=str(place), fix="name the LoRA file itself")
     return find(str(loras[-1]))
@@ -141,7 +142,7 @@ def _newest_weights(folder: Path, name: str) -> Path | None:
     copies = [
         path
         for path in folder.glob(f"{name}-*.safetensors")
-        if (match := COPY.fullmatch(path.name)) and match["name"] == name
+        if (match := SAVED.fullmatch(path.name)) and match["name"] == name and not match["beside"]
     ]
     return max(copies, key=lambda path: path.stat().st_mtime, default=None)
 
@@ -160,7 +161,8 @@ def go_on(
             return _exact(found, sets)
         if found.cut_off and found.run and found.weights is None:
             return _from_the_beginning(found, sets)
-    finished = found.weights is not None and found.weights.stem == found.name  # though nobody wrote that down
+    ends = (found.name, *(f"{found.name}{kind}" for kind in BESIDE))
+    finished = found.weights is not None and found.weights.stem in ends  # though nobody wrote that down
     if to_end or (found.cut_off and not finished):
         fix = "--epochs N or --steps N starts a new run from the weights"
         raise error("no-state", "has no state to resume from exactly", file=str(found.run or found.output), fix=fix)

@@ -30,6 +30,7 @@ from schemas.problems import ConfigError, Problem, errors
 from schemas.run_folder import CONFIG, LOG, RECORD, last_step
 from schemas.run_lock import VARIABLE as LOCK_VARIABLE
 from schemas.run_lock import hold_for_launcher
+from schemas.saved_names import BESIDE
 from schemas.signals import INTERRUPTED, held_off
 from schemas.terminal import pass_on, plain
 from schemas.textfile import CONFIG as LARGEST
@@ -315,7 +316,7 @@ def what_next(plan: Plan, saved: Sequence[Path]) -> Iterator[str]:
     """After a run: what it left, how to look at it, and the two ways on."""
     resolved = plan.checked.resolved
     folder = str(paths.run_folder(resolved))
-    loras = [path for path in saved if path.is_file() and not path.stem.endswith((".ema", ".peft"))]
+    loras = [path for path in saved if path.is_file() and not path.stem.endswith(BESIDE)]
     if len(loras) > 1:
         yield f"    {len(loras)} saved in all, each as good a candidate as the last: compare them before you choose"
     yield f"    look at it:   {quoted(['kohyakit', 'report', folder])}"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from schemas.documents import parse_json
 from schemas.problems import error
+from schemas.saved_names import EMA, PEFT
 from schemas.textfile import CONFIG, read_text
 from schemas.weights import PEFT_FILES, lora_family, lora_file, module_of, read_header
 from schemas.writing import write_atomically
@@ -78,12 +79,12 @@ def save_peft_copy(
 
 def ema_copy(path: Path) -> Path:
     """Where the moving average of a LoRA file's weights lies."""
-    return path.with_name(f"{path.stem}.ema{path.suffix}")
+    return path.with_name(f"{path.stem}{EMA}{path.suffix}")
 
 
 def peft_copy(path: Path) -> Path:
     """Where the diffusers copy of a LoRA file goes."""
-    return path.with_name(f"{path.stem}.peft.safetensors")
+    return path.with_name(f"{path.stem}{PEFT}.safetensors")
 
 
 def _ready(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -11,12 +11,13 @@ from typing import Any
 
 from launcher.data import PROMPTS
 from launcher.paths import DEFAULT_NAME
-from launcher.resume import COPY, Found
+from launcher.resume import Found
 from schemas import run_folder
 from schemas.argument import whole_of
 from schemas.config import TrainConfig, read, table
 from schemas.problems import ConfigError, error
 from schemas.run_folder import read_record
+from schemas.saved_names import SAVED
 from trainer.plan.marks import read_preview_name
 
 RUN_OF_DIGITS = re.compile(r"\D")
@@ -172,8 +173,8 @@ def _number(value: Any) -> float:
 def _copies(run: Run) -> Iterator[Copy]:
     """The weights of this name; the name tells the moment, the header what the name does not."""
     for path in run.output.iterdir():
-        match = COPY.fullmatch(path.name)
-        if match is None or match["name"] != run.name or not path.is_file():
+        match = SAVED.fullmatch(path.name)
+        if match is None or match["name"] != run.name or match["beside"] or not path.is_file():
             continue
         mark = match["copy"] or ""
         stated = _stated(path)

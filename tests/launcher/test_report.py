@@ -368,6 +368,14 @@ def test_a_copy_within_an_epoch_belongs_to_the_epoch_after_those_its_header_coun
     assert copies["frog-step00000030.safetensors"] == (30, 2)
 
 
+def test_what_stands_beside_a_file_is_no_epoch(made, lora) -> None:
+    folder = made()
+    before = [copy.path.name for copy in read_run(find(str(folder)), str(folder)).copies]
+    lora("out/frog.ema.safetensors", metadata={"ss_steps": "40", "ss_epoch": "2"})
+    lora("out/frog-000001.peft.safetensors")
+    assert [copy.path.name for copy in read_run(find(str(folder)), str(folder)).copies] == before
+
+
 def test_many_epochs_run_down_the_page_and_few_across(made, kohyakit) -> None:
     folder = made(config="\n")
     kohyakit("report", folder)

@@ -72,6 +72,44 @@ def test_continuing_keeps_the_older_run_under_a_number(kohyakit, done: Path, tra
     assert Path(config.sample_prompts).read_text() == "a frog\n"
 
 
+@pytest.mark.parametrize("name", ["frog.ema", "frog-000001.ema", "frog.peft"])
+def test_what_stands_beside_a_lora_leads_to_its_run_and_starts_from_itself(done: Path, lora, name) -> None:
+    beside = lora(f"out/{name}.safetensors")
+    found = find(str(beside))
+    assert (found.run, found.weights, found.name) == (done / "frog.run", beside, "frog")
+
+
+def test_continuing_from_the_average_renames_it_with_its_lora(kohyakit, done: Path, trainer, lora) -> None:
+    for kind in ("ema", "peft"):
+        lora(f"out/frog.{kind}.safetensors")
+    found = kohyakit("resume", done / "frog.ema.safetensors", "--epochs", "3")
+    assert found.exit_code == 0, found.output
+    assert f"starts from {done / 'frog-v1.ema.safetensors'}" in found.stdout
+    assert results(done) == [
+        "frog-v1.ema.safetensors",
+        "frog-v1.peft.safetensors",
+        "frog-v1.run",
+        "frog-v1.safetensors",
+        "frog.run",
+        "frog.safetensors",
+    ]
+    assert read(done / "frog.run" / "config.toml")[0].network_weights == str(done / "frog-v1.ema.safetensors")
+
+
+def test_a_folder_means_the_lora_and_not_what_stands_beside_it(done: Path, lora, tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    for name in ("toad", "toad.peft", "toad.ema"):
+        lora(f"bare/{name}.safetensors")
+    for number, name in enumerate(("toad", "toad.peft", "toad.ema")):
+        os.utime(tmp_path / "bare" / f"{name}.safetensors", (number, number))
+    assert find(str(tmp_path / "bare")).weights == tmp_path / "bare" / "toad.safetensors"
+    lora("out/frog-000001.ema.safetensors")
+    lora("out/frog-000001.safetensors")
+    os.utime(done / "frog-000001.safetensors", (1, 1))
+    (done / "frog.safetensors").unlink()
+    assert find(str(done)).weights == done / "frog-000001.safetensors"
+
+
 def test_continuing_twice_counts_on(kohyakit, done: Path, lora) -> None:
     kohyakit("resume", done, "--steps", "5")
     lora("out/frog.safetensors")
