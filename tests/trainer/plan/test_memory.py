@@ -143,6 +143,19 @@ def test_disk_holds_what_rotation_leaves_the_one_being_written_and_a_state() -> 
     assert used == 3 * 2 * saved_numbers(config, "sd15", usual("sd15")) + (4 + 8) * trained
 
 
+def test_what_stands_beside_a_file_takes_as_much_again_and_the_average_memory() -> None:
+    config = TrainConfig(max_train_steps=40, save_every_n_epochs=1, save_last_n_epochs=2, save_precision="fp16")
+    trained, model = adapter_parameters(config, "sd15"), 2 * saved_numbers(config, "sd15", usual("sd15"))
+    steps = count(config, 4)
+    plain = disk_bytes(config, "sd15", steps)
+    assert disk_bytes(replace(config, save_peft=True), "sd15", steps) == plain + 3 * model
+    assert disk_bytes(replace(config, ema_decay=0.9), "sd15", steps) == plain + 3 * model + 4 * trained
+    assert disk_bytes(replace(config, ema_decay=0.9, save_peft=True), "sd15", steps) == plain + 6 * model + 4 * trained
+    averaged = estimate(replace(SDXL, ema_decay=0.9), "sdxl", SQUARE)
+    assert averaged.parts["ema"] == 4 * adapter_parameters(SDXL, "sdxl")
+    assert sum(averaged.parts.values()) == averaged.device_bytes
+
+
 def test_disk_holds_caches() -> None:
     config = TrainConfig(flip_aug=True)
     steps = count(config, 4)
