@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,15 @@ MOST_DIGITS = 30  # of a whole number; Python refuses to read thousands, and non
 def whole_of(text: str) -> int | None:
     """The whole number that a text is; None for any other text, digits without end included."""
     return int(text) if len(text) <= MOST_DIGITS and text.removeprefix("-").isdecimal() else None
+
+
+COMMA = re.compile(r"([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)[,;]*")
+
+
+def with_point(text: str) -> str | None:
+    """The number that a text with a decimal comma means; None for any other text."""
+    match = COMMA.fullmatch(text.strip())
+    return f"{match[1]}.{match[2]}" if match else None
 
 
 @dataclass(frozen=True)

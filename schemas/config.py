@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import re
 import typing
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from schemas import options as o
 from schemas import textfile
+from schemas.argument import with_point
 from schemas.documents import parse_toml
 from schemas.places import fault_of_name, fault_of_path
 from schemas.problems import ConfigError, Problem, error, nearest
-from schemas.terminal import shell_words
+from schemas.terminal import shell_word, shell_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,16 +255,19 @@ def mend(option: Option, value: Any) -> str:
     default = (
         f"--set {option.name}= for the default" if usual is None else f"--set {option.name}={usual}, a usual value"
     )
-    if option.secret or option.many or option.kind not in (int, float):
+    if option.secret or option.kind not in (int, float):
         return default
-    word = str(value).strip()
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?", word):
-        point = word.replace(",", ".")
+    given = value if isinstance(value, (list, tuple)) else [value]
+    points = [with_point(one) or one if isinstance(one, str) else str(one) for one in given]
+    if points != [str(one) for one in given]:
         try:
-            read_value(option, point)
-            return f"write a point: --set {option.name}={point}"
+            read_value(option, points if option.many else points[0])
+            return f"write a point: --set {shell_word(option.name + '=' + ' '.join(points))}"
         except BadValue:
             pass
+    if option.many:
+        return default
+    word = str(value).strip()
     for mark in ("ge", "le"):
         bound = option.marks.get(mark)
         try:

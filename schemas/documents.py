@@ -14,11 +14,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from schemas import textfile
+from schemas.argument import with_point
 from schemas.problems import ConfigError
 
 DEEPEST = 64  # levels; a training config has four
 DEEP = f"is nested more than {DEEPEST} levels deep"
 DIGITS = "holds a number of thousands of digits"
+# a number with a decimal comma, as the value of a key
+NUMBER = re.compile(r":\s*(?P<number>[+-]?\d+,\d+(?:[eE][+-]?\d+)?)(?=\s*[,}\n])")
 HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -51,6 +54,18 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError(DIGITS) from None
     check_depth(found)
     return found
+
+
+def fix_at(text: str, at: int) -> str | None:
+    """What to write where JSON cannot be read at `at`, because a number stands there with a decimal comma."""
+    start = text.rfind("\n", 0, at) + 1
+    for match in NUMBER.finditer(text, start):
+        if match.start() > at:
+            break
+        point = with_point(match["number"])
+        if match.end() >= at and point is not None:
+            return f"write the number with a point: {point}"
+    return None
 
 
 def object_in(path: str | os.PathLike[str], *, what: str, limit: int = textfile.CONFIG) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from schemas.argument import Argument
+from schemas.argument import Argument, with_point
 from schemas.blocks import BLOCKS as COUNTS
 from schemas.blocks import lr_weights
 from schemas.problems import Problem, nearest
@@ -226,6 +226,9 @@ def _with_way_out(problem: Problem, texts: Mapping[str, str]) -> Problem:
 
 def bad(name: str, text: str, must: str, texts: Mapping[str, str], *, fix: str = "") -> Problem:
     """The error that a value of network_args cannot be taken; without `fix`, it is to be left out."""
+    point = with_point(text) if "must be a number" in must else None
+    if point:
+        fix = f"write a point: {with_it(texts, name, point)}"
     way_out = fix or f"correct it, or {without(texts, name)}"
     return Problem(code="bad-network-arg", key="network_args", got=f"{name}={text}", must=must, fix=way_out)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from schemas.documents import parse_json
+from schemas.documents import fix_at, parse_json
 from schemas.problems import ConfigError, Problem, error
 
 SMART = str.maketrans(
@@ -39,7 +39,7 @@ def parse(text: str, file: str | None = None) -> Mended:
     try:
         values = parse_json("\n".join(lines), object_pairs_hook=lambda pairs: _object(pairs, twice))
     except json.JSONDecodeError as fault:
-        got = lines[fault.lineno - 1].strip()
+        got, fix = lines[fault.lineno - 1].strip(), fix_at("\n".join(lines), fault.pos) or "mend that line"
         raise ConfigError(
             [
                 *problems,
@@ -49,7 +49,7 @@ def parse(text: str, file: str | None = None) -> Mended:
                     file=file,
                     line=fault.lineno,
                     got=got,
-                    fix="mend that line",
+                    fix=fix,
                 ),
             ]
         ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from schemas.documents import parse_json
+from schemas.documents import fix_at, parse_json
 from schemas.problems import error
 
 
@@ -17,7 +17,7 @@ def parse(text: str, file: str | None = None) -> dict[str, Any]:
         must, line = f"is not JSON: {fault.msg}", fault.lineno
         if fault.msg.startswith("Expecting ',' delimiter") and text[fault.pos :].strip():
             line = text[: fault.pos].rstrip().count("\n") + 1  # where the comma is missing
-        raise error("not-json", must, file=file, line=line, fix="mend that line") from None
+        raise error("not-json", must, file=file, line=line, fix=fix_at(text, fault.pos) or "mend that line") from None
     except ValueError as fault:
         raise error("not-json", str(fault), file=file, fix="correct it") from None
     if not isinstance(values, dict):

@@ -17,6 +17,7 @@ KEY = re.compile(r"""\s*(?P<key>[A-Za-z0-9_.\-]+|"[^"\n]*"|'[^'\n]*')\s*=\s*(?P<
 HEADER = re.compile(r"\s*(?P<open>\[\[?)\s*(?P<name>[^\[\]\n]+)\]\]?\s*(#.*)?$")
 PLAIN = r"""("(?:[^"\\]|\\.)*"|'[^']*'|[-+]?[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|true|false)"""
 AFTER = re.compile(rf"(?P<value>{PLAIN})\s*(?P<rest>[^\s#].*)$")
+NUMBERS = re.compile(r"[-+]?\d+(?:\.\d+)?(?:\s*,\s*\d[\d.]*(?:[eE][-+]?\d+)?)+\Z")
 WORD = re.compile(r"[A-Za-z][\w.+\-]*\Z")
 COMMENT = re.compile(r"""(?<=\s)#[^"']*$""")
 LONGEST = 4000  # characters of a line that is worth mending
@@ -115,6 +116,9 @@ def _repair(lines: list[str], number: int, said: str) -> str | None:
     if WORD.match(value):
         lines[number] = f'{head}"{value}"'
         return f"the word {value} was put into quotes"
+    if NUMBERS.match(value):  # a size, or a decimal comma, of which the option knows more
+        lines[number] = f'{head}"{value}"'
+        return f"the numbers {value} were put into quotes"
     after = AFTER.match(value)
     if after:
         lines[number] = head + after["value"]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from schemas.argument import with_point
 from schemas.config import TrainConfig
 from schemas.network_args import typed
 from schemas.problems import ConfigError, Problem
@@ -81,7 +82,7 @@ def parse_literal_args(items: Iterable[str], key: str) -> tuple[dict[str, Any], 
                     key=key,
                     got=item,
                     must="must have a Python literal after =, such as 0.1, True, (0.9, 0.99) or 'text'",
-                    fix=_apart(text) or f"put the text in quotes: {name}='{value}'",
+                    fix=_apart(text) or _pointed(name, value) or f"put the text in quotes: {name}='{value}'",
                 )
             )
             continue
@@ -96,6 +97,11 @@ def _apart(text: str) -> str | None:
     if len(items) < 2:
         return None
     return "write them apart: [" + ", ".join(f'"{item}"' for item in items) + "]"
+
+
+def _pointed(name: str, value: str) -> str | None:
+    point = with_point(value)
+    return f"write a point: {name}={point}" if point else None
 
 
 def _literal(text: str) -> tuple[Any, str | None]:

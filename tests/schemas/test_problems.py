@@ -33,6 +33,8 @@ def test_a_guess_is_near_in_letters_and_in_meaning(written: str, meant: str | No
     ("name", "value", "fix"),
     [
         ("learning_rate", "0,0001", "write a point: --set learning_rate=0.0001"),
+        ("learning_rate", "5e-5,", "--set learning_rate= for the default"),
+        ("text_encoder_lr", ["5,0e-5", "0,0001"], "write a point: --set 'text_encoder_lr=5.0e-5 0.0001'"),
         ("network_dim", 0, "--set network_dim=1, the nearest that is allowed"),
         ("learning_rate", "fast", "--set learning_rate= for the default"),
     ],

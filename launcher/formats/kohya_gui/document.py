@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from schemas.documents import needs_work, workable
+from schemas.documents import fix_at, needs_work, workable
 from schemas.problems import ConfigError, Problem, error
 
 MOST_KEYS = 10_000
@@ -153,6 +153,6 @@ def _not_json(message: str, at: int, starts: list[int], file: str | None, text: 
         at = max(len(text) - 1, 0)
     line = bisect.bisect_right(starts, at)
     column = at - starts[line - 1] + 1
-    fix = next((fix for start, fix in FIXES if start in message), "mend that line")
+    fix = fix_at(text, at) or next((fix for start, fix in FIXES if start in message), "mend that line")
     must = f"is not JSON: line {line}, column {column}: {message[:1].lower()}{message[1:]}"
     return error("not-json", must, file=file, line=line, fix=fix)

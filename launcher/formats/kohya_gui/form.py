@@ -8,8 +8,8 @@ from typing import Any
 
 from launcher.formats.base import Origin
 from launcher.formats.kohya_gui.document import Document
-from launcher.formats.kohya_gui.table import Key, defaults, hidden, keys, legal, outside, read_key, unset
-from schemas.problems import Problem, nearest
+from launcher.formats.kohya_gui.table import Key, defaults, hidden, keys, mend, outside, read_key, unset
+from schemas.problems import Problem
 
 BOXES = (
     ("sdxl", "sdxl"),
@@ -87,16 +87,14 @@ def _take(form: Form, key: Key, raw: Any, place: Mapping[str, Any], *, words: bo
     shown = {**place, "key": f"--set {key.name}" if words else key.name, "got": hidden(key.name, raw)}
     if reading.severity == "error":
         form.bad.add(key.name)
-        guess = nearest(raw, [str(choice) for choice in key.choices]) if isinstance(raw, str) else None
-        fix = f"did you mean {guess}?" if guess else legal(key)
-        form.problems.append(Problem(code="bad-value", must=reading.said or "", fix=fix, **shown))
+        form.problems.append(Problem(code="bad-value", must=reading.said or "", fix=mend(key, raw), **shown))
         return
     form.bad.discard(key.name)
     form.values[key.name], form.origins[key.name] = reading.value, "--set" if words else "file"
     if reading.said and not words:
         code = "unusual-spelling" if reading.severity == "note" else "value-changed"
-        mend = None if reading.severity == "note" else f"write the number you mean, or --set {key.name}=..."
-        form.problems.append(Problem(code=code, must=reading.said, severity=reading.severity, fix=mend, **shown))
+        fix = None if reading.severity == "note" else f"write the number you mean, or --set {key.name}=..."
+        form.problems.append(Problem(code=code, must=reading.said, severity=reading.severity, fix=fix, **shown))
     said = outside(key, reading.value)
     if said and not words:
         form.problems.append(Problem(code="outside-form", must=said, severity="note", **shown))

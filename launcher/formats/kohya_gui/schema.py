@@ -6,8 +6,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.formats.kohya_gui.table import STRICT, Key, hidden, keys, legal, must
-from schemas.problems import Problem, nearest
+from launcher.formats.kohya_gui.table import STRICT, Key, hidden, keys, mend, must
+from schemas.problems import Problem
 
 NUMBER = r"^\s*([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?)?\s*$"
 WHOLE = r"^\s*([+-]?\d+(\.0*)?)?\s*$"
@@ -75,9 +75,7 @@ def validate_document(
             continue
         said = must(key) if key is not None else "must be one object: {...}"
         raw = document[name] if name is not None else None
-        choices = [str(choice) for choice in key.choices] if key is not None else []
-        guess = nearest(raw, choices) if isinstance(raw, str) else None
-        fix = f"did you mean {guess}?" if guess else legal(key) if key is not None else None
+        fix = mend(key, raw) if key is not None else None
         found[name] = Problem(
             code="bad-value", must=said, key=name, got=hidden(name or "", raw), fix=fix, file=file,
             line=(lines or {}).get(name or ""),

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from schemas.argument import with_point
 from schemas.config import table as options
-from schemas.problems import Severity
+from schemas.problems import Severity, nearest
 from schemas.terminal import shell_word
 
 Role = Literal["argument", "network", "launch", "box", "form", "parameters", "tab"]
@@ -199,8 +200,14 @@ def must(key: Key) -> str:
     return f"must be {words[key.type]}"
 
 
-def legal(key: Key) -> str:
-    """The value that a form starts with, for one that cannot be read."""
+def mend(key: Key, raw: Any) -> str:
+    """What to write for a value that cannot be read: what was meant, or what a form starts with."""
+    guess = nearest(raw, [str(choice) for choice in key.choices]) if isinstance(raw, str) else None
+    if guess:
+        return f"did you mean {guess}?"
+    point = with_point(raw) if isinstance(raw, str) and key.type in ("int", "float") else None
+    if point is not None and read_key(key, point).severity != "error":
+        return f"write a point: --set {key.name}={point}"
     word = "" if key.default is None else str(key.default).lower() if isinstance(key.default, bool) else key.default
     return f"--set {key.name}={shell_word(str(word))}, what an untouched form has"
 

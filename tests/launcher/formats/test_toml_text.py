@@ -13,6 +13,8 @@ MENDED: list[tuple[str, dict[str, Any]]] = [
     ("learning_rate = 1e-4 (0.0001)", {"learning_rate": 1e-4}),
     (r'train_data_dir = "D:\train_data\x"', {"train_data_dir": r"D:\train_data\x"}),
     ("cache_latents = True", {"cache_latents": True}),
+    ("learning_rate = 0,0003", {"learning_rate": "0,0003"}),
+    ("resolution = 768, 1024", {"resolution": "768, 1024"}),
     ("seed = 1\n... and so on", {"seed": 1}),
     ("seed = 1\nepoch = 2\nseed = 3", {"seed": 3, "epoch": 2}),
     ("vae =\nseed = 1", {"seed": 1}),
