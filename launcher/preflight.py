@@ -116,6 +116,8 @@ def check_run(resolved: Resolved, machine: Machine | None = None, *, resuming: b
     problems += found
     if scan is not None and not resuming:
         resolved, found = preset_defaults.with_previews(resolved, scan)
+        if found:  # prompts are missing no more
+            problems = [one for one in problems if (one.code, one.key) != ("missing-option", "sample_prompts")]
         problems += found
     if scan is not None:
         from trainer.dataset.checks import bucket_steps

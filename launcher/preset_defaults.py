@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.resolve import Resolved
-from schemas.problems import Problem
+from schemas.problems import ConfigError, Problem
 
 if TYPE_CHECKING:
     from trainer.dataset.files import Sample, Scan
@@ -67,28 +67,49 @@ def _images(folder: Path) -> int:
 
 def with_previews(resolved: Resolved, scan: Scan) -> tuple[Resolved, list[Problem]]:
     """Previews with every saved epoch, of prompts made from the captions."""
-    if resolved.draft.prompts or not _open(resolved, PREVIEWS[:1]) or not scan.samples:
+    if resolved.draft.prompts or not _open(resolved, PREVIEWS[:1]) or not scan.samples or _declined(resolved):
         return resolved, []
-    prompts = list(made_prompts(scan))
+    prompts = list(made_prompts(scan, _size(resolved)))
     if not prompts:
         return resolved, []
     from launcher.data import unpack
 
     resolved = replace(resolved, draft=replace(resolved.draft, prompts="\n".join(prompts)))
     resolved = unpack(resolved)
-    if not (resolved.config.sample_every_n_epochs or resolved.config.sample_every_n_steps):
-        every = resolved.config.save_every_n_epochs or 1
-        resolved = resolved.change("sample_every_n_epochs", every, "computed")
-    message = f"are made from the captions: {len(prompts)} previews with every saved epoch ({'; '.join(prompts)})"
+    config = resolved.config
+    if not (config.sample_every_n_epochs or config.sample_every_n_steps):
+        steps = config.save_every_n_steps  # by which previews are made where both are set: they are what a user adds
+        name, every = ("steps", steps) if steps else ("epochs", config.save_every_n_epochs or 1)
+        resolved = resolved.change(f"sample_every_n_{name}", every, "computed")
+    message = f"are made from the captions: {len(prompts)} previews with every saved LoRA ({'; '.join(prompts)})"
     fix = "--set sample_prompts=FILE for your own, --set sample_every_n_epochs=0 for none"
     return resolved, [_note("made-prompts", "sample_prompts", message, fix)]
+
+
+def _declined(resolved: Resolved) -> bool:
+    """Whether the command line says how often, and that is never."""
+    config = resolved.config
+    return any(name in resolved.sets for name in PREVIEWS[1:]) and not (
+        config.sample_every_n_epochs or config.sample_every_n_steps
+    )
 
 
 def _note(code: str, key: str, message: str, fix: str) -> Problem:
     return Problem(code=code, key=key, severity="note", must=message, fix=fix)
 
 
-def made_prompts(scan: Scan) -> Iterator[str]:
+def _size(resolved: Resolved) -> str:
+    """Options of a prompt line: previews of the size that is trained on; of none, the family's own."""
+    from trainer.dataset.spec import parse_resolution
+
+    try:
+        size = parse_resolution(resolved.config.resolution)
+    except ConfigError:
+        return ""  # said by the rules
+    return f" --w {size[0]} --h {size[1]}" if size else ""
+
+
+def made_prompts(scan: Scan, size: str = "") -> Iterator[str]:
     """Prompt lines: the trigger word alone, a few captions of the data, and one caption without the word."""
     own = sorted((sample for sample in scan.samples if not sample.is_reg), key=lambda sample: sample.path)
     word = trigger_word(scan, own)
@@ -102,7 +123,7 @@ def made_prompts(scan: Scan) -> Iterator[str]:
         rest = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", " ", longest, flags=re.IGNORECASE)
         rest = re.sub(r"\s*,(\s*,)*", ",", " ".join(rest.split())).strip(" ,.")
         chosen.append(rest or WITHOUT)
-    yield from (f"{text} --d {number}" for number, text in enumerate(dict.fromkeys(chosen), start=1))
+    yield from (f"{text} --d {number}{size}" for number, text in enumerate(dict.fromkeys(chosen), start=1))
 
 
 def trigger_word(scan: Scan, own: list[Sample]) -> str:

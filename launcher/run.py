@@ -27,7 +27,7 @@ from launcher.spill import SpillWatch
 from schemas.config import write as config_text
 from schemas.own_word import WORDS
 from schemas.problems import ConfigError, Problem, errors
-from schemas.run_folder import CONFIG, LOG, RECORD, last_step
+from schemas.run_folder import CONFIG, LOG, RECORD, VALIDATION, last_step
 from schemas.run_lock import VARIABLE as LOCK_VARIABLE
 from schemas.run_lock import hold_for_launcher
 from schemas.saved_names import BESIDE
@@ -208,7 +208,7 @@ def clear(folder: Path) -> None:
     """
     for path in folder.glob("state-*"):
         shutil.rmtree(path)
-    for name in (LOG, RECORD, CONFIG):
+    for name in (LOG, VALIDATION, RECORD, CONFIG):
         (folder / name).unlink(missing_ok=True)
     for path in folder.glob("source.*"):
         path.unlink()

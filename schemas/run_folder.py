@@ -21,6 +21,7 @@ from schemas.problems import ConfigError
 from schemas.textfile import open_regular, read_text
 
 LOG = "log.jsonl"
+VALIDATION = "validation.jsonl"  # one record a measurement of the held-out loss, where images are held out
 RECORD = "run.json"
 CONFIG = "config.toml"
 MANIFEST = "complete"
@@ -99,10 +100,10 @@ def _is_fingerprints(files: Any) -> bool:
     return isinstance(files, dict) and all(isinstance(marks, list) and len(marks) == 2 for marks in files.values())
 
 
-def read_log(run: Path) -> Iterator[dict[str, Any]]:
-    """Every whole record of log.jsonl that has a step, in the order of the file."""
+def read_log(run: Path, name: str = LOG) -> Iterator[dict[str, Any]]:
+    """Every whole record of log.jsonl (or of the log of that name) that has a step, in the order of the file."""
     try:
-        with open_regular(run / LOG, what="log of a run") as stream:
+        with open_regular(run / name, what="log of a run") as stream:
             yield from _records(stream)
     except ConfigError:
         return

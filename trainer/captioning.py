@@ -207,6 +207,9 @@ def describer(settings: CaptionSettings) -> Describe:
     return guarded
 
 
+PLACES = ("/", "\\", "./", "../", "~", ".\\", "..\\")  # what paths begin with, and no hub id
+
+
 def model_named(model: str) -> str:
     """The local folder or hub id that a --model means; ConfigError, in about a second, for one that cannot be had."""
     known = f"must be one of {', '.join(HUB)}, a folder with a model, or a hub id such as {HUB['blip']}"
@@ -218,6 +221,8 @@ def model_named(model: str) -> str:
         return model
     name = HUB.get(model, model)
     if not HUB_ID.fullmatch(name):
+        if model.startswith(PLACES):
+            raise error("no-model", "is no folder that exists", key="--model", got=model, fix="check the path")
         guess = nearest(model, HUB)
         raise error("unknown-model", known, key="--model", got=model, fix=f"--model {guess or 'blip'}")
     from huggingface_hub import HfApi, try_to_load_from_cache
@@ -360,7 +365,8 @@ def _refused(fault: ConfigError | ModelFailed, as_json: bool) -> int:
     failed = Problem(code="model-failed", key="--model", must=f"failed on images: {fault}", fix=fix)
     problems = fault.problems if isinstance(fault, ConfigError) else [failed]
     for problem in problems:
-        for line in problem.lines():
+        first, *rest = problem.lines()
+        for line in (f"{problem.severity}: {first}", *rest):
             say(line, err=True)
     if as_json:
         say_document({"ok": False, "problems": [problem.as_json() for problem in problems]})

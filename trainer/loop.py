@@ -362,12 +362,12 @@ def run_epochs(
             if stopping or at.step == steps.total:
                 break
             if validation and at.batch < steps.batches_per_epoch and validation.due_at_step(at.step):
-                validation.measure(run, ["step"], progress)
+                validation.measure(run, ["step"], progress, step_log)
             results.keep_state_when_due(run)
             losses, batches, began = [], [], time.perf_counter()
         if at.batch == steps.batches_per_epoch or at.step == steps.total:
             if validation and (due := validation.due_at_end(at.step, at.epoch)):
-                validation.measure(run, due, progress)
+                validation.measure(run, due, progress, step_log)
             log_epoch(run.accelerator.trackers, progress.average, at.epoch, at.step)
             end_epoch(run, results)
         if stopping and at.step < steps.total:

@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from schemas.options import LoggingOptions
-from schemas.run_folder import record_in
+from schemas.run_folder import VALIDATION, record_in
 from schemas.terminal import plain, say
 from schemas.writing import write_atomically
 
@@ -49,12 +49,27 @@ def memory_in_use() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The mean loss on the held-out images after a step."""
+
+    step: int
+    epoch: int
+    loss: float
+
+
 class StepLog:
-    """log.jsonl of a run folder. On resume, records at or past the resumed step are dropped, so steps never repeat."""
+    """log.jsonl of a run folder, and validation.jsonl beside it once there is a measurement.
+
+    On resume, records past the resumed step are dropped, so steps never repeat.
+    """
 
     def __init__(self, path: Path, *, keep_until: int) -> None:
-        kept = [line for line, record in _records(path) if record["step"] <= keep_until]
-        write_atomically(path, lambda stream: stream.write(b"".join(kept)))
+        self._validation = path.with_name(VALIDATION)
+        for file in (path, self._validation):
+            kept = [line for line, record in _records(file) if record["step"] <= keep_until]
+            if file == path or file.is_file():
+                write_atomically(file, lambda stream, kept=kept: stream.write(b"".join(kept)))  # type: ignore[misc]
         # Unbuffered: what a full disk refuses is not tried again when the log is closed.
         self._stream = path.open("ab", buffering=0)
 
@@ -63,6 +78,11 @@ class StepLog:
         line = memoryview((json.dumps(asdict(record)) + "\n").encode("utf-8"))
         while line:
             line = line[self._stream.write(line) or 0 :]
+
+    def measured(self, result: Measured) -> None:
+        """One line of validation.jsonl."""
+        with self._validation.open("ab") as stream:
+            stream.write((json.dumps(asdict(result)) + "\n").encode("utf-8"))
 
     def close(self) -> None:
         self._stream.close()

@@ -13,7 +13,7 @@ import torch
 from schemas import TrainConfig
 from trainer.batches import BatchLoader
 from trainer.dataset.order import assign
-from trainer.report import Progress
+from trainer.report import Measured, Progress, StepLog
 from trainer.sampling import undisturbed
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Validation:
         return [low + (high - low) * number // 5 for number in range(1, 5)]
 
     @torch.no_grad()
-    def measure(self, run: Run, due: Sequence[str], progress: Progress) -> float:
+    def measure(self, run: Run, due: Sequence[str], progress: Progress, log: StepLog | None = None) -> float:
         """The mean loss over the held-out batches and timesteps; a fresh mean each time (trap T46).
 
         It is measured and told once, and goes to the curves of all that it is due for: "step", "epoch".
@@ -73,6 +73,8 @@ class Validation:
                     losses.append(run.batch_loss(batch, run.caches.held.texts, timestep))
         mean = float(torch.stack(losses).mean())
         progress.say(f"validation: loss {mean:.4f} at step {run.at.step}")
+        if log:
+            log.measured(Measured(run.at.step, run.at.epoch, mean))
         curves = {"average": mean, "divergence": mean - progress.average}
         tags = {f"loss/validation/{when}_{name}": value for when in due for name, value in curves.items()}
         run.accelerator.log(tags, step=run.at.step)

@@ -205,7 +205,7 @@ def further(case: Case) -> Suggestion | None:
     done, reasons = run.last.step / run.per_epoch, []
     epochs = math.ceil(done / 4)
     if few and looks is not None:
-        reasons.append(f"Each picture was looked at about {looks:.0f} times; {GOOD_LOOKS} and more are usual.")
+        reasons.append(f"Each image was trained on about {looks:.0f} times; {GOOD_LOOKS} and more are usual.")
         epochs = max(epochs, math.ceil(done * (GOOD_LOOKS / looks - 1)))
     if falling and case.trend is not None:
         reasons.append(f"The loss still fell at the end, from {case.trend.before:.4f} to {case.trend.after:.4f}.")
@@ -221,9 +221,9 @@ def too_long(case: Case) -> Suggestion | None:
         return None
     wanted = max(1, round(run.last.step * MANY_LOOKS / 2 / looks))
     near = min(run.copies, key=lambda copy: abs(copy.step - wanted), default=None)
-    reason = f"Each picture was looked at about {looks:.0f} times; over {MANY_LOOKS} it tends to be learned by heart."
+    reason = f"Each image was trained on about {looks:.0f} times; over {MANY_LOOKS} it tends to be learned by heart."
     if near is not None and near.step < run.last.step:
-        reason += f" {near.path.name} comes near {MANY_LOOKS // 2} looks: compare it first."
+        reason += f" {near.path.name} comes near {MANY_LOOKS // 2} exposures: compare it first."
     sets = {"max_train_epochs": "", "max_train_steps": wanted} if run.config.max_train_epochs else {}
     return Suggestion("too-long", "Train shorter", reason, case.anew(sets or {"max_train_steps": wanted}))
 

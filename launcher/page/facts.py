@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
@@ -69,6 +69,7 @@ class Run:
     copies: list[Copy]
     previews: list[Preview]
     prompts: list[str]
+    held_out: dict[int, float]  # step -> loss on the images that are held out
 
     @property
     def last(self) -> Step:
@@ -139,16 +140,23 @@ def read_run(found: Found, given: str) -> Run:
         raise error("no-log", "has no step yet, so there is nothing to report", file=str(found.run), fix=fix)
     config, _ = read(found.run / "config.toml")
     kept = read_record(found.run)
-    bare = Run(found.name, found.run, found.output, config, kept, steps, [], [], _prompts(found.run, config))
+    prompts, held_out = _prompts(found.run, config), read_held_out(found.run)
+    bare = Run(found.name, found.run, found.output, config, kept, steps, [], [], prompts, held_out)
     copies = sorted(_copies(bare), key=lambda copy: (copy.step, copy.path.name))
     pictures = sorted(_previews(bare), key=lambda picture: (picture.step, picture.index))
-    return Run(found.name, found.run, found.output, config, kept, steps, copies, pictures, bare.prompts)
+    return replace(bare, copies=copies, previews=pictures)
 
 
 def read_log(path: Path) -> list[Step]:
     """Every whole record in the order of steps; of one that stands there twice, the later."""
     found = {entry["step"]: _step(entry) for entry in run_folder.read_log(path.parent)}
     return [found[step] for step in sorted(found)]
+
+
+def read_held_out(folder: Path) -> dict[int, float]:
+    """Step -> loss on the held-out images, in the order of steps; empty where nothing was measured."""
+    found = {entry["step"]: _number(entry.get("loss")) for entry in run_folder.read_log(folder, run_folder.VALIDATION)}
+    return {step: found[step] for step in sorted(found)}
 
 
 def _step(entry: dict[str, Any]) -> Step:

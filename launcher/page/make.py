@@ -44,6 +44,7 @@ class Report:
                 "trend": {"before": change.before, "after": change.after, "word": change.word} if change else None,
             },
             "looks": run.looks,
+            "held_out": [{"step": step, "loss": finite(loss)} for step, loss in run.held_out.items()],
             "files": [
                 {"file": str(copy.path), "step": copy.step, "epoch": copy.epoch, "bytes": copy.size}
                 for copy in run.copies

@@ -20,7 +20,8 @@ pre { background: var(--box); border-radius: 6px; padding: .5rem .8rem; margin: 
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: 14px }
 th, td { text-align: left; vertical-align: top; padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line) }
 td { overflow-wrap: anywhere; min-width: 4rem } th { font-weight: 600; white-space: nowrap }
-.sheet td { font-size: 13px; min-width: 9rem; width: 22% } .option { white-space: nowrap } details { margin-top: 1rem }
+.sheet td { font-size: 13px; min-width: 9rem; width: 14rem } .option { white-space: nowrap }
+details { margin-top: 1rem }
 .sheet td:first-child { position: sticky; left: 0; background: var(--ground) }
 td h3 { margin: .8rem 0 0; white-space: nowrap }
 .prompt { display: block; min-width: 8rem; white-space: normal; font-weight: 400 }

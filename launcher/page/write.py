@@ -109,8 +109,8 @@ def _summary(shown: Page) -> str:
         ("Loss at the end", f"{loss(averages[-1])}{f', {shown.trend.word}' if shown.trend else ''}"),
         ("Time", f"{duration(sum(seconds))}, {seconds[len(seconds) // 2]:.3g} s a step" if seconds else "unknown"),
         ("Peak memory", size(memory)),
-        ("Pictures", f"{data['images']}" if data.get("images") else "unknown"),
-        ("Looks a picture", f"{run.looks:.0f}" if run.looks is not None else "unknown"),
+        ("Images", f"{data['images']}" if data.get("images") else "unknown"),
+        ("Exposures an image", f"{run.looks:.0f}" if run.looks is not None else "unknown"),
         ("Network", f"rank {run.config.network_dim or 4}, alpha {run.config.network_alpha:g}"),
     ]
     family = f"{text(run.family)} on " if run.family else ""
@@ -143,6 +143,8 @@ def _curves(run: Run) -> str:
         Curve("each step", "c0", list(zip(at, losses, strict=True)), raw=True),
         Curve(f"mean of {window(len(losses))} steps", "c0", mean),
     ]
+    if run.held_out:
+        both.append(Curve("held-out images", "c1", [(float(step), value) for step, value in run.held_out.items()]))
     seconds, memory = [step.seconds for step in run.steps], [step.memory / 2**30 for step in run.steps]
     time = [
         Curve("each step", "c1", list(zip(at, seconds, strict=True)), raw=True),
@@ -191,14 +193,22 @@ def _sheet(shown: Page) -> str:
 
 
 def _which(shown: Page) -> str:
-    """How to choose an epoch by eye, which the loss cannot do."""
-    if not any(column.previews for column in shown.columns):
-        return ""
-    return (
-        "<p>Which epoch to keep? The loss does not tell; the previews do. Keep the first one that shows what you "
-        "trained wherever its word stands in the prompt. Where prompts without the word begin to look like your "
-        "images, or all images begin to look alike, training has gone on for too long.</p>"
-    )
+    """How to choose an epoch by eye, which the loss of the training cannot do."""
+    said = []
+    if any(column.previews for column in shown.columns):
+        said.append(
+            "The loss does not tell; the previews do. Keep the first one that shows what you trained wherever its word "
+            "stands in the prompt. Where prompts without the word begin to look like your images, or all images begin "
+            "to look alike, training has gone on for too long."
+        )
+    measured = {step: value for step, value in shown.run.held_out.items() if math.isfinite(value)}
+    if len(measured) > 1:
+        best = min(measured, key=lambda step: measured[step])
+        said.append(
+            f"On the images that are held out the loss is lowest after step {best} ({loss(measured[best])}). Of few "
+            "images this is a hint, no verdict; where it rises from then on, the training images are learned by heart."
+        )
+    return f"<p>Which epoch to keep? {' '.join(said)}</p>" if said else ""
 
 
 def _data(data: Data) -> str:
@@ -261,11 +271,13 @@ def _files(shown: Page) -> str:
     run, losses = shown.run, [step.loss for step in shown.run.steps]
     means = dict(zip((step.step for step in run.steps), moving_average(losses, window(len(losses))), strict=True))
     lines = [
-        [text(copy.path.name), text(moment.title), size(copy.size), loss(means.get(copy.step, math.nan))]
+        [text(copy.path.name), text(moment.title), size(copy.size), loss(means.get(copy.step, math.nan)),
+         *([loss(run.held_out[copy.step]) if copy.step in run.held_out else "-"] if run.held_out else [])]
         for moment in shown.moments
         for copy in moment.copies
-    ]
-    table_of = rows(["file", "saved after", "size", "mean loss then"], lines) or "<p>No file is there.</p>"
+    ]  # fmt: skip
+    head = ["file", "saved after", "size", "mean loss then", *(["held-out loss then"] if run.held_out else [])]
+    table_of = rows(head, lines) or "<p>No file is there.</p>"
     return f"{table_of}{_programs(run)}"
 
 

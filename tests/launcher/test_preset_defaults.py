@@ -52,7 +52,41 @@ def test_a_preset_previews_with_prompts_from_the_captions(tmp_path: Path, model:
         "a portrait number 0 by the sea, w 64",
     ]
     assert [prompt.seed for prompt in found] == [1, 2, 3, 4]
-    assert all(prompt.width is None for prompt in found)
+    assert {(prompt.width, prompt.height) for prompt in found} == {(512, 512)}
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "size"),
+    [("sd15-character", "768", (768, 768)), ("sd15-style", "576,448", (576, 448)), ("sdxl-8gb", "", (1024, 1024))],
+)
+def test_previews_are_as_large_as_what_is_trained(
+    name: str, resolution: str, size: tuple[int, int], tmp_path: Path, model: Path
+) -> None:
+    more = {"resolution": resolution} if resolution else {}
+    checked = check_run(resolve(name, sets(tmp_path, model, 6, **more)))
+    found = read_prompts("made.txt", text=checked.resolved.draft.prompts)
+    assert {(prompt.width, prompt.height) for prompt in found} == {size}
+
+
+@pytest.mark.parametrize("name", ["sample_every_n_epochs", "sample_every_n_steps"])
+def test_previews_can_be_declined_as_the_note_says(name: str, tmp_path: Path, model: Path) -> None:
+    checked = check_run(resolve("sd15-character", {**sets(tmp_path, model, 6), name: "0"}))
+    assert checked.ok
+    assert not checked.resolved.config.sample_prompts
+    assert not [problem for problem in checked.problems if problem.code == "made-prompts"]
+
+
+@pytest.mark.parametrize("name", ["sample_every_n_epochs", "sample_every_n_steps"])
+def test_where_prompts_are_made_nothing_says_that_they_are_missing(name: str, tmp_path: Path, model: Path) -> None:
+    checked = check_run(resolve("sd15-character", {**sets(tmp_path, model, 6), name: "3"}))
+    assert getattr(checked.resolved.config, name) == 3
+    assert [one.code for one in checked.problems if one.key == "sample_prompts"] == ["made-prompts"]
+
+
+def test_where_steps_are_saved_previews_are_made_at_those_steps(tmp_path: Path, model: Path) -> None:
+    checked = check_run(resolve("sd15-character", {**sets(tmp_path, model, 6), "save_every_n_steps": "20"}))
+    assert checked.resolved.config.sample_every_n_steps == 20
+    assert not checked.resolved.config.sample_every_n_epochs
 
 
 def test_the_plan_shows_previews_and_what_is_held_out(tmp_path: Path, model: Path) -> None:
@@ -84,7 +118,7 @@ def test_the_command_line_has_the_last_word(tmp_path: Path, model: Path) -> None
 
 def test_images_without_captions_are_called_by_their_folder(tmp_path: Path, model: Path) -> None:
     checked = check_run(resolve("sd15-character", sets(tmp_path, model, 3, caption="")))
-    assert checked.resolved.draft.prompts == "N0m3 --d 1\na photo --d 2"
+    assert checked.resolved.draft.prompts == "N0m3 --d 1 --w 512 --h 512\na photo --d 2 --w 512 --h 512"
 
 
 @pytest.mark.parametrize("name", ["civitai-sd15", "toy"])

@@ -128,6 +128,28 @@ def test_what_the_page_says(kohyakit, made) -> None:
         assert said in words
 
 
+def held_out(folder: Path, *losses: float) -> None:
+    lines = [json.dumps({"step": 20 * number, "epoch": number, "loss": one}) for number, one in enumerate(losses, 1)]
+    (folder / "validation.jsonl").write_text("\n".join([*lines, "half a li"]))
+
+
+def test_the_loss_on_held_out_images_is_on_the_page(kohyakit, made) -> None:
+    folder = made()
+    held_out(folder, 0.25, 0.75)
+    found = json.loads(kohyakit("report", folder, "--json").stdout)
+    assert found["held_out"] == [{"step": 20, "loss": 0.25}, {"step": 40, "loss": 0.75}]
+    words = Page((folder / "report.html").read_text()).words
+    assert "held-out images" in words
+    assert "held-out loss then" in words
+    assert "lowest after step 20 (0.25)" in words
+
+
+def test_without_held_out_images_the_page_does_not_speak_of_them(kohyakit, made) -> None:
+    folder = made()
+    assert json.loads(kohyakit("report", folder, "--json").stdout)["held_out"] == []
+    assert "held" not in Page((folder / "report.html").read_text()).words
+
+
 def test_the_users_text_is_escaped_and_nothing_private_is_shown(kohyakit, made) -> None:
     folder = made()
     kohyakit("report", folder)

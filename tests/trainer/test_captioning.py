@@ -170,6 +170,16 @@ def test_an_unknown_model_is_refused_before_anything_is_asked(model: str, code: 
     assert "blip-large" in problem.must
 
 
+@pytest.mark.parametrize("model", ["/nope", "./models/blip", "../blip"])
+def test_a_path_that_is_not_there_is_taken_for_no_hub_id(model: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        captioning.model_named(model)
+    assert (caught.value.problems[0].must, caught.value.problems[0].fix) == (
+        "is no folder that exists",
+        "check the path",
+    )
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         captioning.model_named(str(tmp_path))
@@ -205,6 +215,7 @@ def test_a_model_that_fails_ends_with_3_and_without_a_traceback(
     out, err = capsys.readouterr()
     assert json.loads(out)["problems"][0]["code"] == "model-failed"
     assert "KeyError" in err
+    assert "error: --model: failed on images" in err
     assert "Traceback" not in err
 
 

@@ -185,6 +185,9 @@ def test_held_out_pictures_are_measured_and_not_trained_on(
     assert start(validation_split=0.4, max_train_epochs=2, validation_seed=1, logging_dir=tmp_path / "logs") == 0
     said = capsys.readouterr().out
     assert said.count("validation: loss") == 2
+    kept = (tmp_path / "out" / "n0m3.run" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in kept] == [6, 12]
+    assert all(f"{json.loads(line)['loss']:.4f}" in said for line in kept)
     assert len(losses(tmp_path / "out")) == 12  # 3 of 5 pictures, 2 repeats, 2 epochs
     assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
 

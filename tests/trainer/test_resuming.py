@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from schemas import ConfigError, TrainConfig
 from schemas.resuming import state_meant
 from trainer.dataset.order import BatchIndex, shard
 from trainer.plan.steps import Steps, count
-from trainer.report import StepLog
+from trainer.report import Measured, StepLog
 from trainer.resuming import going_on
 from trainer.states import save_state
 
@@ -89,6 +90,16 @@ def test_a_run_folder_stands_for_its_newest_state(tmp_path: Path) -> None:
         state = state_meant(asked, run).state
         assert state is not None
         assert state.path == run / f"state-{meant:08d}"
+
+
+def test_measurements_past_the_resumed_step_are_dropped_as_steps_are(tmp_path: Path) -> None:
+    log = StepLog(tmp_path / "log.jsonl", keep_until=0)
+    for step in (2, 4, 6):
+        log.measured(Measured(step, 1, step / 10))
+    log.close()
+    StepLog(tmp_path / "log.jsonl", keep_until=4).close()
+    kept = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    assert kept == [{"step": 2, "epoch": 1, "loss": 0.2}, {"step": 4, "epoch": 1, "loss": 0.4}]
 
 
 def test_lines_that_are_no_record_do_not_keep_a_log_from_being_gone_on_with(tmp_path: Path) -> None:

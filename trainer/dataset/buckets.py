@@ -80,7 +80,8 @@ def _too_small(picture: Size, scaled: Size, step: int) -> ConfigError:
         f"must have sides of at least {step} pixels with bucket_no_upscale"
         + (f", and has {scaled[0]}x{scaled[1]} once scaled down to the area of resolution" if shrunk else ""),
         got=got,
-        fix=f"{'crop' if shrunk else 'enlarge'} or remove the picture, or leave out bucket_no_upscale",
+        fix=f"{'crop' if shrunk else 'enlarge'} or remove the image, or --set bucket_no_upscale=false"
+        + " (or in the dataset_config that sets it)",
     )
 
 
