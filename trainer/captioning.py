@@ -219,10 +219,10 @@ def model_named(model: str) -> str:
             must = f"holds no model: there is no {' and no '.join(files)} in it"
             raise error("no-model", must, key="--model", got=model, fix="name the folder of a downloaded model")
         return model
+    if model.startswith(PLACES):
+        raise error("no-model", "is no folder that exists", key="--model", got=model, fix="check the path")
     name = HUB.get(model, model)
     if not HUB_ID.fullmatch(name):
-        if model.startswith(PLACES):
-            raise error("no-model", "is no folder that exists", key="--model", got=model, fix="check the path")
         guess = nearest(model, HUB)
         raise error("unknown-model", known, key="--model", got=model, fix=f"--model {guess or 'blip'}")
     from huggingface_hub import HfApi, try_to_load_from_cache

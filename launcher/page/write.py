@@ -204,9 +204,12 @@ def _which(shown: Page) -> str:
     measured = {step: value for step, value in shown.run.held_out.items() if math.isfinite(value)}
     if len(measured) > 1:
         best = min(measured, key=lambda step: measured[step])
+        then = (
+            "and has not risen yet" if best == max(measured) else "and rises then: training images are learned by heart"
+        )
         said.append(
-            f"On the images that are held out the loss is lowest after step {best} ({loss(measured[best])}). Of few "
-            "images this is a hint, no verdict; where it rises from then on, the training images are learned by heart."
+            f"On the images that are held out the loss is lowest after step {best} ({loss(measured[best])}), {then}. "
+            "Of few images this is a hint, no verdict."
         )
     return f"<p>Which epoch to keep? {' '.join(said)}</p>" if said else ""
 

@@ -141,7 +141,10 @@ def test_the_loss_on_held_out_images_is_on_the_page(kohyakit, made) -> None:
     words = Page((folder / "report.html").read_text()).words
     assert "held-out images" in words
     assert "held-out loss then" in words
-    assert "lowest after step 20 (0.25)" in words
+    assert "lowest after step 20 (0.25), and rises then" in words
+    held_out(folder, 0.75, 0.25)
+    kohyakit("report", folder)
+    assert "lowest after step 40 (0.25), and has not risen" in Page((folder / "report.html").read_text()).words
 
 
 def test_without_held_out_images_the_page_does_not_speak_of_them(kohyakit, made) -> None:
