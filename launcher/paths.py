@@ -14,6 +14,7 @@ from schemas.problems import Problem
 from schemas.rules import names
 from schemas.run_folder import last_step
 from schemas.saved_names import MOMENT, saved_as
+from schemas.terminal import shell_word
 from schemas.weights import lora_file
 
 OUTPUTS = ("output_dir", "logging_dir", "console_log_file")
@@ -171,9 +172,16 @@ def overwrite_problem(resolved: Resolved) -> Problem | None:
     if not there:
         return None
     names = ", ".join(path.name for path in there[:6]) + (f" and {len(there) - 6} more" if len(there) > 6 else "")
-    fix = f"kohyakit resume {output_dir(resolved)}, another name with --set output_name=NAME, or --overwrite"
+    fix = f"{_going_on(there)}, another name with --set output_name=NAME, or --overwrite"
     must = f"already has results in {output_dir(resolved)}: {names}"
     return resolved.placed(Problem(code="results-exist", key="output_name", got=run_name(resolved), must=must, fix=fix))
+
+
+def _going_on(there: list[Path]) -> str:
+    """The command that goes on with an earlier run: exactly from its state, or further from its LoRA."""
+    place = there[-1]  # the run folder, where there is one
+    more = "" if any(place.glob("state-*")) or place == there[0] and place.is_dir() else " --epochs 2"
+    return f"kohyakit resume {shell_word(place)}{more}"
 
 
 def as_warnings(problems: list[Problem]) -> Iterator[Problem]:

@@ -81,6 +81,23 @@ def test_results_of_an_earlier_run_are_seen(preset, tmp_path: Path, name) -> Non
 
 
 @pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["frog.safetensors", "frog.run/log.jsonl"], "frog.run --epochs 2,"),
+        (["frog-000001.safetensors", "frog.run/log.jsonl", "frog.run/state-00000004/x"], "frog.run,"),
+        (["frog.run/log.jsonl"], "frog.run,"),
+        (["frog-000001.safetensors", "frog.safetensors"], "frog.safetensors --epochs 2,"),
+    ],
+)
+def test_the_command_that_goes_on_is_one_that_can(preset, tmp_path: Path, names: list[str], words: str) -> None:
+    for name in names:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text('{"step": 1}')
+    found = paths.overwrite_problem(resolve(str(preset())))
+    assert str(found.fix).startswith(f"kohyakit resume {tmp_path / 'out' / words}")
+
+
+@pytest.mark.parametrize(
     "name", ["frogs.safetensors", "frog_20260101-000000.json", "frog-v1.safetensors", "frog.run/run.json"]
 )
 def test_other_files_are_no_results(preset, tmp_path: Path, name) -> None:
