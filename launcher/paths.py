@@ -180,7 +180,7 @@ def overwrite_problem(resolved: Resolved) -> Problem | None:
 def _going_on(there: list[Path]) -> str:
     """The command that goes on with an earlier run: exactly from its state, or further from its LoRA."""
     place = there[-1]  # the run folder, where there is one
-    more = "" if any(place.glob("state-*")) or place == there[0] and place.is_dir() else " --epochs 2"
+    more = "" if any(place.glob("state-*")) or (place == there[0] and place.is_dir()) else " --epochs 2"
     return f"kohyakit resume {shell_word(place)}{more}"
 
 

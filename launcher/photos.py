@@ -28,7 +28,7 @@ HELP = {"help_option_names": ["-h", "--help"]}
 
 @click.group("dataset", context_settings=HELP)
 def dataset() -> None:
-    """Make, check and pack a folder of training pictures."""
+    """Make, check and pack a folder of training images."""
 
 
 def refusing(command: Callable[..., None]) -> Callable[..., None]:
@@ -65,10 +65,14 @@ def print_json(document: dict[str, Any]) -> None:
     help="Folder to make; SOURCE_TOKEN beside SOURCE if not given.",
 )
 @click.option(
-    "--repeats", default="auto", show_default=True, metavar="N|auto", help="Looks at each picture in an epoch."
+    "--repeats",
+    default="auto",
+    show_default=True,
+    metavar="N|auto",
+    help="Exposures of each image in an epoch (repeats).",
 )
 @click.option("--keep-format", is_flag=True, help="Keep JPEG, WebP and BMP as they are instead of converting to PNG.")
-@click.option("--skip-unreadable", is_flag=True, hidden=True, help="What is done anyway: broken pictures are left out.")
+@click.option("--skip-unreadable", is_flag=True, hidden=True, help="What is done anyway: broken images are left out.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @refusing
 def prepare(
@@ -147,8 +151,8 @@ def prepared_json(made: Prepared) -> dict[str, Any]:
 def _told(made: Prepared, *, chosen: bool) -> Iterator[str]:
     images, captions = len(made.written), sum(one.caption is not None for one in made.written)
     yield f"{made.directory}{' (chosen: --to changes it)' if chosen else ''}"
-    yield f"  training_images/{made.folder.name}/   {images} pictures, {captions} captions"
-    yield f"  {images} pictures x {made.repeats} repeats = {images * made.repeats} looks in an epoch"
+    yield f"  training_images/{made.folder.name}/   {images} images, {captions} captions"
+    yield f"  {images} images x {made.repeats} repeats = {images * made.repeats} exposures in an epoch"
     for note, count in Counter(note for one in made.written for note in one.notes).items():
         yield f"  {count} x {note}"
     first = made.written[0]
@@ -156,7 +160,7 @@ def _told(made: Prepared, *, chosen: bool) -> Iterator[str]:
     for name, why in made.left_out:
         yield f"  left out: {name}: {why}"
     if captions < images:
-        yield f"  {images - captions} pictures have no caption: they are trained on the word {made.token} alone"
+        yield f"  {images - captions} images have no caption: they are trained on the word {made.token} alone"
     yield ""
     yield f"Look at it:  kohyakit dataset check {quoted([str(made.directory)])}"
     yield f"Then:        {next_command(made)}"
@@ -224,9 +228,9 @@ def _write_sheet(found: Checkup, file: Path) -> None:
 def _report(found: Checkup) -> Iterator[str]:
     for folder in found.folders:
         images = sum(shot.path.parent == folder.path for shot in found.shots)
-        yield f"{folder.path}: {images} pictures x {folder.repeats or '?'} repeats"
+        yield f"{folder.path}: {images} images x {folder.repeats or '?'} repeats"
     captions = sum(bool(shot.caption and shot.caption.strip()) for shot in found.shots)
-    yield f"{len(found.shots)} pictures, {captions} with a caption"
+    yield f"{len(found.shots)} images, {captions} with a caption"
     if found.buckets:
         yield "buckets: " + ", ".join(f"{width}x{height}: {count}" for (width, height), count in found.buckets)
     tags = found.tags.most_common(12)
@@ -257,14 +261,14 @@ def summary(problems: Iterable[Problem]) -> Iterator[str]:
 @click.option("--prefix", default="", help='Put before each caption, such as "N0m3, ".')
 @click.option("--beams", default=9, show_default=True, type=click.IntRange(1), help="Beams of the search; BLIP only.")
 @click.option("--min-length", default=15, show_default=True, type=click.IntRange(1), help="Tokens; BLIP only.")
-@click.option("--batch-size", default=4, show_default=True, type=click.IntRange(1), help="Pictures at once.")
+@click.option("--batch-size", default=4, show_default=True, type=click.IntRange(1), help="Images at once.")
 @click.option("--threshold", default=0.35, show_default=True, type=click.FloatRange(0, 1), help="Of tags; WD14 only.")
 @click.option("--append", "mode", flag_value="append", help="Put the new text behind captions that are there.")
 @click.option("--overwrite", "mode", flag_value="overwrite", help="Replace captions that are there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document; progress goes to stderr.")
 @refusing
 def caption(*, directory: Path, mode: str | None, as_json: bool, **settings: Any) -> None:
-    """Write a caption beside every picture of DIRECTORY that has none. Goes on where it stopped."""
+    """Write a caption beside every image of DIRECTORY that has none. Goes on where it stopped."""
     from launcher.demo import run_module
 
     if not directory.is_dir():
@@ -280,7 +284,7 @@ def caption(*, directory: Path, mode: str | None, as_json: bool, **settings: Any
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @refusing
 def pack(*, directory: Path, target: Path, as_json: bool) -> None:
-    """Put the pictures and captions of DIRECTORY into one flat zip, as CivitAI takes them."""
+    """Put the images and captions of DIRECTORY into one flat zip, as CivitAI takes them."""
     from launcher.pictures.pack import check_target
     from launcher.pictures.pack import pack as write
 
@@ -294,4 +298,4 @@ def pack(*, directory: Path, target: Path, as_json: bool) -> None:
     if as_json:
         print_json({"ok": True, "file": str(target), "names": names})
     else:
-        say(f"{target}: {len(found.shots)} pictures, {len(names) - len(found.shots)} captions")
+        say(f"{target}: {len(found.shots)} images, {len(names) - len(found.shots)} captions")

@@ -96,11 +96,11 @@ def _data(plan: Plan) -> Iterator[str]:
     if found is None:
         yield from row("data", plan.config.dataset_config or plan.config.train_data_dir or "not given")
         return
-    lines = [f"{_count(found['images'], 'picture')}, {found['repeats_total']} with repeats"]
+    lines = [f"{_count(found['images'], 'image')}, {found['repeats_total']} with repeats"]
     if found["without_caption"]:
         lines[0] += f", {found['without_caption']} without caption"
     if plan.checked.scan and plan.checked.scan.validation:
-        share = f"{_count(len(plan.checked.scan.validation), 'picture')} held out to measure over-training"
+        share = f"{_count(len(plan.checked.scan.validation), 'image')} held out to measure over-training"
         lines.append(f"{share} (validation_split {plan.config.validation_split:g})")
     for subset in found["subsets"]:
         reg = " (regularisation)" if subset["is_reg"] else ""
@@ -146,7 +146,7 @@ def derivation(plan: Plan) -> list[str]:
     scan = plan.checked.scan
     sizes = sorted({spec.batch_size for spec in scan.specs}) if scan else []
     batches = " and ".join(map(str, sizes or [config.train_batch_size]))
-    words = [f"{total} pictures in batches of {batches}, bucket by bucket"]
+    words = [f"{total} images in batches of {batches}, bucket by bucket"]
     words.append(
         f"= {steps.batches_per_epoch} batches an epoch"
         + (f" for each of {steps.processes} processes" if steps.processes > 1 else "")
@@ -175,18 +175,18 @@ def process_lines(plan: Plan, single: Plan) -> Iterator[str]:
     one, many = load_of(single.checked, single.steps), load_of(plan.checked, plan.steps)
     yield from row("processes", f"{'':<34}{1:>10}{many.processes:>10}")
     for name, left, right in (
-        ("pictures on a device at once", one.device_batch, many.device_batch),
-        ("pictures in one step", one.global_batch, many.global_batch),
+        ("images on a device at once", one.device_batch, many.device_batch),
+        ("images in one step", one.global_batch, many.global_batch),
         ("batches per epoch and process", single.steps.batches_per_epoch, plan.steps.batches_per_epoch),
         ("steps per epoch", single.steps.updates_per_epoch, plan.steps.updates_per_epoch),
         ("epochs", single.steps.epochs, plan.steps.epochs),
         ("steps", one.steps, many.steps),
-        ("pictures seen", one.samples, many.samples),
+        ("images seen", one.samples, many.samples),
         ("learning rate", f"{one.learning_rate:g}", f"{many.learning_rate:g}"),
     ):
         yield from row("", f"{name:<34}{left:>10}{right:>10}")
     if many.samples > 1.1 * one.samples:
-        yield from row("", "--keep-samples shortens the run so that as many pictures are seen as with one process")
+        yield from row("", "--keep-samples shortens the run so that as many images are seen as with one process")
     yield from row("", "gradients are averaged: a step is as large, but less noisy; the rate is yours")
 
 

@@ -30,7 +30,7 @@ def validate(
     keys: bool,
     as_json: bool,
 ) -> int:
-    """Format, every problem, and what becomes of every key. Needs neither the pictures nor the model."""
+    """Format, every problem, and what becomes of every key. Needs neither the images nor the model."""
     from launcher import show
     from launcher.files import without_secrets
     from launcher.preflight import check_file

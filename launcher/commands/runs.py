@@ -28,7 +28,7 @@ processes_option = click.option(
     "--processes", type=click.IntRange(min=1), metavar="N", help="Processes, all machines together."
 )
 keep_samples_option = click.option(
-    "--keep-samples", is_flag=True, help="Fewer steps on several processes, so that as many pictures are seen."
+    "--keep-samples", is_flag=True, help="Fewer steps on several processes, so that as many images are seen."
 )
 strict_option = click.option("--strict", is_flag=True, help="Refuse instead of adapting to this machine.")
 

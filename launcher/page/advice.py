@@ -170,7 +170,7 @@ def unsound_weights(case: Case) -> Suggestion | None:
     name = case.run.copies[-1].path.name
     moved, modules = case.health["moved_modules"], case.health["modules"]
     if not case.health["finite"]:
-        reason = f"{name} holds numbers that are not finite; pictures made with it are black. Take an older copy."
+        reason = f"{name} holds numbers that are not finite; images made with it are black. Take an older copy."
         return Suggestion("broken-weights", "Do not use the newest file", reason, case.anew(rates(case.run, 0.5)))
     if modules and moved < MOVED * modules and case.run.exit == 0:
         reason = f"Only {moved} of {modules} modules in {name} have moved from their start: it has hardly learned."

@@ -31,8 +31,8 @@ SCANNED = (
     "tiny-image",
 )  # fmt: skip
 WORDS = {
-    "exact": "is the same picture as",
-    "near": "is nearly the same picture as",
+    "exact": "is the same image as",
+    "near": "is nearly the same image as",
     "mirrored": "is the mirror image of",
 }
 
@@ -177,7 +177,7 @@ def _folders(found: Checkup) -> Path | None:
         seen = ", ".join(sorted(here.names.exact)[:8]) or "nothing"
         raise error(
             "no-images",
-            f"{top}: holds no pictures (found: {seen})",
+            f"{top}: holds no images (found: {seen})",
             fix="give the folder that `kohyakit dataset prepare` made, or its training_images",
         )
     place = next((place for place in (top, top / TRAINING_IMAGES) if place.is_dir() and any(numbered_in(place))), None)
@@ -206,7 +206,7 @@ def _elsewhere(found: Checkup, holding: list[Path]) -> list[Path]:
     problem = nothing_found(str(top), "train_data_dir")
     if problem.code == "numbered-folder":
         fix = f"give the folder above it as train_data_dir: {top.resolve().parent}"
-        found.add("warning", "numbered-folder", None, f"{top.name} holds the pictures itself", fix)
+        found.add("warning", "numbered-folder", None, f"{top.name} holds the images itself", fix)
     elif numbered:
         parents = sorted({str(path.parent) for path in numbered})
         fix = f"give {' or '.join(parents)} as train_data_dir"
@@ -308,8 +308,8 @@ def _names(found: Checkup, folder: Folder, extension: str) -> None:
     for name in sorted(folder.listing.names.exact - used):
         file = folder.path / name
         if file.suffix.lower() in CAPTIONS and not file.is_dir():
-            fix = "remove it, or give it its picture's name"
-            found.add("note", "caption-orphan", file, "is a caption without a picture", fix)
+            fix = "remove it, or give it its image's name"
+            found.add("note", "caption-orphan", file, "is a caption without an image", fix)
 
 
 def _captions(found: Checkup, extension: str) -> None:
@@ -331,7 +331,7 @@ def _captions(found: Checkup, extension: str) -> None:
         return
     if len(missing) == len(found.shots):
         found.add(
-            "warning", "caption-missing", None, "no picture has a caption: all are trained on their folder's name",
+            "warning", "caption-missing", None, "no image has a caption: all are trained on their folder's name",
             f"write NAME{extension} files, or run `kohyakit dataset caption`",
         )  # fmt: skip
         return
@@ -380,18 +380,18 @@ def _count(found: Checkup) -> None:
     """The usual advice on how many pictures a character or style wants."""
     images = len(found.shots)
     advice: tuple[tuple[int, Severity, str, str], ...] = (
-        (4, "warning", "very few pictures", "add some: 21 to 50 work best"),
-        (10, "warning", "few pictures", "add some: 21 to 50 work best"),
-        (20, "note", "a good number of pictures", "21 to 50 work best"),
-        (50, "note", "the best number of pictures", "keep them as they are"),
-        (100, "note", "many pictures", "50 well-chosen ones often do as well"),
+        (4, "warning", "very few images", "add some: 21 to 50 work best"),
+        (10, "warning", "few images", "add some: 21 to 50 work best"),
+        (20, "note", "a good number of images", "21 to 50 work best"),
+        (50, "note", "the best number of images", "keep them as they are"),
+        (100, "note", "many images", "50 well-chosen ones often do as well"),
     )
     for most, severity, must, fix in advice:
         if images <= most:
             found.add(severity, "image-count", None, must, fix, images)
             return
     fix = "choose the best 50, unless this is a style or a finetune"
-    found.add("warning", "image-count", None, "more pictures than a character or a style needs", fix, images)
+    found.add("warning", "image-count", None, "more images than a character or a style needs", fix, images)
 
 
 def _as_scanned(found: Checkup, config: TrainConfig) -> None:

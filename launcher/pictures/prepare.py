@@ -93,8 +93,8 @@ def prepare(
     found = read_source(source)
     pictures, captions, left_out = sort_entries(found)
     if not pictures:
-        looked = f"{len(found.entries)} files, none a picture" if found.entries else "nothing"
-        raise error("no-images", f"{source}: no pictures found ({looked})", fix=f"accepted: {' '.join(READABLE)}")
+        looked = f"{len(found.entries)} files, none an image" if found.entries else "nothing"
+        raise error("no-images", f"{source}: no images found ({looked})", fix=f"accepted: {' '.join(READABLE)}")
     parent = directory / TRAINING_IMAGES
     made = Prepared(directory, parent / f"{repeats}_{token}", token, repeats or 0, left_out=left_out)
     created = _make_folders(parent)
@@ -195,11 +195,11 @@ def sort_entries(found: Source) -> tuple[list[Entry], dict[str, Entry], list[tup
             continue
         if entry.suffix in CAPTIONS:
             twice = fold(entry.stem) in stems
-            reason = "another caption of this picture was taken" if twice else "no picture of this name"
+            reason = "another caption of this image was taken" if twice else "no image of this name"
         elif entry.suffix in UNREADABLE:
             reason = f"{UNREADABLE[entry.suffix]} cannot be read here; export it as JPEG or PNG"
         else:
-            reason = "not a picture"
+            reason = "not an image"
         left_out.append((entry.name, reason))
     return pictures, captions, left_out
 
@@ -243,7 +243,7 @@ def _write_all(
             (staging / f"{stem}.txt").write_text(text, encoding="utf-8", newline="")
         made.written.append(Written(entry.name, file.name, size, text, notes))
     if not made.written:
-        none = error("no-images", "none of the pictures can be read", fix="look at the files that were left out")
+        none = error("no-images", "none of the images can be read", fix="look at the files that were left out")
         raise ConfigError([*reasons, *none.problems])
 
 

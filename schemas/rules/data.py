@@ -133,7 +133,15 @@ def bucket_limits(config: TrainConfig, family: str | None) -> Iterator[Problem]:
         return
     if config.dataset_config:
         return
-    if min(sides) < config.min_bucket_reso:
+    if min(sides) < config.bucket_reso_steps:
+        yield Problem(
+            code="bucket-limits",
+            key="bucket_reso_steps",
+            got=config.bucket_reso_steps,
+            must=f"must not be above the smaller side of resolution ({min(sides)})",
+            fix="--set bucket_reso_steps=64",
+        )
+    elif min(sides) < config.min_bucket_reso:
         yield Problem(
             code="bucket-limits",
             key="min_bucket_reso",

@@ -233,7 +233,7 @@ def test_target_inside_the_source_is_refused(shoot: Path) -> None:
 def test_empty_folder_says_what_it_found(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b.pdf").write_bytes(b"x")
-    assert "1 files, none a picture" in run("prepare", tmp_path / "a", "--name", "x").stderr
+    assert "1 files, none an image" in run("prepare", tmp_path / "a", "--name", "x").stderr
 
 
 def test_json_refusal_is_one_document(tmp_path: Path) -> None:

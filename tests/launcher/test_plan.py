@@ -100,7 +100,7 @@ def test_secrets_are_nowhere(kohyakit, preset) -> None:
 
 def test_the_derivation_can_be_followed(kohyakit, preset) -> None:
     text = kohyakit("plan", preset(gradient_accumulation_steps=2, max_train_epochs=2)).stdout
-    assert "12 pictures in batches of 2, bucket by bucket = 6 batches an epoch" in text
+    assert "12 images in batches of 2, bucket by bucket = 6 batches an epoch" in text
     assert "/ 2 accumulated = 3 steps an epoch x 2 epochs = 6 steps, set by max_train_epochs" in text
 
 

@@ -95,7 +95,7 @@ def test_the_plan_shows_previews_and_what_is_held_out(tmp_path: Path, model: Pat
     plan = make_plan(resolve("sd15-character", sets(tmp_path, model, 24)), this_machine())
     text = "\n".join(plan_lines(plan))
     assert "of prompts made from the captions" in text
-    assert "2 pictures held out" in text
+    assert "2 images held out" in text
     assert plan.previews
     assert plan.steps is not None
     assert plan.steps.total == plan.steps.epochs * plan.steps.updates_per_epoch

@@ -45,7 +45,7 @@ def test_accumulation_counts_behind_one_step(preset) -> None:
 
 def test_the_plan_prints_the_table(kohyakit, preset) -> None:
     text = kohyakit("plan", preset(), "--processes", "2").stdout
-    for words in (["pictures in one step", "2", "4"], ["pictures seen", "24", "48"], ["learning rate", "0.0001"]):
+    for words in (["images in one step", "2", "4"], ["images seen", "24", "48"], ["learning rate", "0.0001"]):
         assert any(all(word in line for word in words) for line in text.splitlines()), words
     assert "--keep-samples" in text
     found = json.loads(kohyakit("plan", preset(), "--processes", "2", "--keep-samples", "--json").stdout)

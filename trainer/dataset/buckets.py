@@ -25,19 +25,19 @@ class Choice:
 
 
 def limits(spec: DatasetSpec) -> Size:
-    """(shortest, longest) bucket side: the first floored, the second raised to a multiple of the step."""
+    """(shortest, longest) bucket side in multiples of the step: the first floored, to one at least, the second raised."""
     step = spec.bucket_reso_steps
-    return spec.min_bucket_reso // step * step, math.ceil(spec.max_bucket_reso / step) * step
+    return max(step, spec.min_bucket_reso // step * step), math.ceil(spec.max_bucket_reso / step) * step
 
 
 @functools.cache
 def bucket_list(resolution: Size, shortest: int, longest: int, step: int) -> tuple[Size, ...]:
     """All sizes (width, height) of at most the area of `resolution`, sorted (reference section 3.2)."""
     area = resolution[0] * resolution[1]
-    square = int(math.sqrt(area) // step * step)
+    square = max(step, int(math.sqrt(area) // step * step))  # a resolution below the step is refused
     sizes = {(square, square)}
     for width in range(shortest, longest + 1, step):
-        height = min(longest, area // width // step * step) if width else 0
+        height = min(longest, area // width // step * step)
         if height >= shortest:
             sizes |= {(width, height), (height, width)}
     return tuple(sorted(sizes))
@@ -150,7 +150,15 @@ def refusals(spec: DatasetSpec, place: str) -> Iterator[Problem]:
             got=[spec.min_bucket_reso, spec.max_bucket_reso],
             must=f"are rounded to multiples of {spec.bucket_reso_steps}: {shortest} and {longest}",
         )
-    if min(spec.resolution) < shortest:
+    if min(spec.resolution) < spec.bucket_reso_steps:
+        yield Problem(
+            code="bucket-limits",
+            key="bucket_reso_steps",
+            got=spec.bucket_reso_steps,
+            must=f"must not be above the smaller side of resolution ({min(spec.resolution)}) in {place}",
+            fix="set bucket_reso_steps to 64",
+        )
+    elif min(spec.resolution) < shortest:
         yield Problem(
             code="bucket-limits",
             key="min_bucket_reso",

@@ -62,6 +62,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("bucket-step", "bucket_reso_steps", {"enable_bucket": True, "bucket_reso_steps": 32}),
     ("bucket-limits", "min_bucket_reso", {"enable_bucket": True, "min_bucket_reso": 576}),
+    ("bucket-limits", "bucket_reso_steps", {"enable_bucket": True, "resolution": "64", "bucket_reso_steps": 128}),
     ("bucket-limits", "max_bucket_reso", {"enable_bucket": True, "resolution": "1088"}),
     ("cache-excludes", "color_aug", {"cache_latents_to_disk": True, "color_aug": True}),
     ("cache-excludes", "random_crop", {"cache_latents": True, "random_crop": True}),

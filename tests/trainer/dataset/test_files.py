@@ -109,6 +109,19 @@ def test_a_long_picture_is_too_small_once_it_is_scaled(tmp_path, one_subset, pic
     assert "128x32 once scaled down" in problem.must
 
 
+@pytest.mark.parametrize(
+    ("sizes", "key"),
+    [
+        ({"resolution": 64, "bucket_reso_steps": 128}, "bucket_reso_steps"),
+        ({"resolution": 96, "min_bucket_reso": 32}, ""),
+    ],
+)
+def test_no_bucket_is_without_a_side(tmp_path, one_subset, picture, sizes, key):
+    config = one_subset(tmp_path / "set", {}, dataset={"enable_bucket": True, **sizes})
+    picture(tmp_path / "set" / "a.png", (400, 300))
+    assert [problem.key for problem in scan(config).problems if problem.severity == "error"] == ([key] if key else [])
+
+
 def faces(folder, one_subset, picture, name="a_20_20_9_9", **options):
     dataset = {"resolution": 64, "face_crop_aug_range": [2.0, 4.0], **options}
     config = one_subset(folder / "set", {}, dataset=dataset)
