@@ -101,7 +101,7 @@ def _data(plan: Plan) -> Iterator[str]:
         lines[0] += f", {found['without_caption']} without caption"
     if plan.checked.scan and plan.checked.scan.validation:
         share = f"{_count(len(plan.checked.scan.validation), 'image')} held out to measure over-training"
-        lines.append(f"{share} (validation_split {plan.config.validation_split:g})")
+        lines.append(f"{share} (validation_split {plan.config.validation_split:g}){_way_out(plan, 'held-out')}")
     for subset in found["subsets"]:
         reg = " (regularisation)" if subset["is_reg"] else ""
         lines.append(f"{subset['folder']}: {subset['images']} x {subset['repeats']}{reg}")
@@ -131,9 +131,15 @@ def _steps(plan: Plan) -> Iterator[str]:
 
 def _made_prompts(plan: Plan) -> list[str]:
     """The prompts, where the file leaves them to be made from the data."""
-    if not any(problem.code == "made-prompts" for problem in plan.problems):
+    way_out = _way_out(plan, "made-prompts")
+    if not way_out:
         return []
-    return ["of prompts made from the captions:", *(plan.checked.resolved.draft.prompts or "").splitlines()]
+    return [f"of prompts made from the captions{way_out}:", *(plan.checked.resolved.draft.prompts or "").splitlines()]
+
+
+def _way_out(plan: Plan, code: str) -> str:
+    """How to have what a shipped preset does by itself otherwise; nothing where it does not."""
+    return next((f"; {problem.fix}" for problem in plan.problems if problem.code == code), "")
 
 
 def derivation(plan: Plan) -> list[str]:

@@ -92,8 +92,8 @@ BUNDLED_FROM = 4  # findings of one kind that are said as one
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 
-def tell(problems: Iterable[Problem], *, notes: bool = True) -> None:
-    """Findings as people read them, on stderr."""
+def tell(problems: Iterable[Problem], *, notes: bool = True, more: str = "--json lists them") -> None:
+    """Findings as people read them, on stderr; `more` says what shows the notes, where they are left out."""
     from launcher.files import blanked
 
     problems = [
@@ -108,7 +108,7 @@ def tell(problems: Iterable[Problem], *, notes: bool = True) -> None:
                 say(line, err=True)
     hidden = 0 if notes else sum(problem.severity == "note" for problem in problems)
     if hidden:
-        say(f"({hidden} note{'' if hidden == 1 else 's'} more: kohyakit validate --keys)", err=True)
+        say(f"({hidden} note{'' if hidden == 1 else 's'} more: {more})", err=True)
 
 
 def bundled(problems: Iterable[Problem]) -> list[Problem]:

@@ -63,7 +63,7 @@ def validate(
             continue
         for line in show.verdict_lines(checked, keys=keys):
             say(without_secrets(line))
-        tell(checked.problems, notes=keys)
+        tell(checked.problems, notes=keys, more="--keys shows them")
     if as_json:
         print_json({"files": documents})
     return 0 if good else 1

@@ -96,6 +96,8 @@ def test_the_plan_shows_previews_and_what_is_held_out(tmp_path: Path, model: Pat
     text = "\n".join(plan_lines(plan))
     assert "of prompts made from the captions" in text
     assert "2 images held out" in text
+    assert "--set validation_split=0 to train on all" in text
+    assert "--set sample_every_n_epochs=0 for none" in text
     assert plan.previews
     assert plan.steps is not None
     assert plan.steps.total == plan.steps.epochs * plan.steps.updates_per_epoch

@@ -25,7 +25,7 @@ class Choice:
 
 
 def limits(spec: DatasetSpec) -> Size:
-    """(shortest, longest) bucket side in multiples of the step: the first floored, to one at least, the second raised."""
+    """(shortest, longest) bucket side in multiples of the step: the first floored (one at least), the second raised."""
     step = spec.bucket_reso_steps
     return max(step, spec.min_bucket_reso // step * step), math.ceil(spec.max_bucket_reso / step) * step
 
