@@ -127,6 +127,10 @@ def bucket_limits(config: TrainConfig, family: str | None) -> Iterator[Problem]:
                     got=getattr(config, name),
                     must="has no effect with bucket_no_upscale, except as a limit of resolution",
                 )
+    yield from _resolution_among_buckets(config, family)
+
+
+def _resolution_among_buckets(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     try:
         sides = size(config.resolution or "")
     except ValueError:

@@ -150,6 +150,21 @@ def refusals(spec: DatasetSpec, place: str) -> Iterator[Problem]:
             got=[spec.min_bucket_reso, spec.max_bucket_reso],
             must=f"are rounded to multiples of {spec.bucket_reso_steps}: {shortest} and {longest}",
         )
+    yield from _among_buckets(spec, place)
+    if spec.bucket_reso_steps % 32:
+        yield Problem(
+            code="bucket-step",
+            key="bucket_reso_steps",
+            got=spec.bucket_reso_steps,
+            must=f"must be a multiple of 32 (SD1.5: 64) in {place}",
+            fix="set bucket_reso_steps to 64",
+        )
+
+
+def _among_buckets(spec: DatasetSpec, place: str) -> Iterator[Problem]:
+    """Whether the resolution lies between the limits of its buckets."""
+    assert spec.resolution is not None
+    shortest, longest = limits(spec)
     if min(spec.resolution) < spec.bucket_reso_steps:
         yield Problem(
             code="bucket-limits",
@@ -182,12 +197,4 @@ def refusals(spec: DatasetSpec, place: str) -> Iterator[Problem]:
             got=spec.max_bucket_reso,
             must=f"leaves out all shapes with a side above {longest}, so that long pictures lose much",
             fix=f"set max_bucket_reso to {2 * longest}",
-        )
-    if spec.bucket_reso_steps % 32:
-        yield Problem(
-            code="bucket-step",
-            key="bucket_reso_steps",
-            got=spec.bucket_reso_steps,
-            must=f"must be a multiple of 32 (SD1.5: 64) in {place}",
-            fix="set bucket_reso_steps to 64",
         )
