@@ -88,7 +88,7 @@ def _data(plan: Plan, kept: Mapping[str, Any]) -> Iterator[Change]:
                 yield Change(f"{len(names)} {kind if len(names) == 1 else word} {verb}: {_some(names)}", "new run")
     repeats = before.get("repeats"), now["repeats"]
     if old.keys() == new.keys() and repeats[0] != repeats[1]:
-        yield Change(f"the dataset counts {repeats[0]} -> {repeats[1]} pictures with repeats", "new run")
+        yield Change(f"the dataset counts {repeats[0]} -> {repeats[1]} images with repeats", "new run")
 
 
 def _some(names: set[str]) -> str:

@@ -143,6 +143,10 @@ def _show(fault: click.UsageError, words: Sequence[str]) -> None:
     """As click shows it, with what was typed on one line: an argument may come out of a stranger's file or name."""
     from schemas.terminal import plain, say
 
+    if isinstance(fault, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # nothing was asked for: what there is
+        for line in fault.format_message().split("\n"):
+            say(line, err=True)
+        return
     for line in fault.ctx.get_usage().split("\n") if fault.ctx else ():
         say(line, err=True)
     if fault.ctx and fault.ctx.command.get_help_option(fault.ctx) is not None:

@@ -91,7 +91,7 @@ def caption_folder(
     journal = Journal(folder / JOURNAL, settings)
     files = _files(paths, settings)
     waiting = [path for path in paths if _wants(path, files[path], settings, journal, folder)]
-    say(f"{len(paths)} pictures, {len(paths) - len(waiting)} of them captioned already")
+    say(f"{len(paths)} images, {len(paths) - len(waiting)} of them captioned already")
     began = time.monotonic()
     made = Captioned(len(paths), len(paths) - len(waiting))
     skipped: list[tuple[Path, str]] = []
@@ -115,7 +115,7 @@ def caption_folder(
         say(f"without a caption: {name}: {why}")
     if skipped and len(skipped) == len(paths):
         fix = "replace or remove the files"
-        raise error("unreadable-image", f"{folder}: none of its {len(paths)} pictures can be captioned", fix=fix)
+        raise error("unreadable-image", f"{folder}: none of its {len(paths)} images can be captioned", fix=fix)
     return made
 
 

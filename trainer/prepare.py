@@ -232,7 +232,7 @@ def fill_caches(
 def fill_latents(cache: LatentCache, encode: Encode, retry: Encode, accelerator: Accelerator, say: Say) -> None:
     """Encodes what a cache lacks; several processes share the work."""
     missing = len(cache.missing())
-    say(f"encoding {missing} pictures once" if missing else "all latents were cached already")
+    say(f"encoding {missing} images once" if missing else "all latents were cached already")
     cache.fill(encode, retry=retry, processes=accelerator.num_processes, rank=accelerator.process_index)
     cache.exchange(gather_object)
     accelerator.wait_for_everyone()

@@ -75,7 +75,7 @@ def empty_captions(found: Scan) -> Remark | None:
         return None
     return Remark(
         "captions-empty",
-        f"the captions of all {len(samples)} pictures are empty: what is learned answers to no word",
+        f"the captions of all {len(samples)} images are empty: what is learned answers to no word",
         "write captions beside the pictures (kohyakit dataset caption), check caption_extension, and "
         "caption_dropout_rate",
     )

@@ -47,7 +47,7 @@ def sheet(found: Checkup) -> str:
     by_image = _by_image(found)
     attached = {id(problem) for problems in by_image.values() for problem in problems}
     general = [problem for problem in found.problems if id(problem) not in attached]
-    title = html.escape(f"{found.directory.resolve().name}: {len(found.shots) + len(found.broken)} pictures")
+    title = html.escape(f"{found.directory.resolve().name}: {len(found.shots) + len(found.broken)} images")
     counts: Counter[str] = Counter(problem.severity for problem in found.problems)
     verdict = ", ".join(f"{counts[name]} {name}{'s' * (counts[name] != 1)}" for name in WORST if counts[name])
     shots = _chosen(found, by_image)

@@ -34,7 +34,7 @@ def required_options(config: TrainConfig, family: str | None) -> Iterator[Proble
         yield Problem(
             code="missing-option",
             key="train_data_dir",
-            must="must name the pictures: the folder that holds the REPEATS_NAME folders, or a dataset_config",
+            must="must name the images: the folder that holds the REPEATS_NAME folders, or a dataset_config",
             fix="--set train_data_dir=FOLDER",
         )
     if not config.resolution and not config.dataset_config:

@@ -76,6 +76,15 @@ def test_a_wrong_command_line_ends_with_2(kohyakit) -> None:
     assert (found.exit_code, "Did you mean validate?" in found.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("words", [(), ("dataset",)])
+def test_a_group_alone_shows_its_help_and_no_error(kohyakit, words: tuple[str, ...]) -> None:
+    found = kohyakit(*words)
+    assert found.exit_code == 2
+    assert "Commands:" in found.stderr
+    assert found.stderr.count("Usage:") == 1
+    assert "Error" not in found.stderr
+
+
 def test_a_wrong_command_line_has_its_document_too(kohyakit) -> None:
     found = kohyakit("plan", "--json", "--no-such")
     assert (found.exit_code, json.loads(found.stdout)["problems"][0]["code"]) == (2, "usage")

@@ -42,7 +42,7 @@ def test_captions_that_are_all_empty(start: Start, record: Any, tmp_path: Path,
     Image.new("RGB", (64, 64)).save(folder / "a.png")
     assert start(train_data_dir=folder.parent, max_train_steps=1) == 0
     assert record() == ["captions-empty"]
-    assert "the captions of all 1 pictures are empty" in capsys.readouterr().out
+    assert "the captions of all 1 images are empty" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

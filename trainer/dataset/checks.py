@@ -237,7 +237,7 @@ def _files(spec: SubsetSpec, samples: Sequence[Sample], facts: Mapping[Path, Fac
             key="image_dir",
             got=shared[:SHOWN],
             file=place,
-            must=f"{len(shared)} pictures differ in their extension only and share captions",
+            must=f"{len(shared)} images differ in their extension only and share captions",
             fix="rename them",
         )
     turned = [sample.path.name for sample in samples if sample.orientation != 1]
@@ -248,7 +248,7 @@ def _files(spec: SubsetSpec, samples: Sequence[Sample], facts: Mapping[Path, Fac
             key="image_dir",
             got=turned[:SHOWN],
             file=place,
-            must=f"{len(turned)} pictures are turned upright as their EXIF data says; the reference does not",
+            must=f"{len(turned)} images are turned upright as their EXIF data says; the reference does not",
         )
     clear = [sample.path.name for sample in samples if sample.alpha]
     if clear and not spec.alpha_mask:
@@ -258,7 +258,7 @@ def _files(spec: SubsetSpec, samples: Sequence[Sample], facts: Mapping[Path, Fac
             key="alpha_mask",
             got=clear[:SHOWN],
             file=place,
-            must=f"{len(clear)} pictures have an alpha channel: transparent parts become white, where the "
+            must=f"{len(clear)} images have an alpha channel: transparent parts become white, where the "
             "reference trains on the colours hidden there",
             fix="set alpha_mask to leave those parts out of the loss",
         )
@@ -270,7 +270,7 @@ def _files(spec: SubsetSpec, samples: Sequence[Sample], facts: Mapping[Path, Fac
             key="image_dir",
             got=deep[:SHOWN],
             file=place,
-            must=f"{len(deep)} pictures have more than 8 bits a channel and are scaled to 8; the reference clips them",
+            must=f"{len(deep)} images have more than 8 bits a channel and are scaled to 8; the reference clips them",
         )
 
 
@@ -321,7 +321,7 @@ def _cut(spec: DatasetSpec, subset: SubsetSpec, samples: Sequence[Sample]) -> It
             key="enable_bucket",
             got=other[:SHOWN],
             file=subset.image_dir,
-            must=f"{len(other)} pictures are not {size}: they are scaled to cover it and cut at "
+            must=f"{len(other)} images are not {size}: they are scaled to cover it and cut at "
             "the centre, cached or not; the reference does so only when latents are cached, and fails otherwise",
             fix="set enable_bucket to keep their shapes",
         )

@@ -224,7 +224,7 @@ def nothing_found(folder: str, key: str) -> Problem:
             code="numbered-folder",
             key=key,
             got=folder,
-            must=f"must be the parent of numbered folders, not the numbered folder itself ({pictures} pictures in it)",
+            must=f"must be the parent of numbered folders, not the numbered folder itself ({pictures} images in it)",
             fix=f"set {key} to {parent}",
         )
     severity: Severity = "error" if key == "train_data_dir" else "warning"
@@ -241,7 +241,7 @@ def nothing_found(folder: str, key: str) -> Problem:
             fix=f"add /{os.path.basename(best)}: set {key} to {best}",
         )
     folders = [os.path.basename(place) for place in inner]
-    seen = f"{pictures} pictures directly in it, folders: {', '.join(folders[:5]) or 'none'}"
+    seen = f"{pictures} images directly in it, folders: {', '.join(folders[:5]) or 'none'}"
     raw = pictures or any(pictures_in(place) for place in inner)
     prepare = f"make one with `kohyakit dataset prepare {shlex.quote(folder)} --name WORD`, then "
     return Problem(

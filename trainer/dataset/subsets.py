@@ -56,7 +56,7 @@ def _left_out(folder: str, listing: Listing) -> Iterator[Problem]:
             key="image_dir",
             got=list(listing.others[:SHOWN]),
             file=folder,
-            must=f"{len(listing.others)} pictures are of a kind that is not trained on and are left out",
+            must=f"{len(listing.others)} images are of a kind that is not trained on and are left out",
             fix="save them as PNG",
         )
     if listing.unusual:
@@ -196,7 +196,7 @@ def _uncaptioned(spec: SubsetSpec, without: Sequence[Path], names: Names) -> Ite
             severity="note" if spec.is_reg else "warning",
             key="caption_extension",
             file=spec.image_dir,
-            got=f"{len(without)} pictures: {examples}",
+            got=f"{len(without)} images: {examples}",
             must=f"have no {spec.caption_extension} file; {used} trained on",
             fix="write captions, or leave it so for a plain class",
         )
@@ -262,7 +262,7 @@ def _from_metadata(spec: SubsetSpec, problems: list[Problem]) -> Iterator[Pictur
                 key="metadata_file",
                 got=lost[:SHOWN],
                 file=file,
-                must=f"names {len(lost)} pictures that are not there",
+                must=f"names {len(lost)} images that are not there",
                 fix="correct image_dir or the names",
             )
         )

@@ -18,7 +18,7 @@ def listing(found: Scan, config: TrainConfig) -> Iterator[str]:
     steps, seed = count(config, batches), int(config.seed or 0)
     said = f"seed {seed}" if config.seed is not None else "seed 0; none is given, so that a run draws its own"
     pictures = len({sample.path for sample in found.samples})
-    yield f"debug_dataset: epoch 1 of {steps.epochs}, {batches} batches of {pictures} pictures, {said}"
+    yield f"debug_dataset: epoch 1 of {steps.epochs}, {batches} batches of {pictures} images, {said}"
     for batch in epoch_batches(assignment, seed, 1):
         width, height = batch.bucket
         yield f"batch {batch.position + 1}/{batches}  bucket {width}x{height}"
