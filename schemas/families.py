@@ -6,8 +6,8 @@ How it trains (loading, text, noise, previews) is an object of its own, which th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from schemas.unet import Network, Shape, TextStack, UNet
 
@@ -85,7 +85,7 @@ class FamilyFacts:
     network: Network
     sizes: ModelSizes
     latents: Latents = Latents()
-    text_parts: tuple[str, ...] = ("te",)
+    text_parts: tuple[Literal["te", "te1", "te2"], ...] = ("te",)
     side: int = 512
     previews: int = 512
     bucket_step: int = 64
@@ -108,9 +108,10 @@ class FamilyFacts:
 
 
 CLIP_L = 123_060_480  # parameters of SD1.5's text encoder, the first of SDXL
-SD_ACTIVATIONS: dict[str, dict[int, int]] = {
-    "kept": {2: 306_000, 4: 452_000}, "marks": {2: 48_700, 4: 73_800}, "block": {2: 21_600, 4: 36_500},
-}  # fmt: skip
+SD15 = ModelSizes(
+    859_520_964, (CLIP_L,), ((12, 768),), kept={2: 306_000, 4: 452_000}, marks={2: 48_700, 4: 73_800},
+    block={2: 21_600, 4: 36_500},
+)  # fmt: skip
 
 FAMILIES: dict[str, FamilyFacts] = {}
 
@@ -132,7 +133,7 @@ register(FamilyFacts(
     signs=Signs(((BLOCKS_OF_A_UNET, "cond_stage_model.transformer."),), context=768, unet={}, text=768,
                 metadata=("sd_v1",)),
     network=UNet(768, (TextStack("cond_stage_model.transformer.text_model.encoder.layers", 12, 768),), linear=False),
-    sizes=ModelSizes(859_520_964, (CLIP_L,), ((12, 768),), **SD_ACTIVATIONS),
+    sizes=SD15,
     latents=Latents(scale=0.18215),
     clip_layers=12,
 ))  # fmt: skip
@@ -145,7 +146,7 @@ register(FamilyFacts(
                 text=1024, metadata=("sd_v2",)),
     # its files hold one text layer more than is used
     network=UNet(1024, (TextStack("cond_stage_model.model.transformer.resblocks", 24, 1024),), unused=1),
-    sizes=ModelSizes(865_910_724, (340_387_840,), ((23, 1024),), **SD_ACTIVATIONS),
+    sizes=replace(SD15, unet=865_910_724, text=(340_387_840,), text_layers=((23, 1024),)),
     latents=Latents(scale=0.18215),
     clip_layers=24,
     v2=True,

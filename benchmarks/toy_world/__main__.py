@@ -79,7 +79,7 @@ def base_model(work: Path, name: str) -> None:
     course = training.Course(name, steps, rate, warmup=200)
     diffusion.trained(toy, pictures(work, side), course, work, say, v=v)
     if name in SHIPPED:
-        modules = diffusion.parts(toy) | {"vae": vae.scaled(decoder(work, side), get(family).latent_scale)}
+        modules = diffusion.parts(toy) | {"vae": vae.scaled(decoder(work, side), get(family).facts.latents.scale)}
         models.write(HERE / f"{name}.safetensors", family, modules, prediction="v" if v else "epsilon")
 
 
