@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from launcher import paths
 from launcher.command import Accelerate, LaunchOptions, decide, free_port, launch_command
 from launcher.machine import Machine
-from launcher.preflight import FAMILIES, Checked, check_run, unique
+from launcher.preflight import Checked, check_run, unique
 from launcher.processes import keep_samples, load_of
 from launcher.resolve import Resolved
 from schemas.config import TrainConfig
+from schemas.families import FAMILIES
 from schemas.problems import ConfigError, Problem
 
 if TYPE_CHECKING:

@@ -74,8 +74,9 @@ class FamilyFacts:
     `side` is the usual resolution, `previews` that of previews. `bucket_step` divides the sides of its buckets.
     `cache_suffix` ends the names of cached latents. `clip_layers`: clip_skip goes from 1 to that; None, it has no
     effect. `original_paths`: its LoRAs name modules of the U-Net by the paths in checkpoints. `caches_text`: the
-    outputs of its text encoders may be computed once. `v2` and `script` are sd-scripts' flag and program. `prefixes`
-    and `folders` are where a single file and a diffusers folder keep the parts.
+    outputs of its text encoders may be computed once. `text_projection`: single files keep that matrix turned round.
+    `fragile_vae`: it overflows in fp16. `v2` and `script` are sd-scripts' flag and program, `flags` sets a GUI form to
+    the family. `prefixes` and `folders` are where a single file and a diffusers folder keep the parts.
     """
 
     name: str
@@ -93,7 +94,10 @@ class FamilyFacts:
     clip_layers: int | None = None
     original_paths: bool = False
     caches_text: bool = False
+    text_projection: bool = False
+    fragile_vae: bool = False
     v2: bool = False
+    flags: str = ""
     script: str = "train_network.py"
     prefixes: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {
@@ -112,6 +116,8 @@ SD15 = ModelSizes(
     859_520_964, (CLIP_L,), ((12, 768),), kept={2: 306_000, 4: 452_000}, marks={2: 48_700, 4: 73_800},
     block={2: 21_600, 4: 36_500},
 )  # fmt: skip
+
+SMALLEST_STEP = 32  # the least of `bucket_step`: what a config is held to while its family is not known
 
 FAMILIES: dict[str, FamilyFacts] = {}
 
@@ -136,6 +142,7 @@ register(FamilyFacts(
     sizes=SD15,
     latents=Latents(scale=0.18215),
     clip_layers=12,
+    flags="--set sdxl=false --set v2=false",
 ))  # fmt: skip
 
 register(FamilyFacts(
@@ -150,6 +157,7 @@ register(FamilyFacts(
     latents=Latents(scale=0.18215),
     clip_layers=24,
     v2=True,
+    flags="--set v2=true",
 ))  # fmt: skip
 
 register(FamilyFacts(
@@ -177,6 +185,9 @@ register(FamilyFacts(
     cache_suffix="sdxl",
     original_paths=True,
     caches_text=True,
+    text_projection=True,
+    fragile_vae=True,
+    flags="--set sdxl=true",
     script="sdxl_train_network.py",
 ))  # fmt: skip
 

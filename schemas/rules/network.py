@@ -7,6 +7,7 @@ from typing import Any
 
 from schemas.blocks import adapted
 from schemas.config import TrainConfig
+from schemas.families import facts_of
 from schemas.network_args import (
     BY_LYCORIS,
     LORAS,
@@ -295,7 +296,8 @@ def text_encoder_rates(config: TrainConfig, family: str | None) -> Iterator[Prob
     """Each text encoder has its own rate; the reference trains both with the first (traps T48)."""
     rates = config.text_encoder_lr
     if len(set(rates)) > 1:
-        only = "sd15 and sd2 have one text encoder: the first counts" if family in ("sd15", "sd2") else ""
+        facts = facts_of(family)
+        only = f"{facts.name} has one text encoder: the first counts" if facts and len(facts.text_parts) == 1 else ""
         yield Problem(
             code="text-rates",
             severity="warning",

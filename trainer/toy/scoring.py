@@ -46,7 +46,7 @@ def generated(
     """A picture of the model's size for each caption, by Euler steps with classifier-free guidance."""
     family, config = get(models.family), TrainConfig(v_parameterization=v)
     form, process = family.facts.latents, family.noise_process(config)
-    side = world.SIDES[models.family] // form.side
+    side = world.side_of(models.family) // form.side
     pictures: list[Image.Image] = []
     for start in range(0, len(captions), BATCH):
         group = list(captions[start : start + BATCH])
