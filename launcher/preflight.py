@@ -218,7 +218,7 @@ def _fits(resolved: Resolved, family: str, problem: Any, fix: str) -> tuple[str 
         hint = f"{theirs.flags}, or {fix} with {mine.title}" if resolved.draft.format == "kohya-gui" else fix
         if (other := _preset_for(resolved, family)) is not None:
             hint = f"use the preset {other}, or {fix} of {mine.title}"
-        must = f"is an {theirs.title} checkpoint under an {mine.title} config"
+        must = f"is a checkpoint of {theirs.title} under a config for {mine.title}"
         return family, problem("family-mismatch", must, hint)
     return family, []
 
@@ -328,7 +328,7 @@ def _names_fit(header: Header, known: set[Module], key: str, path: str, go_witho
 
 def _for_family(facts: LoraFacts, family: str | None, key: str, path: str) -> Iterable[Problem]:
     if family and facts.family in FAMILIES and facts.family != family:
-        must = f"is an {FAMILIES[facts.family].title} LoRA, but the base model is {FAMILIES[family].title}"
+        must = f"is a LoRA for {FAMILIES[facts.family].title}, but the base model is {FAMILIES[family].title}"
         fix = f"--set {key}= to go without, or another base model"
         yield Problem(code="lora-family", key=key, got=path, must=must, fix=fix)
 

@@ -6,6 +6,7 @@ target, other times, other samplers. `register(FACTS)` is all that makes it know
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,7 @@ PARTS = {"flow.": Transformer, "words.": Words, "squares.": Squares}
 def write_checkpoint(path: Path) -> Path:
     """A base model of random weights."""
     torch.manual_seed(0)
-    tensors = {
-        prefix + name: tensor for prefix, kind in PARTS.items() for name, tensor in kind().state_dict().items()
-    }
+    tensors = {prefix + name: tensor for prefix, kind in PARTS.items() for name, tensor in kind().state_dict().items()}
     save_file(tensors, path)
     return path
 
@@ -121,7 +120,7 @@ class Flow:
 
     def sample(self, predict: Predict, noise: Tensor, *, sampler: str, steps: int) -> Tensor:
         times, latents = torch.linspace(1, 0, steps + 1), noise
-        for now, then in zip(times[:-1], times[1:], strict=True):
+        for now, then in itertools.pairwise(times):
             latents = latents + (then - now) * predict(latents, now * 1000)
         return latents
 
@@ -198,7 +197,7 @@ FACTS = FamilyFacts(
     ),
     latents=Latents(channels=6, side=4, scale=2.0, shift=0.25),
     side=64,
-    previews=32,
+    previews=68,
     cache_suffix="toyflow",
     caches_text=True,
     prefixes={"unet": ("flow.",), "text": ("words.",), "vae": ("squares.",)},
