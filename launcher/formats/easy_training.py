@@ -11,6 +11,7 @@ from typing import Any
 
 from launcher.formats import dataset_toml, json_text, sd_scripts, toml_text
 from launcher.formats.base import Draft, Fate, Setting
+from launcher.formats.registry import Vocabulary
 from schemas.config import table
 from schemas.problems import Problem
 
@@ -231,3 +232,8 @@ def _json_lines(text: str) -> dict[str, int]:
         for number, line in enumerate(text.split("\n"), 1)
         for match in re.finditer(r'"(\w+)"\s*:', line)
     }
+
+
+def vocabulary() -> Vocabulary:
+    """What `explain` knows of the tool's old names."""
+    return Vocabulary(OLD)
