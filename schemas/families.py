@@ -68,37 +68,30 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class FamilyFacts:
-    """A family: its name here and in messages, how files show it, sizes, and what sd-scripts calls it.
-
-    `implementation` is the module whose FAMILY trains it. `text_parts` are the parts of adapters in its text encoders.
-    `side` is the usual resolution, `previews` that of previews. `bucket_step` divides the sides of its buckets.
-    `cache_suffix` ends the names of cached latents. `clip_layers`: clip_skip goes from 1 to that; None, it has no
-    effect. `original_paths`: its LoRAs name modules of the U-Net by the paths in checkpoints. `caches_text`: the
-    outputs of its text encoders may be computed once. `text_projection`: single files keep that matrix turned round.
-    `fragile_vae`: it overflows in fp16. `v2` and `script` are sd-scripts' flag and program, `flags` sets a GUI form to
-    the family. `prefixes` and `folders` are where a single file and a diffusers folder keep the parts.
-    """
+    """A family: its names, how files show it, its sizes, and what the rules must know of it."""
 
     name: str
-    title: str
-    implementation: str
+    title: str  # in messages
+    implementation: str  # the module whose FAMILY trains it
     signs: Signs
     network: Network
     sizes: ModelSizes
     latents: Latents = Latents()
-    text_parts: tuple[Literal["te", "te1", "te2"], ...] = ("te",)
-    side: int = 512
-    previews: int = 512
-    bucket_step: int = 64
-    cache_suffix: str = "sd"
-    clip_layers: int | None = None
-    original_paths: bool = False
-    caches_text: bool = False
-    text_projection: bool = False
-    fragile_vae: bool = False
-    v2: bool = False
-    flags: str = ""
-    script: str = "train_network.py"
+    text_parts: tuple[Literal["te", "te1", "te2"], ...] = ("te",)  # parts of adapters in its text encoders
+    side: int = 512  # usual resolution
+    previews: int = 512  # side of previews that name none
+    bucket_step: int = 64  # divides the sides of its buckets
+    cache_suffix: str = "sd"  # ends the names of cached latents
+    clip_layers: int | None = None  # clip_skip goes from 1 to that; None: it has no effect
+    text_layer: str = "the same layer"  # what is used where clip_skip has no effect
+    original_paths: bool = False  # its LoRAs name modules of the U-Net by the paths in checkpoints
+    caches_text: bool = False  # the outputs of its text encoders may be computed once
+    text_projection: bool = False  # single files keep that matrix turned round
+    fragile_vae: bool = False  # it overflows in fp16
+    v2: bool = False  # sd-scripts' flag of that name
+    script: str = "train_network.py"  # sd-scripts' program for it
+    flags: str = ""  # what sets a GUI form to the family
+    # where a single file and a diffusers folder keep the parts
     prefixes: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {
             "unet": ("model.diffusion_model.",),
@@ -183,6 +176,7 @@ register(FamilyFacts(
     previews=1024,
     bucket_step=32,
     cache_suffix="sdxl",
+    text_layer="the last layer but one",
     original_paths=True,
     caches_text=True,
     text_projection=True,

@@ -133,7 +133,7 @@ def clip_skip_range(config: TrainConfig, family: str | None) -> Iterator[Problem
                 severity="warning",
                 key="clip_skip",
                 got=config.clip_skip,
-                must=f"has no effect for {facts.title}, whose text encoders always use one layer",
+                must=f"has no effect for {facts.title}, whose text encoders always use {facts.text_layer}",
             )
     elif not 1 <= config.clip_skip <= facts.clip_layers:
         yield Problem(
