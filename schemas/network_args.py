@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from schemas.argument import Argument, with_point
-from schemas.blocks import BLOCKS as COUNTS
 from schemas.blocks import lr_weights
+from schemas.families import block_counts, facts_of
 from schemas.problems import Problem, nearest
 
 SUPPORTED = (
@@ -195,12 +195,12 @@ def typed(module: str, texts: Mapping[str, str], family: str | None = None) -> t
         form = NETWORK_ARGS[name].form
         if text == "None" and form.kind != "any":
             continue
-        if name in BLOCKS and family in COUNTS:
-            form = replace(form, count=COUNTS[family])
+        if name in BLOCKS and (facts := facts_of(family)) and facts.network.blocks:
+            form = replace(form, count=facts.network.blocks.count)
         try:
             value = form.read(text)
-            if name in BLOCKS and len(value) not in COUNTS.values():
-                raise ValueError("must have 25 (SD) or 23 (SDXL) numbers")
+            if name in BLOCKS and len(value) not in (counts := block_counts()):
+                raise ValueError(f"must have {' or '.join(f'{n} ({who})' for n, who in counts.items())} numbers")
             values[name] = value
         except ValueError as fault:
             problems.append(bad(name, text, f"{name} {fault}", texts))

@@ -39,13 +39,30 @@ class Layer:
 
 
 class Network(Protocol):
-    """What the plan asks of a family's network: the layers and norms that adapters know."""
+    """What is asked of a family's network: the layers and norms that adapters know; `blocks` where it has lists."""
+
+    @property
+    def blocks(self) -> Blocks | None: ...
 
     def layers(self, shapes: Mapping[str, Shape], *, folder: bool) -> Iterator[Layer]:
         """Those of a checkpoint by the shapes of its tensors. `folder`: of diffusers, names begin with the folder's."""
 
     def usual(self) -> Iterator[Layer]:
         """Those of the full size."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The lists of the per-block options (reference section 7.5).
+
+    `count` entries of a list; `sides`: how many have a rate of their own, down, middle, up (lists count unused ends
+    too). networks.lora adapts the blocks of `attention`, with conv_dim all in `adapted`.
+    """
+
+    count: int
+    sides: tuple[int, int, int]
+    attention: frozenset[int]
+    adapted: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,7 @@ class UNet:
     middle: int = 1
     linear: bool = True
     parts: tuple[str, ...] = ("te",)
+    blocks: Blocks = Blocks(25, (12, 1, 12), frozenset((1, 2, 4, 5, 7, 8, 12, *range(16, 25))), frozenset(range(1, 25)))
     starts: tuple[int, int, int] = (0, 12, 13)
     whole_middle: bool = True
     unused: int = 0

@@ -336,14 +336,14 @@ def lora_family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, st
     if own := families.by_lora_names(joined):
         return own
     modules = {found: module(found) for name in shapes if (found := module_of(name))}
-    if any(one.part in ("te1", "te2") for one in modules.values()):
-        return "sdxl"
+    if any(one.part in ("te1", "te2") for one in modules.values()) and (two := families.by_text_encoders(2)):
+        return two
     cross = ("attn2_to_k", "attn2.to_k", "attn2_to_v", "attn2.to_v")
     known = families.by_context({width for one in modules if one.endswith(cross) and (width := _width(one, shapes))})
     if known is None and any(part in joined for part in ("_input_blocks_", "_output_blocks_", "_middle_block_")):
-        # SDXL's usual names; SD's files of this spelling show its blocks without a transformer in the third level
+        # a family's usual names; others' of this spelling show blocks without a transformer, in the third level
         deep = any(re.search(r"_blocks_(9|10|11)_", one.path) for one in modules.values())
-        known = "sd15" if deep else "sdxl"
+        known = families.by_paths(original=not deep)
     reads = (name for name, one in modules.items() if one.part != "unet" and "q_proj" in name)
     text = {width for name in reads if (width := _width(name, shapes, square=True))}
     if known is None and len(text) == 1:
@@ -368,7 +368,7 @@ def _width(module: str, shapes: Mapping[str, tuple[int, ...]], *, square: bool =
 
 
 def _by_structure(shapes: Mapping[str, tuple[int, ...]], names: set[str]) -> str:
-    """SDXL has no attention in its first block and deeper transformers; SD2 projects with Linear, SD1 with conv."""
+    """By attention in the first block, by how transformers are projected (Linear or conv), and by how deep they are."""
     if any("down_blocks_0_attentions_" in name or "down_blocks_3_" in name for name in names):
         # LoHa, LoKr and others flatten the kernel of a 1x1 conv too and show nothing
         plain = [ending for ending in DOWNS if "lora" in ending]
@@ -377,7 +377,7 @@ def _by_structure(shapes: Mapping[str, tuple[int, ...]], names: set[str]) -> str
             for name, shape in shapes.items()
             if "proj_in" in name and "attentions" in name and name.endswith(tuple(plain))
         }
-        return {2: "sd2", 4: "sd15"}.get(ranks.pop(), "unknown") if len(ranks) == 1 else "unknown"
-    if any("transformer_blocks_1_" in name for name in names):
-        return "sdxl"
-    return "unknown"
+        known = families.by_depth(1, linear=ranks == {2}) if ranks in ({2}, {4}) else None
+    else:
+        known = families.by_depth(2) if any("transformer_blocks_1_" in name for name in names) else None
+    return known or "unknown"

@@ -19,7 +19,6 @@ from launcher.cli import cli
 from schemas import families
 from schemas.weights import checkpoint_family, lora_facts
 from tests import toy_flow
-from tests.tiny import tiny_checkpoint
 from trainer.families import get
 
 ROOT = Path(__file__).parents[2]
@@ -35,16 +34,18 @@ def known() -> Iterator[None]:
     families.unregister(toy_flow.FACTS.name)
 
 
-@pytest.fixture(scope="session")
-def base_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("flow")
-    return {"toy-flow": toy_flow.write_checkpoint(folder / "flow.safetensors"), "sd15": tiny_checkpoint(folder)}
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model of that family."""
+    return toy_flow.write_checkpoint(tmp_path_factory.mktemp("flow") / "flow.safetensors")
 
 
 @pytest.fixture
-def start(start_in: Callable[..., int], tmp_path: Path) -> Callable[..., int]:
+def start(start_in: Callable[..., int], flow: Path, tmp_path: Path) -> Callable[..., int]:
     """start(folder, flag=True, ...) trains the toy family into tmp_path/folder/out."""
-    return lambda folder, **options: start_in(tmp_path / folder, "toy-flow", **options)
+    return lambda folder, **options: start_in(
+        tmp_path / folder, **{"pretrained_model_name_or_path": flow, **options}
+    )  # fmt: skip
 
 
 def config(tmp_path: Path, model: Path, data: Path, **changes: Any) -> Path:
@@ -67,34 +68,34 @@ def test_no_file_of_the_product_knows_it() -> None:
     assert [path for path in sources if "toy_flow" in path.read_text(encoding="utf-8")] == []
 
 
-def test_it_is_recognised_and_unknown_again_without_its_row(base_models: dict[str, Path]) -> None:
-    assert checkpoint_family(base_models["toy-flow"]) == "toy-flow"
+def test_it_is_recognised_and_unknown_again_without_its_row(flow: Path) -> None:
+    assert checkpoint_family(flow) == "toy-flow"
     assert get("toy-flow") is toy_flow.FAMILY
     families.unregister("toy-flow")
-    assert checkpoint_family(base_models["toy-flow"]) == "unknown"
+    assert checkpoint_family(flow) == "unknown"
 
 
 def test_it_is_planned_as_it_will_be_trained(
-    base_models: dict[str, Path],
+    flow: Path,
     pictures: Path,
     tmp_path: Path,
 ) -> None:
-    result = kohyakit("plan", config(tmp_path, base_models["toy-flow"], pictures), "--json")
+    result = kohyakit("plan", config(tmp_path, flow, pictures), "--json")
     plan = json.loads(result.stdout)
     assert result.exit_code == 0, result.output
     assert plan["family"] == "toy-flow"
     assert plan["memory"]["parts"]["unet"] == toy_flow.FACTS.sizes.unet * 4
     assert plan["memory"]["parts"]["adapter"] == 4 * LINEARS * 2 * RANK * toy_flow.WIDTH
-    words = kohyakit("plan", config(tmp_path, base_models["toy-flow"], pictures))
+    words = kohyakit("plan", config(tmp_path, flow, pictures))
     assert "a lora for Toy Flow" in words.output
 
 
 def test_what_does_not_fit_it_is_refused(
-    base_models: dict[str, Path],
+    flow: Path,
     pictures: Path,
     tmp_path: Path,
 ) -> None:
-    result = kohyakit("plan", config(tmp_path, base_models["toy-flow"], pictures, v2=True))
+    result = kohyakit("plan", config(tmp_path, flow, pictures, v2=True))
     assert result.exit_code == 1
     assert "is a checkpoint of Toy Flow under a config for SD 2.x" in result.output
 
