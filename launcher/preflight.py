@@ -212,7 +212,7 @@ def _fits(resolved: Resolved, family: str, problem: Any, fix: str) -> tuple[str 
             f"{fix} (to start from this LoRA: --set network_weights={model})",
         )
     if family not in FAMILIES:
-        return None, problem("unsupported-family", f"is a {family} model; {titles()} can be trained")
+        return None, problem("unsupported-family", f"is a {family} model; {titles('and')} can be trained")
     if said in FAMILIES and said != family:
         theirs, mine = FAMILIES[family], FAMILIES[said or ""]
         hint = f"{theirs.flags}, or {fix} with {mine.title}" if resolved.draft.format == "kohya-gui" else fix

@@ -223,10 +223,10 @@ def block_counts() -> dict[int, str]:
     return {count: ", ".join(names) for count, names in found.items()}
 
 
-def titles() -> str:
+def titles(joined: Literal["and", "or"] = "or") -> str:
     """All families in words."""
     *first, last = (facts.title for facts in FAMILIES.values())
-    return f"{', '.join(first)} and {last}" if first else last
+    return f"{', '.join(first)} {joined} {last}" if first else last
 
 
 def _signs() -> dict[str, Signs]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.formats import civitai_text, sd_scripts
 from launcher.formats.base import Draft, Fate, Setting
-from launcher.formats.registry import Vocabulary
+from launcher.formats.registry import Keys, Vocabulary
 from schemas.config import table
 from schemas.documents import parse_json
 from schemas.problems import Problem
@@ -349,3 +349,12 @@ def vocabulary() -> Vocabulary:
     own = {name: f"the site's name of {argument}" for name, argument in ARGUMENTS.items()}
     others = {name: f"ai-toolkit form's name of {key}" for name, key in AI_TOOLKIT.items()}
     return Vocabulary(ARGUMENTS | toolkit, own | SITE_WORDS | NOT_ARGUMENTS | others, ORDER)
+
+
+def documented() -> Keys:
+    """The site's keys for the page of formats."""
+    found = Keys(used={*ARGUMENTS, *AI_TOOLKIT, "numRepeats", "steps", "trainTextEncoder"})
+    found.used |= {"engine", "baseModel", "baseModelType", "ecosystem"}
+    found.idle = {name: why for name, why in NOT_ARGUMENTS.items() if name not in found.used}
+    found.idle["targetSteps"] = "computed from pictures, repeats, epochs and batch size"
+    return found

@@ -24,6 +24,25 @@ class Keys:
     def known(self) -> int:
         return len(self.used | self.idle.keys() | self.refused.keys())
 
+    @classmethod
+    def arguments(cls, names: Iterable[str]) -> Keys:
+        """Keys that are arguments under their own name."""
+        found = cls()
+        for name in names:
+            found.add(name, name)
+        return found
+
+    def add(self, key: str, argument: str) -> None:
+        """Files a key by what becomes of its argument."""
+        from schemas.rules import UNSUPPORTED, WITHOUT_EFFECT
+
+        if argument in UNSUPPORTED:
+            self.refused[key] = UNSUPPORTED[argument]
+        elif argument in WITHOUT_EFFECT:
+            self.idle[key] = WITHOUT_EFFECT[argument]
+        else:
+            self.used.add(key)
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -107,49 +126,49 @@ def vocabularies() -> dict[str, Vocabulary]:
 for row in (
     Format(
         "kohya-gui", "Form JSON of the Kohya_ss GUI's LoRA tab, of any age; also its config.toml of defaults",
-        called="Kohya GUI", reader="launcher.formats.kohya_gui:read", keys="launcher.format_docs:kohya_gui_keys",
-        section=True, schema="launcher.json_schemas:kohya_gui", published=True,
+        called="Kohya GUI", reader="launcher.formats.kohya_gui:read", section=True,
+        keys="launcher.formats.kohya_gui.fates:documented", schema="launcher.json_schemas:kohya_gui", published=True,
         faults="launcher.json_schemas:form_faults", vocabulary="launcher.formats.kohya_gui.table:vocabulary",
         writer="launcher.convert:to_kohya_gui",
     ),
     Format(
         "snapshot", "kohyakit's own: a form JSON with one more key, `kohyakit_snapshot`",
-        reader="launcher.formats.kohya_gui:read", keys="launcher.format_docs:kohya_gui_keys",
+        reader="launcher.formats.kohya_gui:read", keys="launcher.formats.kohya_gui.fates:documented",
         schema="launcher.json_schemas:kohya_gui", faults="launcher.json_schemas:form_faults",
         writer="launcher.convert:to_snapshot", whole=True,
     ),
     Format(
         "sd-scripts", "Training TOML, or a command line in a text, .sh, .bat or .ps1 file", called="sd-scripts",
-        reader="launcher.formats.sd_scripts:read", keys="launcher.format_docs:sd_scripts_keys", section=True,
+        reader="launcher.formats.sd_scripts:read", keys="launcher.formats.sd_scripts:documented", section=True,
         schema="launcher.json_schemas:sd_scripts", published=True, writer="launcher.convert:to_sd_scripts",
         counted=True,
     ),
     Format(
         "dataset", "dataset_config of sd-scripts, TOML or JSON", reader="launcher.formats.dataset_toml:read",
-        keys="launcher.format_docs:dataset_keys", section=True, schema="launcher.json_schemas:dataset", published=True,
-        faults="launcher.json_schemas:dataset_faults", beside="sd-scripts",
+        keys="launcher.formats.dataset_toml:documented", section=True, schema="launcher.json_schemas:dataset",
+        published=True, faults="launcher.json_schemas:dataset_faults", beside="sd-scripts",
     ),
     Format(
         "civitai", "Training parameters of CivitAI's on-site trainer, as people paste them",
-        reader="launcher.formats.civitai:read", keys="launcher.format_docs:civitai_keys", section=True,
+        reader="launcher.formats.civitai:read", keys="launcher.formats.civitai:documented", section=True,
         schema="launcher.json_schemas:civitai", published=True, vocabulary="launcher.formats.civitai:vocabulary",
         writer="launcher.convert:to_civitai", elsewhere=("family", "save_every_n_epochs", "num_repeats", "gui_steps"),
     ),
     Format(
         "easy-training", "TOML and old JSON of LoRA_Easy_Training_Scripts",
-        reader="launcher.formats.easy_training:read", keys="launcher.format_docs:easy_training_keys",
+        reader="launcher.formats.easy_training:read", keys="launcher.formats.easy_training:documented",
         vocabulary="launcher.formats.easy_training:vocabulary",
     ),
     Format(
         "lora-scripts", "TOML of lora-scripts (SD-Trainer)", reader="launcher.formats.lora_scripts:read",
-        keys="launcher.format_docs:lora_scripts_keys",
+        keys="launcher.formats.lora_scripts:documented",
     ),
     Format(
         "kohya-colab", "training_config.toml of the kohya-colab notebooks", reader="launcher.formats.kohya_colab:read",
-        keys="launcher.format_docs:sd_scripts_keys",
+        keys="launcher.formats.sd_scripts:documented",
     ),
     Format("lora", "Header of a LoRA file", reader="launcher.formats.lora_header:read",
-           keys="launcher.format_docs:lora_keys"),
+           keys="launcher.formats.lora_header:documented"),
     Format("args", "sd-scripts' command line, as text", writer="launcher.convert:to_args", back="sd-scripts",
            counted=True),
 ):  # fmt: skip

@@ -25,4 +25,4 @@ def test_no_key_has_two_fates(name: str) -> None:
 
 
 def test_every_key_of_the_form_is_counted() -> None:
-    assert format_docs.kohya_gui_keys().known == len(keys())
+    assert formats.FORMATS["kohya-gui"].part("keys")().known == len(keys())
