@@ -88,6 +88,9 @@ class FamilyFacts:
     caches_text: bool = False  # the outputs of its text encoders may be computed once
     text_projection: bool = False  # single files keep that matrix turned round
     fragile_vae: bool = False  # it overflows in fp16
+    # options that mean nothing here, or cannot be carried out -> why
+    ignores: Mapping[str, str] = field(default_factory=dict)
+    lacks: Mapping[str, str] = field(default_factory=dict)
     v2: bool = False  # sd-scripts' flag of that name
     script: str = "train_network.py"  # sd-scripts' program for it
     flags: str = ""  # what sets a GUI form to the family

@@ -195,9 +195,12 @@ def typed(module: str, texts: Mapping[str, str], family: str | None = None) -> t
         form = NETWORK_ARGS[name].form
         if text == "None" and form.kind != "any":
             continue
-        if name in BLOCKS and (facts := facts_of(family)) and facts.network.blocks:
+        facts = facts_of(family)
+        if name in BLOCKS and facts and facts.network.blocks:
             form = replace(form, count=facts.network.blocks.count)
         try:
+            if name in (*BLOCKS, *RATES) and facts and facts.network.blocks is None:
+                raise ValueError(f"does nothing: {facts.title} has no per-block options")
             value = form.read(text)
             if name in BLOCKS and len(value) not in (counts := block_counts()):
                 raise ValueError(f"must have {' or '.join(f'{n} ({who})' for n, who in counts.items())} numbers")

@@ -202,6 +202,11 @@ FACTS = FamilyFacts(
     previews=68,
     cache_suffix="toyflow",
     caches_text=True,
+    ignores=dict.fromkeys(
+        ("v_parameterization", "zero_terminal_snr", "min_snr_gamma", "noise_offset", "sample_sampler"),
+        "a flow has its own noise, target and weights",
+    ),
+    lacks={"gradient_checkpointing": "two blocks need none"},
     prefixes={"unet": ("flow.",), "text": ("words.",), "vae": ("squares.",)},
 )  # fmt: skip
 FAMILY = ToyFlow()

@@ -106,7 +106,7 @@ def data_sources(config: TrainConfig, family: str | None) -> Iterator[Problem]:
 
 @rule
 def bucket_limits(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """Bucket sides are multiples of 64, for some families of 32; the resolution lies between their limits (section 3.1)."""
+    """Bucket sides are multiples of 64, some families 32; the resolution lies between their limits (section 3.1)."""
     if not config.enable_bucket:
         return
     step = facts.bucket_step if (facts := facts_of(family)) else SMALLEST_STEP

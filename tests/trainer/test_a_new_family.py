@@ -90,14 +90,25 @@ def test_it_is_planned_as_it_will_be_trained(
     assert "a lora for Toy Flow" in words.output
 
 
-def test_what_does_not_fit_it_is_refused(
-    flow: Path,
-    pictures: Path,
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("change", "exit_code", "said"),
+    [
+        ({"v2": True}, 1, "is a checkpoint of Toy Flow under a config for SD 2.x"),
+        ({"gradient_checkpointing": True}, 1, "is not supported: two blocks need none"),
+        ({"network_args": ["block_dims=" + ",".join(["2"] * 25)]}, 1, "Toy Flow has no per-block options"),
+        ({"network_args": ["down_lr_weight=sine"]}, 1, "Toy Flow has no per-block options"),
+        ({"min_snr_gamma": 5}, 0, "has no effect: a flow has its own noise, target and weights"),
+        ({"clip_skip": 1}, 0, "has no effect for Toy Flow"),
+        ({"text_encoder_lr": [1e-4, 2e-4]}, 0, "toy-flow has one text encoder"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_what_does_not_fit_it_is_said(
+    change: dict[str, Any], exit_code: int, said: str, flow: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    result = kohyakit("plan", config(tmp_path, flow, pictures, v2=True))
-    assert result.exit_code == 1
-    assert "is a checkpoint of Toy Flow under a config for SD 2.x" in result.output
+    result = kohyakit("plan", config(tmp_path, flow, pictures, **change))
+    assert result.exit_code == exit_code, result.output
+    assert said in result.output
 
 
 def test_it_trains_previews_saves_and_resumes_to_the_bit(start: Callable[..., int], tmp_path: Path) -> None:
