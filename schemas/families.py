@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from schemas.config import Option
 from schemas.unet import Network, Shape, TextStack, UNet
 
 BLOCKS_OF_A_UNET = "model.diffusion_model.input_blocks."
@@ -203,6 +204,28 @@ def facts_of(name: str | None) -> FamilyFacts | None:
     return FAMILIES.get(name or "")
 
 
+def unet_of(name: str | None) -> UNet:
+    """The U-Net of a family; of one that is not known or has none, the first row's."""
+    networks = (facts.network for facts in (facts_of(name), *FAMILIES.values()) if facts is not None)
+    return next(network for network in networks if isinstance(network, UNet))
+
+
+def first() -> str:
+    """The family that is taken where nothing says another."""
+    return next(iter(FAMILIES))
+
+
+def holding(trait: str) -> list[FamilyFacts]:
+    """The families of which a trait of the row holds."""
+    return [facts for facts in FAMILIES.values() if getattr(facts, trait)]
+
+
+def only_for(option: Option) -> list[str]:
+    """Titles of the families for which alone an option exists; none where it exists for all."""
+    trait = option.marks.get("only")
+    return [facts.title for facts in holding(trait)] if trait else []
+
+
 def titles() -> str:
     """All families in words."""
     *first, last = (facts.title for facts in FAMILIES.values())
@@ -259,6 +282,27 @@ def by_settings(pipeline: str, unet: Mapping[str, Any]) -> str | None:
 def by_lora_names(parts: str) -> str | None:
     """The family whose LoRAs alone have such names; `parts` are all names of a file's tensors, flat, in one text."""
     return next((family for family, signs in _signs().items() if any(part in parts for part in signs.lora)), None)
+
+
+def by_parts(parts: set[str]) -> str | None:
+    """The family that alone has text encoders of these names ("te1", "te2")."""
+    named = [facts.name for facts in FAMILIES.values() if parts & {*facts.text_parts} - {"te"}]
+    return named[0] if len(named) == 1 else None
+
+
+def by_depth(block: int) -> str:
+    """The family whose LoRAs keep the paths of checkpoints; the first where there are more blocks than it has."""
+    fit = (facts for facts in holding("original_paths") if block < 3 * len(unet_of(facts.name).widths))
+    return next((facts.name for facts in fit), first())
+
+
+def by_attention(*, linear: bool | None = None) -> str:
+    """The family whose first level has attention, with such ends; without `linear`, one whose first level has none."""
+    for facts in FAMILIES.values():
+        unet = facts.network
+        if isinstance(unet, UNet) and bool(unet.depths[0]) is (linear is not None) and linear in (None, unet.linear):
+            return facts.name
+    return "unknown"
 
 
 def by_text(width: int) -> str | None:

@@ -114,6 +114,27 @@ class UNet:
         start = self.starts[("input", "middle", "output").index(hit[1])]
         return start if hit[1] == "middle" and self.whole_middle else start + int(hit[2])
 
+    @property
+    def weighted(self) -> tuple[int, int, int]:
+        """How many blocks of each side (down, middle, up) have a factor on their rate."""
+        side = 3 * len(self.widths)
+        return side, 1 if self.whole_middle else 3, side
+
+    @property
+    def blocks(self) -> int:
+        """Entries of a block list: those with a factor, and beside SDXL's two ends that nothing adapts."""
+        return sum(self.weighted) + 2 * self.starts[0]
+
+    def adapted(self, *, conv: bool) -> frozenset[int]:
+        """The blocks that networks.lora adapts: those with attention, with `conv` all but the first."""
+        down, middle, up = self.starts
+        if conv:
+            return frozenset(range(down + 1, up + 3 * len(self.widths)))
+        deep = [level for level, depth in enumerate(self.depths) if depth]
+        found = {down + 3 * level + number for level in deep for number in (1, 2)}
+        found |= {up + 3 * (len(self.depths) - 1 - level) + number for level in deep for number in range(3)}
+        return frozenset(found | {middle if self.whole_middle else middle + 1})
+
     def usual(self) -> Iterator[Layer]:
         """See `Network`."""
         return self.layers(dict(self._full_size()), folder=False)
