@@ -11,7 +11,7 @@ from launcher.data import carried_files, document
 from launcher.formats.registry import FORMATS, Format
 from launcher.resolve import Resolved, settle
 from schemas.config import table, to_flat
-from schemas.families import DEFAULT
+from schemas.families import first
 
 NAME = re.compile(r"[\s:]")
 OLD_NAMES = {
@@ -110,7 +110,7 @@ def form_text(resolved: Resolved, extra: dict[str, Any] | None = None) -> tuple[
     if draft.prompts is not None:
         given.pop("sample_prompts", None)
     form, lost = writer.write(
-        given, family=draft.family or DEFAULT, carry=carry, accelerate=draft.accelerate, prompts=draft.prompts
+        given, family=draft.family or first(), carry=carry, accelerate=draft.accelerate, prompts=draft.prompts
     )
     if steps_open and draft.gui_steps is not None:
         form |= {"max_train_steps": 0, "epoch": draft.gui_steps.epoch}

@@ -62,6 +62,7 @@ def _argument_of(key: str) -> str | None:
 
 def _argument(option: Option) -> dict[str, Any]:
     from schemas.derive import property_schema
+    from schemas.families import only_for
     from schemas.rules import UNSUPPORTED, WITHOUT_EFFECT
 
     name = option.name
@@ -72,7 +73,8 @@ def _argument(option: Option) -> dict[str, Any]:
         "default": _plain(option.default),
         "defaults": _defaults(name),
         "may_change_on_resume": option.resumable,
-        "sdxl_only": bool(option.marks.get("sdxl")),
+        "sdxl_only": bool(only_for(option)),
+        "only_for": only_for(option),
         "secret": option.secret,
         "kit": option.kit,
         "support": UNSUPPORTED.get(name) or WITHOUT_EFFECT.get(name),
@@ -198,7 +200,7 @@ def _argument_lines(facts: Mapping[str, Any]) -> list[str]:
         found.append(_line("refused" if facts["unsupported"] else "no effect", facts["support"]))
     marks = {
         "may_change_on_resume": "may change when a run is resumed",
-        "sdxl_only": "for SDXL only",
+        "only_for": f"for {', '.join(facts['only_for'])} only",
         "secret": "a secret: never printed or written",
         "kit": "kohyakit's own, from the command line only",
     }

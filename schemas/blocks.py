@@ -1,11 +1,11 @@
-"""Blocks of the U-Net: which hold attention, rate by block (reference section 7.5)."""
+"""Factors on the learning rate by block of the U-Net: lists and shapes (reference section 7.5)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 
-from schemas.families import blocks_of
+from schemas.families import unet_of
 from schemas.problems import Problem
 
 SIDES = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
@@ -20,12 +20,6 @@ SHAPES: Mapping[str, Callable[[int, int], float]] = {
 }
 
 
-def adapted(family: str | None, *, conv: bool) -> frozenset[int]:
-    """The blocks in which networks.lora finds something to adapt: those with attention, with `conv` all."""
-    blocks = blocks_of(family)
-    return blocks.adapted if conv else blocks.attention
-
-
 def lr_weights(
     given: Mapping[str, str], threshold: float, family: str | None
 ) -> tuple[tuple[float, ...] | None, list[Problem]]:
@@ -36,8 +30,8 @@ def lr_weights(
     texts = {name: given[name] for name in SIDES if given.get(name)}
     weights: list[float] = []
     problems: list[Problem] = []
-    blocks = blocks_of(family)
-    for name, count in zip(SIDES, blocks.sides, strict=True):
+    unet = unet_of(family)
+    for name, count in zip(SIDES, unet.weighted, strict=True):
         try:
             values = _weights(texts[name], count, shapes=name != "mid_lr_weight") if name in texts else []
         except ValueError as fault:
@@ -52,7 +46,7 @@ def lr_weights(
     if not texts or any(problem.severity == "error" for problem in problems):
         return None, problems
     kept = [0.0 if weight <= threshold else weight for weight in weights]
-    ends = (1.0,) * ((blocks.count - len(kept)) // 2)
+    ends = (1.0,) * unet.starts[0]
     return (*ends, *kept, *ends), problems
 
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from schemas.unet import Blocks, Network, Shape, TextStack, UNet
+from schemas.config import Option
+from schemas.unet import Network, Shape, TextStack, UNet
 
 BLOCKS_OF_A_UNET = "model.diffusion_model.input_blocks."
 
@@ -168,7 +169,6 @@ register(FamilyFacts(
          TextStack("conditioner.embedders.1.model.transformer.resblocks", 32, 1280)),
         widths=(320, 640, 1280), depths=(0, 2, 10), middle=10, parts=("te1", "te2"), starts=(1, 10, 13),
         whole_middle=False,
-        blocks=Blocks(23, (9, 3, 9), frozenset((5, 6, 8, 9, 11, *range(13, 19))), frozenset(range(1, 22))),
     ),
     sizes=ModelSizes(
         2_567_463_684, (CLIP_L, 694_659_840), ((12, 768), (32, 1280)), kept={2: 517_000, 4: 833_000},
@@ -207,29 +207,32 @@ def facts_of(name: str | None) -> FamilyFacts | None:
     return FAMILIES.get(name or "")
 
 
-DEFAULT = "sd15"  # what is meant where neither file nor model name a family
+def unet_of(name: str | None) -> UNet:
+    """The U-Net of a family; of one that is not known or has none, the first row's."""
+    networks = (facts.network for facts in (facts_of(name), *FAMILIES.values()) if facts is not None)
+    return next(network for network in networks if isinstance(network, UNet))
 
 
-def blocks_of(name: str | None) -> Blocks:
-    """How the per-block lists of a family count; as the usual family's where it is unknown or has none."""
-    facts = facts_of(name)
-    blocks = facts.network.blocks if facts else None
-    return blocks or FAMILIES[DEFAULT].network.blocks  # type: ignore[return-value]
+def first() -> str:
+    """The family that is taken where nothing says another."""
+    return next(iter(FAMILIES))
 
 
-def block_counts() -> dict[int, str]:
-    """Length of a per-block list -> the families whose lists are so long."""
-    found: dict[int, list[str]] = {}
-    for facts in FAMILIES.values():
-        if facts.network.blocks:
-            found.setdefault(facts.network.blocks.count, []).append(facts.title)
-    return {count: ", ".join(names) for count, names in found.items()}
+def holding(trait: str) -> list[FamilyFacts]:
+    """The families of which a trait of the row holds."""
+    return [facts for facts in FAMILIES.values() if getattr(facts, trait)]
+
+
+def only_for(option: Option) -> list[str]:
+    """Titles of the families for which alone an option exists; none where it exists for all."""
+    trait = option.marks.get("only")
+    return [facts.title for facts in holding(trait)] if trait else []
 
 
 def titles(joined: Literal["and", "or"] = "or") -> str:
     """All families in words."""
-    *first, last = (facts.title for facts in FAMILIES.values())
-    return f"{', '.join(first)} {joined} {last}" if first else last
+    *most, last = (facts.title for facts in FAMILIES.values())
+    return f"{', '.join(most)} {joined} {last}" if most else last
 
 
 def _signs() -> dict[str, Signs]:
@@ -284,32 +287,30 @@ def by_lora_names(parts: str) -> str | None:
     return next((family for family, signs in _signs().items() if any(part in parts for part in signs.lora)), None)
 
 
+def by_parts(parts: set[str]) -> str | None:
+    """The family that alone has text encoders of these names ("te1", "te2")."""
+    named = [facts.name for facts in FAMILIES.values() if parts & {*facts.text_parts} - {"te"}]
+    return named[0] if len(named) == 1 else None
+
+
+def by_depth(block: int) -> str:
+    """The family whose LoRAs keep the paths of checkpoints; the first where there are more blocks than it has."""
+    fit = (facts for facts in holding("original_paths") if block < 3 * len(unet_of(facts.name).widths))
+    return next((facts.name for facts in fit), first())
+
+
+def by_attention(*, linear: bool | None = None) -> str:
+    """The family whose first level has attention, with such ends; without `linear`, one whose first level has none."""
+    for facts in FAMILIES.values():
+        unet = facts.network
+        if isinstance(unet, UNet) and bool(unet.depths[0]) is (linear is not None) and linear in (None, unet.linear):
+            return facts.name
+    return "unknown"
+
+
 def by_text(width: int) -> str | None:
     """The family with a text encoder of that width, where one alone has it."""
     return next((family for family, signs in _signs().items() if signs.text == width), None)
-
-
-def by_text_encoders(count: int) -> str | None:
-    """The family with so many text encoders, where one alone has them."""
-    found = [name for name, facts in FAMILIES.items() if len(facts.text_parts) == count]
-    return found[0] if len(found) == 1 else None
-
-
-def by_paths(original: bool) -> str | None:
-    """The usual family among those whose LoRAs name modules by `original` paths, or by diffusers'."""
-    return next((name for name, facts in FAMILIES.items() if facts.original_paths == original), None)
-
-
-def by_depth(least: int, *, linear: bool = True) -> str | None:
-    """The family whose U-Net has so many transformers one after the other, or more, with such projections.
-
-    Of several the shallowest counts: what is deeper shows it.
-    """
-    unets = {name: one.network for name, one in FAMILIES.items() if isinstance(one.network, UNet)}
-    fitting = {
-        name: max(one.depths) for name, one in unets.items() if one.linear == linear and max(one.depths) >= least
-    }
-    return min(fitting, key=lambda name: fitting[name], default=None)
 
 
 def by_metadata(said: str) -> str | None:

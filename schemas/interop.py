@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from schemas.families import DEFAULT, FAMILIES, facts_of
+from schemas.families import FAMILIES, facts_of, first
 from schemas.weights import Header, LoraFacts, read_scalar
 
 PROGRAMS: Mapping[str, str] = {
@@ -35,15 +35,22 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class ByFamily:
+    """Readings by the names of the U-Net's modules: diffusers' paths (SD1.5, SD2), or those of checkpoints (SDXL)."""
+
+    diffusers: Reading
+    original: Reading
+
+
+@dataclass(frozen=True)
 class Kind:
     """One kind of adapter: what it is called, and how each program of PROGRAMS reads it, in their order.
 
-    A program that reads families differently does so for their names: it has one reading for diffusers' paths and one
-    for original ones. `advice` is what to train instead, for those who use a program that does not read it.
+    `advice` is what to train instead, for those who use a program that does not read it.
     """
 
     title: str
-    reads: tuple[Reading | Mapping[str, Reading], ...]
+    reads: tuple[Reading | ByFamily, ...]
     advice: str = ""
     source: str = field(default="", compare=False)
 
@@ -52,8 +59,9 @@ class Kind:
         if isinstance(found, Reading):
             return found
         facts = facts_of(family)
-        place = "original" if facts and facts.original_paths else "diffusers"
-        return found[place] if family else min(found.values(), key=lambda one: WORST.index(one.verdict))
+        if facts is None:
+            return min(found.diffusers, found.original, key=lambda one: WORST.index(one.verdict))
+        return found.original if facts.original_paths else found.diffusers
 
 
 RIGHT, REFUSED, UNKNOWN = Reading("right"), Reading("refused"), Reading("unknown")
@@ -70,8 +78,7 @@ KINDS: Mapping[str, Kind] = {
     "lokr": Kind(
         "LoKr",
         (RIGHT, RIGHT, RIGHT,
-         {"diffusers": Reading("nothing", "a LoKr of SD1.5 is recognised by a whole second factor only"),
-          "original": RIGHT}, REFUSED),
+         ByFamily(Reading("nothing", "a LoKr of SD1.5 is recognised by a whole second factor only"), RIGHT), REFUSED),
         "full_matrix=True in network_args keeps that factor whole",
         "InvokeAI looks a LoKr key up without its dot",
     ),
@@ -95,7 +102,7 @@ KINDS: Mapping[str, Kind] = {
     "oft": Kind(
         "networks.oft",
         (Reading("nothing", "none of its names is known"),
-         {"diffusers": Reading("nothing", "none of SD1.5's names is known"), "original": RIGHT}, REFUSED,
+         ByFamily(Reading("nothing", "none of SD1.5's names is known"), RIGHT), REFUSED,
          Reading("refused", "not recognised"), REFUSED),
         _USE_LOCON, "modules are called oft_unet_..., which A1111 alone tries, where the rest is as in checkpoints",
     ),
@@ -118,7 +125,7 @@ KINDS: Mapping[str, Kind] = {
         (Reading("nothing", "none of its tensors is known"), _LINEAR, REFUSED, _LINEAR, REFUSED), _USE_LOCON,
     ),
     "full": Kind(
-        "LyCORIS full, `train_norm`", (RIGHT, RIGHT, UNKNOWN, RIGHT, {"diffusers": REFUSED, "original": UNKNOWN}),
+        "LyCORIS full, `train_norm`", (RIGHT, RIGHT, UNKNOWN, RIGHT, ByFamily(REFUSED, UNKNOWN)),
         "leave train_norm out, or use networks.lora",
     ),
 }  # fmt: skip
@@ -173,7 +180,7 @@ def page() -> str:
     notes: dict[str, int] = {}
     for kind in KINDS.values():
         split = any(not isinstance(one, Reading) for one in kind.reads)
-        for family, name in _alike() if split else ((DEFAULT, "all"),):
+        for family, name in _groups() if split else ((first(), "all"),):
             cells = [_cell(kind.reading(program, family), notes) for program in PROGRAMS]
             lines.append(f"| {kind.title} | {name} | {' | '.join(cells)} |")
     lines += ["", *(f"{number}. {how}" for how, number in notes.items()), ""]
@@ -182,11 +189,11 @@ def page() -> str:
     return "\n".join([f"Programs: {versions}.", "", *lines])
 
 
-def _alike() -> Iterator[tuple[str, str]]:
-    """(one of them, all their titles) of the families whose files name modules alike."""
+def _groups() -> Iterator[tuple[str, str]]:
+    """(a family, titles of all that are read alike)."""
     for original in (False, True):
-        rows = [facts for facts in FAMILIES.values() if facts.original_paths == original]
-        yield rows[0].name, ", ".join(facts.title for facts in rows)
+        alike = [facts for facts in FAMILIES.values() if facts.original_paths is original]
+        yield alike[0].name, ", ".join(facts.title.replace(" ", "").removesuffix(".x") for facts in alike)
 
 
 def _cell(reading: Reading, notes: dict[str, int]) -> str:

@@ -10,9 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from schemas.families import DEFAULT, FAMILIES, blocks_of, facts_of
-from schemas.lora_names import module as meant
-from schemas.unet import UNet
+from schemas.families import FAMILIES, facts_of, unet_of
+from schemas.lora_names import module as module_named
 from schemas.weights import Header, LoraFacts, is_wide, module_of, module_ranks, read_scalars, spatial_modules
 
 FULL_MATRIX = 100000  # a rank so large that LyCORIS keeps a factor whole
@@ -34,17 +33,9 @@ class AdapterShape:
     doubts: tuple[str, ...] = ()
 
 
-def block_of(module: str, family: str) -> int | None:
-    """The index of the per-block options for a U-Net module, however it is spelt; None for other modules."""
-    named, facts = meant(module), facts_of(family)
-    network = facts.network if facts else FAMILIES[DEFAULT].network
-    return network.block(named.path) if isinstance(network, UNet) and named.part == "unet" else None
-
-
-def _by_diffusers(family: str) -> bool:
-    """Whether the family's LoRAs name the ends of the U-Net too, as diffusers does."""
-    facts = facts_of(family)
-    return facts is not None and not facts.original_paths
+def block_of(name: str, family: str | None) -> int | None:
+    """The number of a U-Net module's block, counted as the block lists of the family do; None for other modules."""
+    return unet_of(family).block(module_named(name).path)
 
 
 def adapter_shape(header: Header, facts: LoraFacts) -> AdapterShape:
@@ -60,7 +51,7 @@ def adapter_shape(header: Header, facts: LoraFacts) -> AdapterShape:
     text = [rank for module, rank in linear.items() if block_of(module, facts.family) is None]
     if blocks and facts.family in FAMILIES:
         unet_dims = {rank for ranks_of in blocks.values() for rank in ranks_of}
-        attention = blocks_of(facts.family).attention
+        attention = unet_of(facts.family).adapted(conv=False)
         most = len(attention & blocks.keys()) * 2 > len(attention)
         text_dim = Counter(text).most_common(1)[0][0] if text else None
         if len(unet_dims) > 1 or (most and attention - blocks.keys()) or (text_dim not in (None, *unet_dims)):
@@ -103,7 +94,7 @@ def _block_lists(
         block = block_of(module, family)
         if block is not None:
             members[block].append(module)
-    for block in range(blocks_of(family).count):
+    for block in range(unet_of(family).blocks):
         rank = Counter(blocks[block]).most_common(1)[0][0] if block in blocks else absent
         alpha = _alpha_of([name for name in members.get(block, ()) if ranks[name] == rank], header)
         dims.append(rank)
@@ -129,6 +120,12 @@ def _left_out(header: Header) -> list[str]:
     return [said] if missing else []
 
 
+def _lists_ends(family: str) -> bool:
+    """Whether LyCORIS finds the ends of the family's U-Net, which have other names where LoRAs keep LDM paths."""
+    facts = facts_of(family)
+    return facts is not None and not facts.original_paths
+
+
 def _lycoris(header: Header, facts: LoraFacts) -> AdapterShape:
     names = header.tensors
     modules = {module for name in names if (module := module_of(name))}
@@ -140,7 +137,7 @@ def _lycoris(header: Header, facts: LoraFacts) -> AdapterShape:
     kind = algo.get(facts.algo, facts.algo)
     preset = _preset(header)
     module = "lycoris.kohya"
-    if kind in ("loha", "lokr") and _by_diffusers(facts.family) and not _ends(modules):
+    if kind in ("loha", "lokr") and _lists_ends(facts.family) and not _ends(modules):
         module = f"networks.{kind}"  # LyCORIS' own presets take ends of the U-Net too
     else:
         args += [f"algo={kind}", f"preset={preset}"]
@@ -243,7 +240,7 @@ def factorization(size: int, factor: int) -> tuple[int, int]:
 def _preset(header: Header) -> str:
     """The narrowest of LyCORIS's presets that covers the U-Net's modules."""
     modules = {(module_of(name) or "").replace(".", "_") for name in header.tensors}
-    unet = [name for name in modules if block_of(name, DEFAULT) is not None]
+    unet = [name for name in modules if block_of(name, None) is not None]
     if any(name.endswith(("_conv1", "_conv2", "_in_layers_2", "_out_layers_3", "_op", "_conv")) for name in unet):
         return "full"
     if any(name.endswith(("_time_emb_proj", "_emb_layers_1")) for name in unet):

@@ -39,30 +39,13 @@ class Layer:
 
 
 class Network(Protocol):
-    """What is asked of a family's network: the layers and norms that adapters know; `blocks` where it has lists."""
-
-    @property
-    def blocks(self) -> Blocks | None: ...
+    """What is asked of a family's network: the layers and norms that adapters know."""
 
     def layers(self, shapes: Mapping[str, Shape], *, folder: bool) -> Iterator[Layer]:
         """Those of a checkpoint by the shapes of its tensors. `folder`: of diffusers, names begin with the folder's."""
 
     def usual(self) -> Iterator[Layer]:
         """Those of the full size."""
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """The lists of the per-block options (reference section 7.5).
-
-    `count` entries of a list; `sides`: how many have a rate of their own, down, middle, up (lists count unused ends
-    too). networks.lora adapts the blocks of `attention`, with conv_dim all in `adapted`.
-    """
-
-    count: int
-    sides: tuple[int, int, int]
-    attention: frozenset[int]
-    adapted: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -91,7 +74,6 @@ class UNet:
     middle: int = 1
     linear: bool = True
     parts: tuple[str, ...] = ("te",)
-    blocks: Blocks = Blocks(25, (12, 1, 12), frozenset((1, 2, 4, 5, 7, 8, 12, *range(16, 25))), frozenset(range(1, 25)))
     starts: tuple[int, int, int] = (0, 12, 13)
     whole_middle: bool = True
     unused: int = 0
@@ -131,6 +113,27 @@ class UNet:
             return None
         start = self.starts[("input", "middle", "output").index(hit[1])]
         return start if hit[1] == "middle" and self.whole_middle else start + int(hit[2])
+
+    @property
+    def weighted(self) -> tuple[int, int, int]:
+        """How many blocks of each side (down, middle, up) have a factor on their rate."""
+        side = 3 * len(self.widths)
+        return side, 1 if self.whole_middle else 3, side
+
+    @property
+    def blocks(self) -> int:
+        """Entries of a block list: those with a factor, and beside SDXL's two ends that nothing adapts."""
+        return sum(self.weighted) + 2 * self.starts[0]
+
+    def adapted(self, *, conv: bool) -> frozenset[int]:
+        """The blocks that networks.lora adapts: those with attention, with `conv` all but the first."""
+        down, middle, up = self.starts
+        if conv:
+            return frozenset(range(down + 1, up + 3 * len(self.widths)))
+        deep = [level for level, depth in enumerate(self.depths) if depth]
+        found = {down + 3 * level + number for level in deep for number in (1, 2)}
+        found |= {up + 3 * (len(self.depths) - 1 - level) + number for level in deep for number in range(3)}
+        return frozenset(found | {middle if self.whole_middle else middle + 1})
 
     def usual(self) -> Iterator[Layer]:
         """See `Network`."""

@@ -210,6 +210,7 @@ def family_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return "lora" if _is_lora(shapes) else families.by_names(shapes) or "unknown"
 
 
+BLOCK_NUMBER = re.compile(r"(?:in|out)put_blocks_(\d+)_")
 DOWNS = (
     ".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight", "_lora.down.weight", ".lora.down.weight",
     ".lora_linear_layer.down.weight", ".hada_w1_b", ".hada_w2_b", ".lokr_w2_b", ".lokr_w1_b", ".a2.weight",
@@ -336,14 +337,13 @@ def lora_family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, st
     if own := families.by_lora_names(joined):
         return own
     modules = {found: module(found) for name in shapes if (found := module_of(name))}
-    if any(one.part in ("te1", "te2") for one in modules.values()) and (two := families.by_text_encoders(2)):
-        return two
+    if named := families.by_parts({one.part for one in modules.values()}):
+        return named
     cross = ("attn2_to_k", "attn2.to_k", "attn2_to_v", "attn2.to_v")
     known = families.by_context({width for one in modules if one.endswith(cross) and (width := _width(one, shapes))})
     if known is None and any(part in joined for part in ("_input_blocks_", "_output_blocks_", "_middle_block_")):
-        # a family's usual names; others' of this spelling show blocks without a transformer, in the third level
-        deep = any(re.search(r"_blocks_(9|10|11)_", one.path) for one in modules.values())
-        known = families.by_paths(original=not deep)
+        numbers = [int(hit[1]) for one in modules.values() if (hit := BLOCK_NUMBER.search(one.path))]
+        known = families.by_depth(max(numbers, default=0))
     reads = (name for name, one in modules.items() if one.part != "unet" and "q_proj" in name)
     text = {width for name in reads if (width := _width(name, shapes, square=True))}
     if known is None and len(text) == 1:
@@ -368,16 +368,11 @@ def _width(module: str, shapes: Mapping[str, tuple[int, ...]], *, square: bool =
 
 
 def _by_structure(shapes: Mapping[str, tuple[int, ...]], names: set[str]) -> str:
-    """By attention in the first block, by how transformers are projected (Linear or conv), and by how deep they are."""
+    """By what diffusers' names show of the U-Net's levels, and by the shape of the ends of its attention."""
     if any("down_blocks_0_attentions_" in name or "down_blocks_3_" in name for name in names):
         # LoHa, LoKr and others flatten the kernel of a 1x1 conv too and show nothing
-        plain = [ending for ending in DOWNS if "lora" in ending]
-        ranks = {
-            len(shape)
-            for name, shape in shapes.items()
-            if "proj_in" in name and "attentions" in name and name.endswith(tuple(plain))
-        }
-        known = families.by_depth(1, linear=ranks == {2}) if ranks in ({2}, {4}) else None
-    else:
-        known = families.by_depth(2) if any("transformer_blocks_1_" in name for name in names) else None
-    return known or "unknown"
+        plain = tuple(ending for ending in DOWNS if "lora" in ending)
+        ends = (name for name in shapes if "proj_in" in name and "attentions" in name and name.endswith(plain))
+        axes = {len(shapes[name]) for name in ends}
+        return families.by_attention(linear=axes.pop() == 2) if len(axes) == 1 else "unknown"
+    return families.by_attention() if any("transformer_blocks_1_" in name for name in names) else "unknown"

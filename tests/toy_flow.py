@@ -83,9 +83,7 @@ def write_checkpoint(path: Path) -> Path:
 
 
 class Network:
-    """What the plan asks for: the layers that adapters know. There are no per-block options."""
-
-    blocks = None
+    """What the plan asks for: the layers that adapters know."""
 
     def layers(self, shapes: Mapping[str, Shape], *, folder: bool) -> Iterator[Layer]:
         for name, shape in shapes.items():

@@ -39,8 +39,8 @@ __all__ = [
 def check(config: TrainConfig, family: str | None = None) -> list[Problem]:
     """Everything that a config alone shows to be wrong or different from what it seems.
 
-    `family` is the checkpoint's (a row of `schemas.families`, or another), None while unknown. The code
-    `missing-package` depends on the machine; all others only on the arguments.
+    `family` is the checkpoint's, None while unknown. The code `missing-package` depends on
+    the machine; all others only on the arguments.
     """
     after, changes = effective(config)
     found = [

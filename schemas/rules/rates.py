@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from schemas.blocks import adapted
 from schemas.config import TrainConfig
-from schemas.families import facts_of
+from schemas.families import facts_of, unet_of
 from schemas.network_args import LORA_PLUS, LORAS, NO_EFFECT
 from schemas.rules.arguments import network_values
 
@@ -62,7 +61,7 @@ def group_rates(config: TrainConfig, family: str | None) -> dict[str, float]:
         if weights is not None:
             conv = "conv_dim" in given or "conv_block_dims" in given
             found.pop(name)
-            blocks = [block for block in sorted(adapted(family, conv=conv)) if block < len(weights)]
+            blocks = [block for block in sorted(unet_of(family).adapted(conv=conv)) if block < len(weights)]
             found |= {f"U-Net block {block}": rates[part] * weights[block] for block in blocks}
         faster = ratio(given, part) if _has_ups(config, given) else None
         if faster is not None:

@@ -95,8 +95,8 @@ def test_it_is_planned_as_it_will_be_trained(
     [
         ({"v2": True}, 1, "is a checkpoint of Toy Flow under a config for SD 2.x"),
         ({"gradient_checkpointing": True}, 1, "is not supported: two blocks need none"),
-        ({"network_args": ["block_dims=" + ",".join(["2"] * 25)]}, 1, "Toy Flow has no per-block options"),
-        ({"network_args": ["down_lr_weight=sine"]}, 1, "Toy Flow has no per-block options"),
+        ({"network_args": ["block_dims=" + ",".join(["2"] * 25)]}, 1, "Toy Flow has no blocks of a U-Net"),
+        ({"network_args": ["down_lr_weight=sine"]}, 1, "Toy Flow has no blocks of a U-Net"),
         ({"min_snr_gamma": 5}, 0, "has no effect: a flow has its own noise, target and weights"),
         ({"clip_skip": 1}, 0, "has no effect for Toy Flow"),
         ({"text_encoder_lr": [1e-4, 2e-4]}, 0, "toy-flow has one text encoder"),
