@@ -27,10 +27,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import random_checkpoint
 from schemas import ConfigError, TrainConfig, config
+from schemas.families import FAMILIES
 from trainer import loop
 from trainer import setup as prepare
 from trainer.dataset.files import scan
-from trainer.families import NAMES, Conditioning, Family, Models, Sizes, get
+from trainer.families import Conditioning, Family, Models, Sizes
 from trainer.input.batches import Batch, BatchLoader
 from trainer.watch.report import memory_in_use
 
@@ -177,7 +178,7 @@ def training(asked: argparse.Namespace, folder: Path) -> TrainConfig:
         "network_module": "networks.lora", "network_dim": asked.rank, "network_alpha": asked.rank,
         "network_train_unet_only": not asked.text_encoder, "optimizer_type": "AdamW8bit", "learning_rate": 1e-4,
         "max_train_steps": asked.steps + WARM_UP + 1, "cache_latents": True, "no_half_vae": True, "seed": 1,
-        "max_data_loader_n_workers": 0, "v2": asked.family == "sd2",
+        "max_data_loader_n_workers": 0, "v2": FAMILIES[asked.family].v2,
     }  # fmt: skip
     values |= dict(item.split("=", 1) for item in asked.set)
     return config.from_flat(values)[0]
@@ -196,7 +197,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> Measured:
 
     loader = alternating(measured, lambda: made[0].step((asked.batch, asked.size, asked.size)), profiled=asked.profile)
     with patch.object(loop, "load_models", load_and_keep), patch.object(loop, "BatchLoader", loader):
-        if loop.train(options, get(asked.family).name, scan(options)).interrupted:
+        if loop.train(options, asked.family, scan(options)).interrupted:
             raise KeyboardInterrupt
     return measured
 
@@ -233,7 +234,7 @@ def _operators(measured: Measured, longest: int = 15) -> Iterator[str]:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.step", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--family", choices=NAMES, default="sd15")
+    parser.add_argument("--family", choices=FAMILIES, default="sd15")
     parser.add_argument("--checkpoint", help="base model of that family; a tiny random one by default")
     parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (128)")
     parser.add_argument("--batch", type=int, default=2, help="pictures in a step (2)")

@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from launcher.formats.base import Draft
+from launcher.formats.registry import FORMATS, having
 from schemas.problems import Problem
 from schemas.terminal import say
 
@@ -171,41 +172,45 @@ def civitai() -> dict[str, Any]:
     }
 
 
-SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
-    "kohya-gui": kohya_gui,
-    "snapshot": kohya_gui,
-    "sd-scripts": sd_scripts,
-    "dataset": dataset,
-    "civitai": civitai,
-}
-PUBLISHED = tuple(name for name in SCHEMAS if name != "snapshot")
+def schema_of(name: str) -> dict[str, Any]:
+    """The JSON Schema of a format that has one."""
+    found: dict[str, Any] = FORMATS[name].part("schema")()
+    return found
 
 
 def text(name: str) -> str:
     """The published file of one format."""
-    return json.dumps(SCHEMAS[name](), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(schema_of(name), indent=1, ensure_ascii=False) + "\n"
 
 
 @functools.cache
 def _validator(name: str) -> Any:
     import jsonschema
 
-    return jsonschema.Draft202012Validator(SCHEMAS[name]())
+    return jsonschema.Draft202012Validator(schema_of(name))
 
 
 def problems(draft: Draft, known: Iterable[Problem]) -> list[Problem]:
     """What the schema of a draft's format has against the file, without what `known` says of the same key."""
-    if draft.document is None or draft.format not in SCHEMAS:
+    row = FORMATS.get(draft.format)
+    if draft.document is None or row is None or row.schema is None:
         return []
     told = {problem.key for problem in known}
-    if SCHEMAS[draft.format] is kohya_gui:
-        from launcher.formats.kohya_gui.schema import validate_document
-
-        found = validate_document(draft.document, draft.lines, file=draft.file)
-    else:
-        found = list(_faults(draft))
-        found += _dataset_faults(draft, {problem.key for problem in found}) if draft.format == "dataset" else []
+    found = row.part("faults")(draft) if row.faults else _faults(draft)
     return [problem for problem in found if problem.key not in told]
+
+
+def form_faults(draft: Draft) -> list[Problem]:
+    """What the form's schema has against a Kohya GUI JSON."""
+    from launcher.formats.kohya_gui.schema import validate_document
+
+    return validate_document(draft.document, draft.lines, file=draft.file)
+
+
+def dataset_faults(draft: Draft) -> list[Problem]:
+    """What the schema has against a dataset file, and what no schema can say."""
+    found = list(_faults(draft))
+    return found + list(_dataset_faults(draft, {problem.key for problem in found}))
 
 
 def _faults(draft: Draft) -> Iterator[Problem]:
@@ -263,7 +268,7 @@ def _must(rule: str, wanted: Any) -> str:
 
 def main() -> int:
     """Writes every published schema."""
-    for name in PUBLISHED:
+    for name in having("published"):
         path = FOLDER / f"{name}.schema.json"
         path.write_text(text(name), encoding="utf-8")
         say(path)

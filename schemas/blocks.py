@@ -1,22 +1,13 @@
-"""Blocks of the U-Net: how many a family has, which hold attention, rank and rate by block (reference section 7.5)."""
+"""Factors on the learning rate by block of the U-Net: lists and shapes (reference section 7.5)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 
+from schemas.families import unet_of
 from schemas.problems import Problem
 
-# entries of a block list
-BLOCKS = {"sd15": 25, "sd2": 25, "sdxl": 23}
-# blocks that hold attention, so that networks.lora adapts them without conv_dim
-ATTENTION = {
-    "sd": frozenset((1, 2, 4, 5, 7, 8, 12, *range(16, 25))),
-    "sdxl": frozenset((5, 6, 8, 9, 11, *range(13, 19))),
-}
-# (down, middle, up) blocks that have a weight; SDXL lists count the unused ends too
-COUNTS = {"sdxl": (9, 3, 9)}
-SD_COUNTS = (12, 1, 12)
 SIDES = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
 
 # The curve over i of n blocks; with an offset behind a "+".
@@ -29,13 +20,6 @@ SHAPES: Mapping[str, Callable[[int, int], float]] = {
 }
 
 
-def adapted(family: str | None, *, conv: bool) -> frozenset[int]:
-    """The blocks in which networks.lora finds something to adapt: those with attention, with `conv` all."""
-    if not conv:
-        return ATTENTION["sdxl" if family == "sdxl" else "sd"]
-    return frozenset(range(1, 22) if family == "sdxl" else range(1, 25))
-
-
 def lr_weights(
     given: Mapping[str, str], threshold: float, family: str | None
 ) -> tuple[tuple[float, ...] | None, list[Problem]]:
@@ -46,7 +30,8 @@ def lr_weights(
     texts = {name: given[name] for name in SIDES if given.get(name)}
     weights: list[float] = []
     problems: list[Problem] = []
-    for name, count in zip(SIDES, COUNTS.get(family or "", SD_COUNTS), strict=True):
+    unet = unet_of(family)
+    for name, count in zip(SIDES, unet.weighted, strict=True):
         try:
             values = _weights(texts[name], count, shapes=name != "mid_lr_weight") if name in texts else []
         except ValueError as fault:
@@ -61,7 +46,8 @@ def lr_weights(
     if not texts or any(problem.severity == "error" for problem in problems):
         return None, problems
     kept = [0.0 if weight <= threshold else weight for weight in weights]
-    return ((1.0, *kept, 1.0) if family == "sdxl" else tuple(kept)), problems
+    ends = (1.0,) * unet.starts[0]
+    return (*ends, *kept, *ends), problems
 
 
 def _weights(text: str, count: int, *, shapes: bool) -> list[float]:

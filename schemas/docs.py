@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from schemas.config import GROUPS, Option, table
+from schemas.families import only_for
 from schemas.rules import RULES, UNSUPPORTED, WITHOUT_EFFECT, Rule
 from schemas.terminal import say
 
@@ -52,7 +53,7 @@ def _section(group: type, options: list[Option]) -> str:
 def _row(option: Option) -> str:
     marks = {
         "resume": option.resumable,
-        "SDXL": option.marks.get("sdxl"),
+        ", ".join(only_for(option)): bool(only_for(option)),
         "secret": option.secret,
         "kohyakit": option.kit,
     }

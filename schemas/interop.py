@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from schemas.families import FAMILIES, facts_of, first
 from schemas.files.weights import Header, LoraFacts, read_scalar
 
 PROGRAMS: Mapping[str, str] = {
@@ -34,15 +35,22 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class ByFamily:
+    """Readings by the names of the U-Net's modules: diffusers' paths (SD1.5, SD2), or those of checkpoints (SDXL)."""
+
+    diffusers: Reading
+    original: Reading
+
+
+@dataclass(frozen=True)
 class Kind:
     """One kind of adapter: what it is called, and how each program of PROGRAMS reads it, in their order.
 
-    A program that reads families differently has one reading a family, SD2's being SD1.5's. `advice` is what to train
-    instead, for those who use a program that does not read it.
+    `advice` is what to train instead, for those who use a program that does not read it.
     """
 
     title: str
-    reads: tuple[Reading | Mapping[str, Reading], ...]
+    reads: tuple[Reading | ByFamily, ...]
     advice: str = ""
     source: str = field(default="", compare=False)
 
@@ -50,8 +58,10 @@ class Kind:
         found = self.reads[list(PROGRAMS).index(program)]
         if isinstance(found, Reading):
             return found
-        place = "sdxl" if family == "sdxl" else "sd15"
-        return found[place] if family else min(found.values(), key=lambda one: WORST.index(one.verdict))
+        facts = facts_of(family)
+        if facts is None:
+            return min(found.diffusers, found.original, key=lambda one: WORST.index(one.verdict))
+        return found.original if facts.original_paths else found.diffusers
 
 
 RIGHT, REFUSED, UNKNOWN = Reading("right"), Reading("refused"), Reading("unknown")
@@ -68,8 +78,7 @@ KINDS: Mapping[str, Kind] = {
     "lokr": Kind(
         "LoKr",
         (RIGHT, RIGHT, RIGHT,
-         {"sd15": Reading("nothing", "a LoKr of SD1.5 is recognised by a whole second factor only"),
-          "sdxl": RIGHT}, REFUSED),
+         ByFamily(Reading("nothing", "a LoKr of SD1.5 is recognised by a whole second factor only"), RIGHT), REFUSED),
         "full_matrix=True in network_args keeps that factor whole",
         "InvokeAI looks a LoKr key up without its dot",
     ),
@@ -93,7 +102,7 @@ KINDS: Mapping[str, Kind] = {
     "oft": Kind(
         "networks.oft",
         (Reading("nothing", "none of its names is known"),
-         {"sd15": Reading("nothing", "none of SD1.5's names is known"), "sdxl": RIGHT}, REFUSED,
+         ByFamily(Reading("nothing", "none of SD1.5's names is known"), RIGHT), REFUSED,
          Reading("refused", "not recognised"), REFUSED),
         _USE_LOCON, "modules are called oft_unet_..., which A1111 alone tries, where the rest is as in checkpoints",
     ),
@@ -116,7 +125,7 @@ KINDS: Mapping[str, Kind] = {
         (Reading("nothing", "none of its tensors is known"), _LINEAR, REFUSED, _LINEAR, REFUSED), _USE_LOCON,
     ),
     "full": Kind(
-        "LyCORIS full, `train_norm`", (RIGHT, RIGHT, UNKNOWN, RIGHT, {"sd15": REFUSED, "sdxl": UNKNOWN}),
+        "LyCORIS full, `train_norm`", (RIGHT, RIGHT, UNKNOWN, RIGHT, ByFamily(REFUSED, UNKNOWN)),
         "leave train_norm out, or use networks.lora",
     ),
 }  # fmt: skip
@@ -171,13 +180,20 @@ def page() -> str:
     notes: dict[str, int] = {}
     for kind in KINDS.values():
         split = any(not isinstance(one, Reading) for one in kind.reads)
-        for family, name in (("sd15", "SD1.5, SD2"), ("sdxl", "SDXL")) if split else (("sd15", "all"),):
+        for family, name in _groups() if split else ((first(), "all"),):
             cells = [_cell(kind.reading(program, family), notes) for program in PROGRAMS]
             lines.append(f"| {kind.title} | {name} | {' | '.join(cells)} |")
     lines += ["", *(f"{number}. {how}" for how, number in notes.items()), ""]
     lines += [f"- {kind.title}: {kind.source}." for kind in KINDS.values() if kind.source]
     versions = ", ".join(f"{program} ({version})" if version else program for program, version in PROGRAMS.items())
     return "\n".join([f"Programs: {versions}.", "", *lines])
+
+
+def _groups() -> Iterator[tuple[str, str]]:
+    """(a family, titles of all that are read alike)."""
+    for original in (False, True):
+        alike = [facts for facts in FAMILIES.values() if facts.original_paths is original]
+        yield alike[0].name, ", ".join(facts.title.replace(" ", "").removesuffix(".x") for facts in alike)
 
 
 def _cell(reading: Reading, notes: dict[str, int]) -> str:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from schemas.argument import Argument, with_point
-from schemas.blocks import BLOCKS as COUNTS
 from schemas.blocks import lr_weights
+from schemas.families import FAMILIES, facts_of, unet_of
 from schemas.problems import Problem, nearest
+from schemas.unet import UNet
 
 SUPPORTED = (
     "networks.lora",
@@ -195,12 +196,17 @@ def typed(module: str, texts: Mapping[str, str], family: str | None = None) -> t
         form = NETWORK_ARGS[name].form
         if text == "None" and form.kind != "any":
             continue
-        if name in BLOCKS and family in COUNTS:
-            form = replace(form, count=COUNTS[family])
+        facts = facts_of(family)
+        if name in BLOCKS and facts:
+            form = replace(form, count=unet_of(family).blocks)
         try:
+            if name in (*BLOCKS, *RATES) and facts and not isinstance(facts.network, UNet):
+                raise ValueError(f"does nothing: {facts.title} has no blocks of a U-Net")
             value = form.read(text)
-            if name in BLOCKS and len(value) not in COUNTS.values():
-                raise ValueError("must have 25 (SD) or 23 (SDXL) numbers")
+            if name in BLOCKS and len(value) not in (counts := _block_counts()):
+                raise ValueError(
+                    "must have " + " or ".join(f"{count} ({who})" for count, who in counts.items()) + " numbers"
+                )
             values[name] = value
         except ValueError as fault:
             problems.append(bad(name, text, f"{name} {fault}", texts))
@@ -216,6 +222,15 @@ def typed(module: str, texts: Mapping[str, str], family: str | None = None) -> t
             must = f"algo must be one of {', '.join(ALGOS)}"
             problems.append(bad("algo", texts["algo"], must, texts, fix=with_it(texts, "algo", guess)))
     return values, problems
+
+
+def _block_counts() -> dict[int, str]:
+    """How long a block list may be -> for whom."""
+    counts: dict[int, list[str]] = {}
+    for facts in FAMILIES.values():
+        if isinstance(facts.network, UNet):
+            counts.setdefault(facts.network.blocks, []).append(facts.title)
+    return {count: ", ".join(titles) for count, titles in counts.items()}
 
 
 def _with_way_out(problem: Problem, texts: Mapping[str, str]) -> Problem:

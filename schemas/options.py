@@ -21,7 +21,7 @@ def opt(
     path: bool = False,
     name_of_files: bool = False,
     resume: bool = False,
-    sdxl: bool = False,
+    only: Literal["caches_text", "text_projection"] | None = None,
     ratio: bool = False,
     kit: bool = False,
     instead: Any = None,
@@ -29,11 +29,11 @@ def opt(
     """One option: default, one sentence, closed or open bounds.
 
     `secret` values are never printed or written; `path` values name a file or folder, and files are named after `name_of_files`;
-    `resume` options may change when a run is resumed; `sdxl` ones exist for SDXL only; `ratio` takes a whole number, or a share up to 1.0; `kit` ones are not the reference's;
+    `resume` options may change when a run is resumed; `only` ones exist for families with that trait in their row; `ratio` takes a whole number, or a share up to 1.0; `kit` ones are not the reference's;
     `instead` is the value to advise for a refused one where neither the default nor the bound makes a run.
     """
     facts = {"ge": ge, "gt": gt, "le": le}
-    marks = {"secret": secret, "path": path, "name_of_files": name_of_files, "resume": resume, "sdxl": sdxl, "ratio": ratio, "kit": kit, "instead": instead}
+    marks = {"secret": secret, "path": path, "name_of_files": name_of_files, "resume": resume, "only": only, "ratio": ratio, "kit": kit, "instead": instead}
     given = {name: value for name, value in {**facts, **marks}.items() if value is not None and value is not False}
     return field(default=default, metadata={"doc": doc, **given})
 
@@ -49,8 +49,8 @@ class ModelOptions:
     max_token_length: Literal[150, 225] | None = opt(None, "Longest caption in tokens: unset is 75, else 150 or 225.")
     vae: str | None = opt(None, "VAE to use instead of the base model's own.", path=True)
     clip_skip: int | None = opt(None, "Take the text encoder's output n layers before the end; 1 is the last.", ge=0, le=24)
-    sdxl_text_projection: Literal["transposed", "as_stored"] = opt("transposed", "How a single file's OpenCLIP text_projection is read: transposed, as image programs do, or as_stored, as sd-scripts does.", kit=True, sdxl=True)
-    disable_mmap_load_safetensors: bool = opt(False, "Read the checkpoint whole instead of mapping it.", resume=True, sdxl=True)
+    sdxl_text_projection: Literal["transposed", "as_stored"] = opt("transposed", "How a single file's OpenCLIP text_projection is read: transposed, as image programs do, or as_stored, as sd-scripts does.", kit=True, only="text_projection")
+    disable_mmap_load_safetensors: bool = opt(False, "Read the checkpoint whole instead of mapping it.", resume=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +207,8 @@ class CacheOptions:
     vae_batch_size: int = opt(1, "Pictures that the VAE encodes at once.", ge=1)
     cache_latents_to_disk: bool = opt(False, "Keep encoded pictures as .npz beside the originals; implies cache_latents.")
     skip_cache_check: bool = opt(False, "Trust existing cache files without reading them.")
-    cache_text_encoder_outputs: bool = opt(False, "Encode every caption once, before training; U-Net only.", sdxl=True)
-    cache_text_encoder_outputs_to_disk: bool = opt(False, "Keep encoded captions as .npz beside the pictures.", sdxl=True)
+    cache_text_encoder_outputs: bool = opt(False, "Encode every caption once, before training; U-Net only.", only="caches_text")
+    cache_text_encoder_outputs_to_disk: bool = opt(False, "Keep encoded captions as .npz beside the pictures.", only="caches_text")
     skip_image_check: bool = opt(False, "Start without decoding every image first; a damaged one then ends the run where it is met.", kit=True, resume=True)
 
 

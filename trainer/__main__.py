@@ -33,6 +33,7 @@ from schemas import (
     rules,
 )
 from schemas.derive import add_flags
+from schemas.families import FAMILIES, facts_of, titles
 from schemas.files import (
     own_word,
     pickles,
@@ -60,7 +61,7 @@ FAILED = 3
 
 def read_arguments(argv: Sequence[str]) -> tuple[TrainConfig, list[Problem]]:
     """The config of a command line: --config_file first, the command line over it, as the reference reads them."""
-    parser = argparse.ArgumentParser(prog="trainer", description="Trains a LoRA for SD1.5 or SDXL.")
+    parser = argparse.ArgumentParser(prog="trainer", description=f"Trains a LoRA for {titles()}.")
     add_flags(parser)
     typed = vars(parser.parse_args(argv))
     values: dict[str, Any] = {}
@@ -146,24 +147,27 @@ def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:
 
 
 def family_of(read: TrainConfig) -> str:
-    """sd15, sd2 or sdxl, from the checkpoint itself; anything else is refused by name."""
+    """The family's name, from the checkpoint itself; one that cannot be trained is refused by name."""
     model = str(read.pretrained_model_name_or_path)
     family = weights.checkpoint_family(model)
     if family == "unknown" and not model.endswith(".safetensors"):
-        family = "sd2" if read.v2 else "sd15"  # a pickle's tensors are only seen on loading, which checks again
+        family = next(
+            facts.name for facts in FAMILIES.values() if facts.v2 == read.v2
+        )  # a pickle's tensors are only seen on loading, which checks again
     place: dict[str, Any] = {"key": "pretrained_model_name_or_path", "got": model}
-    if family not in ("sd15", "sd2", "sdxl"):
+    facts = facts_of(family)
+    if facts is None:
         raise ConfigError(
             [
                 Problem(
                     code="unsupported-family",
-                    must=f"is a {family} model; this trainer knows sd15, sd2 and sdxl",
-                    fix="give a Stable Diffusion 1.5, 2.x or SDXL checkpoint",
+                    must=f"is a {family} model; this trainer knows {', '.join(FAMILIES)}",
+                    fix=f"give a checkpoint of {titles()}",
                     **place,
                 )
             ]
         )
-    if read.v2 != (family == "sd2"):
+    if read.v2 != facts.v2:
         raise ConfigError(
             [
                 Problem(

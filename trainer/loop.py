@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,10 @@ from schemas import ConfigError, Problem, TrainConfig
 from trainer.adapters import Adapter, attach, is_plugin
 from trainer.dataset.files import Scan
 from trainer.dataset.order import assign, batches_per_epoch
-from trainer.families import Conditioning, Family, Models, Sizes, get
+from trainer.families import Conditioning, Family, Models, NoiseProcess, Sizes, get, scaled
 from trainer.input.batches import Batch, BatchLoader
 from trainer.input.cache import TextCache
 from trainer.input.texts import TextStates
-from trainer.learning import objective
 from trainer.learning.ema import Average
 from trainer.learning.fused import FusedBackward, can_fuse
 from trainer.learning.optimizers import (
@@ -100,7 +99,7 @@ class Run:
     optimizer: BuiltOptimizer
     scheduler: Any
     scaler: torch.amp.GradScaler
-    schedule: objective.Schedule
+    process: NoiseProcess
     texts: TextStates
     caches: Caches
     steps: Steps
@@ -126,23 +125,18 @@ class Run:
 
     def batch_loss(self, batch: Batch, cached: TextCache | None, timestep: int | None = None) -> torch.Tensor:
         """The loss of one batch at drawn timesteps, or all at `timestep`."""
-        latents = self.latents(batch)
-        noise = objective.draw_noise(latents, self.config)
-        timesteps = objective.draw_timesteps(len(latents), self.config, latents.device)
-        if timestep is not None:
-            timesteps = torch.full_like(timesteps, timestep)
-        noisy = objective.add_noise(latents, noise, timesteps, self.schedule, self.config)
-        wanted = objective.target(latents, noise, timesteps, self.schedule)
+        noised = self.process.noised(self.latents(batch), timestep)
         with self.accelerator.autocast():
             conditioning = self.conditioning(batch, cached)
-            sizes = batch.sizes.to(latents.device)
-            predicted = self.predict(noisy, timesteps, conditioning, sizes)
+            sizes = batch.sizes.to(noised.latents.device)
+            predicted = self.predict(noised.latents, noised.timesteps, conditioning, sizes)
             rows = marked(batch.attributes)
             if rows:
-                wanted = preserved(wanted, rows, self.adapter, self.predict, noisy, timesteps, (conditioning, sizes))
-        weights, masks = batch.weights.to(latents.device), batch.masks
-        masks = None if masks is None else masks.to(latents.device)
-        return objective.loss(predicted, wanted, timesteps, weights, masks, self.config, self.schedule)
+                target = preserved(noised, rows, self.adapter, self.predict, (conditioning, sizes))
+                noised = replace(noised, target=target)
+        weights, masks = batch.weights.to(predicted.device), batch.masks
+        masks = None if masks is None else masks.to(predicted.device)
+        return self.process.loss(predicted, noised, weights, masks)
 
     def predict(
         self, noisy: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning, sizes: Sizes
@@ -154,11 +148,14 @@ class Run:
         return precision(self.config)
 
     def latents(self, batch: Batch) -> torch.Tensor:
+        """Latents [B,C,h,w] of a batch as the network sees them."""
         device = self.accelerator.device
         if batch.latents is None:
             assert batch.pixels is not None
-            return self.caches.encode(batch.pixels).to(device) * self.family.latent_scale
-        return batch.latents.to(device, non_blocking=True) * self.family.latent_scale
+            latents = self.caches.encode(batch.pixels).to(device)
+        else:
+            latents = batch.latents.to(device, non_blocking=True)
+        return scaled(latents, self.family.facts.latents)
 
     def conditioning(self, batch: Batch, cached: TextCache | None) -> Conditioning:
         device = self.accelerator.device
@@ -299,8 +296,8 @@ def train(config: TrainConfig, family_name: str, found: Scan, stop: StopRequest 
     scaler = make_scaler(config, accelerator.device)
     trains_text = any(not str(group["name"]).startswith("unet") for group in groups)
     texts = TextStates(models, family, config, trained=trains_text)
-    schedule = objective.noise_schedule(config.zero_terminal_snr, config.v_parameterization).to(accelerator.device)
-    run = Run(config, accelerator, family, models, adapter, optimizer, scheduler, scaler, schedule, texts, caches,
+    process = family.noise_process(config, accelerator.device)
+    run = Run(config, accelerator, family, models, adapter, optimizer, scheduler, scaler, process, texts, caches,
               steps, found, Position())  # fmt: skip
     run.average = Average.of(adapter, config)
     results.describe(run, found, assignment)

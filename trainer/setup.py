@@ -118,7 +118,7 @@ def load_models(family: Family, config: TrainConfig, accelerator: Accelerator, s
             merge_by_plugin(models, import_plugin(str(config.network_module)), file, strength, precision(config))
             say(f"{config.network_module} merged {file} x {strength:g} into the base model")
             continue
-        weights = load_weights(Path(file), targets, family.name, trust=config.trust, key="base_weights")
+        weights = load_weights(Path(file), targets, family.facts.name, trust=config.trust, key="base_weights")
         merged = merge_weights(models, targets, weights, strength)
         say(f"merged {file} x {strength:g} into the base model ({merged} modules)")
     if config.fp8_base or config.fp8_base_unet:
@@ -163,7 +163,7 @@ class Held:
 
 @dataclass
 class Caches:
-    """What was computed once: latents of all pictures, SDXL's text outputs; `encode` is for pictures not cached."""
+    """What was computed once: latents of all images, text outputs; `encode` is for pictures not cached."""
 
     encode: Encode
     latents: LatentCache | None = None
@@ -172,14 +172,9 @@ class Caches:
 
 
 @torch.no_grad()
-def encode_latents(vae: Any, pixels: torch.Tensor, device: torch.device, draws: Any) -> torch.Tensor:
-    """Unscaled float32 latents [B,4,H/8,W/8], sampled from the posterior of pictures [B,3,H,W] in -1..1.
-
-    `draws` is one CPU generator a picture, or None for the global one.
-    """
-    dtype = next(vae.parameters()).dtype
-    posterior = vae.encode(pixels.to(device, dtype)).latent_dist
-    return posterior.sample(draws).float()
+def encode_latents(family: Family, vae: Any, pixels: torch.Tensor, device: torch.device, draws: Any) -> torch.Tensor:
+    """Float32 latents [B,C,h,w], as the VAE gives them, of images [B,3,H,W] in -1..1."""
+    return family.to_latents(vae, pixels.to(device, next(vae.parameters()).dtype), draws)
 
 
 def fill_caches(
@@ -189,13 +184,13 @@ def fill_caches(
     vae, device = models.vae, accelerator.device
 
     def encode(pixels: torch.Tensor) -> torch.Tensor:
-        return encode_latents(vae, pixels, device, None)
+        return encode_latents(family, vae, pixels, device, None)
 
     def encode_once(pixels: torch.Tensor) -> torch.Tensor:
         """The draw depends on the picture and the seed alone: a cache made in pieces equals one made at once."""
         first = int(config.seed or 0) & 0xFFFFFFFF
         seeds = [zlib.crc32(picture.numpy().tobytes(), first) for picture in pixels.cpu()]
-        return encode_latents(vae, pixels, device, [torch.Generator().manual_seed(seed) for seed in seeds])
+        return encode_latents(family, vae, pixels, device, [torch.Generator().manual_seed(seed) for seed in seeds])
 
     def encode_in_32_bit(pixels: torch.Tensor) -> torch.Tensor:
         dtype = next(vae.parameters()).dtype
@@ -212,14 +207,14 @@ def fill_caches(
     if config.cache_latents:
         vae.to(device)
         for kept, scan in kinds:
-            kept.latents = LatentCache(scan, assign(scan, config), config, family.cache_suffix)
+            kept.latents = LatentCache(scan, assign(scan, config), config, family.facts)
             fill_latents(kept.latents, encode_once, encode_in_32_bit, accelerator, say)
         vae.to("cpu")
     if config.cache_text_encoder_outputs:
         for encoder in models.text_encoders:
             encoder.to(device)
         for kept, scan in kinds:
-            kept.texts = TextCache(scan, config)
+            kept.texts = TextCache(scan, config, family)
             with torch.no_grad():
                 kept.texts.fill(lambda captions: family.encode(models, captions, config))
         for encoder in models.text_encoders:

@@ -67,7 +67,7 @@ def base_model(work: Path, name: str) -> None:
     As the real SDXL was, the one in its form is trained on small pictures first, which takes a third of the time.
     """
     family, v = name.partition("-")[0], name.endswith("-v")
-    side = world.SIDES[family] if name in SHIPPED else world.SIDE
+    side = world.side_of(family) if name in SHIPPED else world.SIDE
     steps, rate, before = COURSES[name]
     torch.manual_seed(0)
     toy = diffusion.fresh(family, encoder(work))
@@ -79,7 +79,7 @@ def base_model(work: Path, name: str) -> None:
     course = training.Course(name, steps, rate, warmup=200)
     diffusion.trained(toy, pictures(work, side), course, work, say, v=v)
     if name in SHIPPED:
-        modules = diffusion.parts(toy) | {"vae": vae.scaled(decoder(work, side), get(family).latent_scale)}
+        modules = diffusion.parts(toy) | {"vae": vae.scaled(decoder(work, side), get(family).facts.latents.scale)}
         models.write(HERE / f"{name}.safetensors", family, modules, prediction="v" if v else "epsilon")
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.check.data import carried_files, document
 from launcher.check.resolve import Resolved, settle
+from launcher.formats.registry import FORMATS, Format
 from schemas.config import table, to_flat
+from schemas.families import first
 
 NAME = re.compile(r"[\s:]")
 OLD_NAMES = {
     "caption_extention": "caption_extension", "use_8bit_adam": "optimizer_type", "use_lion_optimizer": "optimizer_type",
 }  # fmt: skip
-# What a target says elsewhere than in its text.
-TOLD_AS = {"civitai": ("family", "save_every_n_epochs")}
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class Written:
 
 def convert(resolved: Resolved, target: str, *, beside: Path | None = None) -> Written:
     """`beside` is the file that will be written: further files take its name and are named in the text."""
-    lost: list[str] = []
-    if target in ("sd-scripts", "args"):
+    row, lost = FORMATS[target], list[str]()
+    if row.counted:
         resolved, lost = with_steps(resolved)
     lost += [
         f"{name} = ***: secrets are never written"
@@ -41,30 +40,29 @@ def convert(resolved: Resolved, target: str, *, beside: Path | None = None) -> W
         if option.secret and getattr(resolved.config, name)
     ]
     reading = resolved.config.sdxl_text_projection
-    if reading != "transposed" and target != "snapshot":
-        theirs = "it is how sd-scripts reads anyway" if target in ("sd-scripts", "args") else "it has no word there"
+    if reading != "transposed" and not row.whole:
+        theirs = "it is how sd-scripts reads anyway" if row.counted else "it has no word there"
         lost.append(f"sdxl_text_projection = {reading}: {theirs}; kohyakit reads the new file as transposed")
     repeats = resolved.draft.carry.get("num_repeats")
-    if repeats and target != "civitai" and document(resolved) is None:
+    if repeats and "num_repeats" not in row.elsewhere and document(resolved) is None:
         lost.append(f"num_repeats = {repeats}: call the picture folder {repeats}_NAME, as folder names say the repeats")
-    found = TARGETS[target](resolved, beside)
+    found: Written = row.part("writer")(resolved, beside)
     lost = list(dict.fromkeys([*lost, *found.lost]))
-    return Written(found.text, found.suffix, found.beside, lost + _unsaid(resolved, target, found, lost))
+    return Written(found.text, found.suffix, found.beside, lost + _unsaid(resolved, row, found, lost))
 
 
-def _unsaid(resolved: Resolved, target: str, found: Written, lost: list[str]) -> list[str]:
+def _unsaid(resolved: Resolved, row: Format, found: Written, lost: list[str]) -> list[str]:
     """What reads differently from the text that was written, and is not in `lost` yet: the last check on honesty."""
     from launcher import formats
     from launcher.about.diff import compare
 
-    told = {NAME.split(entry, maxsplit=1)[0] for entry in lost} | {"datasets", "prompts", *TOLD_AS.get(target, ())}
+    told = {NAME.split(entry, maxsplit=1)[0] for entry in lost} | {"datasets", "prompts", *row.elsewhere}
     told |= {OLD_NAMES[name] for name in told & OLD_NAMES.keys()}
     if found.beside or {"dataset_config", "sample_prompts"} & told:
         told |= {"dataset_config", "sample_prompts"}
-    if "epoch" in told or (target == "civitai" and resolved.draft.gui_steps is not None):
+    if "epoch" in told or ("gui_steps" in row.elsewhere and resolved.draft.gui_steps is not None):
         told |= {"max_train_steps", "max_train_epochs"}
-    reader = "sd-scripts" if target == "args" else target
-    back = settle(formats.read_text(found.text, reader, f"converted{found.suffix}"))
+    back = settle(formats.read_text(found.text, row.back or row.name, f"converted{found.suffix}"))
     training, beside = compare(resolved, back)
     return [
         f"{name} = {_plain(entry['a'])}: it reads as {_plain(entry['b'])} there"
@@ -112,7 +110,7 @@ def form_text(resolved: Resolved, extra: dict[str, Any] | None = None) -> tuple[
     if draft.prompts is not None:
         given.pop("sample_prompts", None)
     form, lost = writer.write(
-        given, family=draft.family or "sd15", carry=carry, accelerate=draft.accelerate, prompts=draft.prompts
+        given, family=draft.family or first(), carry=carry, accelerate=draft.accelerate, prompts=draft.prompts
     )
     if steps_open and draft.gui_steps is not None:
         form |= {"max_train_steps": 0, "epoch": draft.gui_steps.epoch}
@@ -121,7 +119,7 @@ def form_text(resolved: Resolved, extra: dict[str, Any] | None = None) -> tuple[
     return writer.dumps(form), lost
 
 
-def _kohya_gui(resolved: Resolved, beside: Path | None) -> Written:
+def to_kohya_gui(resolved: Resolved, beside: Path | None) -> Written:
     """A form names a dataset file, which is written beside it; prompts it holds itself."""
     from launcher.check.data import DATASET
 
@@ -138,7 +136,7 @@ def _kohya_gui(resolved: Resolved, beside: Path | None) -> Written:
     return Written(text, ".json", {"-dataset.toml": data}, lost)
 
 
-def _snapshot(resolved: Resolved, beside: Path | None) -> Written:
+def to_snapshot(resolved: Resolved, beside: Path | None) -> Written:
     from launcher.formats.kohya_gui.fates import SNAPSHOT as MARK
     from launcher.run.snapshot import marks
 
@@ -183,21 +181,21 @@ def _launch_words_lost(resolved: Resolved) -> list[str]:
     ]
 
 
-def _sd_scripts(resolved: Resolved, beside: Path | None) -> Written:
+def to_sd_scripts(resolved: Resolved, beside: Path | None) -> Written:
     from launcher.formats import sd_scripts
 
     given, files, lost = _with_files(resolved, beside)
     return Written(sd_scripts.write(given), ".toml", files, lost + _launch_words_lost(resolved))
 
 
-def _args(resolved: Resolved, beside: Path | None) -> Written:
+def to_args(resolved: Resolved, beside: Path | None) -> Written:
     from launcher.formats import command_line
 
     given, files, lost = _with_files(resolved, beside)
     return Written(command_line.write(given) + "\n", ".txt", files, lost + _launch_words_lost(resolved))
 
 
-def _civitai(resolved: Resolved, beside: Path | None) -> Written:
+def to_civitai(resolved: Resolved, beside: Path | None) -> Written:
     from launcher.formats import civitai_writer
 
     repeats, steps, given = resolved.draft.carry.get("num_repeats"), resolved.draft.gui_steps, arguments(resolved)
@@ -209,12 +207,3 @@ def _civitai(resolved: Resolved, beside: Path | None) -> Written:
     if resolved.draft.datasets is not None:
         lost.append("datasets: the site takes one set of pictures without settings")
     return Written(text, ".json", {}, lost + _launch_words_lost(resolved))
-
-
-TARGETS: dict[str, Callable[[Resolved, Path | None], Written]] = {
-    "kohya-gui": _kohya_gui,
-    "sd-scripts": _sd_scripts,
-    "civitai": _civitai,
-    "args": _args,
-    "snapshot": _snapshot,
-}

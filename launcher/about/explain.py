@@ -7,17 +7,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from launcher.formats.registry import FORMATS, vocabularies
 from schemas.config import Option, table
 
 REFERENCES = re.compile(r" \((?:traps|reference|section)[^)]*\)")  # the project's notes, which readers do not have
-SITE_WORDS = {  # CivitAI's keys that are no argument by another name
-    "numRepeats": "repeats of each picture; the number in the folder's name",
-    "targetSteps": "steps as the site computes them: pictures x repeats x epochs / batch size; not a setting",
-    "steps": "ai-toolkit form: length of the run; becomes max_train_steps",
-    "trainTextEncoder": "ai-toolkit form: whether the text encoders learn; false becomes network_train_unet_only",
-    "loraType": "lora or lycoris (LoKr); becomes network_module and its arguments",
-}
-FORMATS = {"sd-scripts": "sd-scripts", "kohya-gui": "Kohya GUI"}
 
 
 def lookup(key: str) -> dict[str, Any] | None:
@@ -36,39 +29,25 @@ def lookup(key: str) -> dict[str, Any] | None:
 def known_names() -> list[str]:
     """Every name that can be explained."""
     from launcher.check import consent
-    from launcher.formats import civitai, easy_training
-    from launcher.formats.kohya_gui import keys
     from schemas.network_args import NETWORK_ARGS
 
-    groups: tuple[Iterable[str], ...] = (
-        table(), keys(), civitai.ARGUMENTS, civitai.AI_TOOLKIT, civitai.NOT_ARGUMENTS, civitai.ORDER, NETWORK_ARGS,
-        easy_training.OLD, SITE_WORDS, consent.FLAGS, consent.VALUES, consent.REACHING,
-    )  # fmt: skip
+    groups: list[Iterable[str]] = [table()]
+    for vocabulary in vocabularies().values():
+        groups += [vocabulary.arguments, vocabulary.meanings, vocabulary.others]
+    groups += [NETWORK_ARGS, consent.FLAGS, consent.VALUES, consent.REACHING]
     return list(dict.fromkeys(name for group in groups for name in group))
 
 
 def _lookup(key: str) -> dict[str, Any] | None:
-    from launcher.formats.kohya_gui import keys
     from schemas.network_args import NETWORK_ARGS
 
-    form = keys().get(key)
     argument = _argument_of(key)
     facts: dict[str, Any] = {"key": key, "argument": argument}
     if argument is not None:
         facts |= _argument(table()[argument])
     if key in NETWORK_ARGS:
         facts["network_arg"] = _network_arg(key)
-    if form is not None:
-        facts["kohya_gui"] = {
-            "meaning": form.meaning(),
-            "type": form.type,
-            "default": form.default,
-            "choices": list(form.choices),
-            "since": form.since,
-            "retired": form.retired,
-            "renamed_to": form.renamed_to,
-        }
-    facts |= _civitai(key) | _launch_word(key)
+    facts |= _meanings(key) | _launch_word(key)
     if argument is None and len(facts) == 2:
         return None
     facts["names"] = _names(argument)
@@ -76,18 +55,14 @@ def _lookup(key: str) -> dict[str, Any] | None:
 
 
 def _argument_of(key: str) -> str | None:
-    from launcher.formats import civitai, easy_training
-    from launcher.formats.kohya_gui import keys
-
-    form = keys().get(key)
-    site = civitai.AI_TOOLKIT.get(key, key)
-    candidates = (key, civitai.ARGUMENTS.get(site), form.argument if form else None, easy_training.OLD.get(key))
-    found = next((name for name in candidates if name in table()), None)
+    given = [key, *(vocabulary.arguments.get(key) for vocabulary in vocabularies().values())]
+    found = next((name for name in given if name in table()), None)
     return None if found == "network_args" != key else found  # one of its keys is not the list itself
 
 
 def _argument(option: Option) -> dict[str, Any]:
     from schemas.derive import property_schema
+    from schemas.families import only_for
     from schemas.rules import UNSUPPORTED, WITHOUT_EFFECT
 
     name = option.name
@@ -98,7 +73,8 @@ def _argument(option: Option) -> dict[str, Any]:
         "default": _plain(option.default),
         "defaults": _defaults(name),
         "may_change_on_resume": option.resumable,
-        "sdxl_only": bool(option.marks.get("sdxl")),
+        "sdxl_only": bool(only_for(option)),
+        "only_for": only_for(option),
         "secret": option.secret,
         "kit": option.kit,
         "support": UNSUPPORTED.get(name) or WITHOUT_EFFECT.get(name),
@@ -113,13 +89,10 @@ def _plain(value: Any) -> Any:
 
 def _defaults(argument: str) -> dict[str, Any]:
     """Format -> what counts there when the option is not given."""
-    from launcher.formats.kohya_gui import keys
-
     found = {} if table()[argument].kit else {"sd-scripts": _plain(table()[argument].default)}
-    form = [key for key in keys().values() if key.argument == argument and key.current]
-    form.sort(key=lambda key: key.name != argument)
-    if form:
-        found["kohya-gui"] = form[0].default
+    for name, vocabulary in vocabularies().items():
+        if argument in vocabulary.defaults:
+            found[name] = vocabulary.defaults[argument]
     return found
 
 
@@ -130,17 +103,10 @@ def _network_arg(key: str) -> dict[str, Any]:
     return {"meaning": row.meaning, "type": row.type, "default": row.default, "modules": modules_with(key)}
 
 
-def _civitai(key: str) -> dict[str, Any]:
-    """What the site's form does with the key."""
-    from launcher.formats import civitai
-
-    if key in civitai.AI_TOOLKIT:
-        return {"civitai": f"ai-toolkit form's name of {civitai.AI_TOOLKIT[key]}"}
-    if key in civitai.NOT_ARGUMENTS:
-        return {"civitai": civitai.NOT_ARGUMENTS[key]}
-    if key in SITE_WORDS:
-        return {"civitai": SITE_WORDS[key]}
-    return {"civitai": f"the site's name of {civitai.ARGUMENTS[key]}"} if key in civitai.ARGUMENTS else {}
+def _meanings(key: str) -> dict[str, Any]:
+    """Format -> what it does with the key."""
+    said = {name: vocabulary.meanings.get(key) for name, vocabulary in vocabularies().items()}
+    return {name.replace("-", "_"): meaning for name, meaning in said.items() if meaning}
 
 
 def _launch_word(key: str) -> dict[str, Any]:
@@ -179,17 +145,11 @@ def _named(code: Any) -> set[str]:
 
 def _names(argument: str | None) -> dict[str, list[str]]:
     """Format -> names of this option there, where they differ from the argument's."""
-    from launcher.formats import civitai, easy_training
-    from launcher.formats.kohya_gui import keys
-
     if argument in (None, "network_args"):
         return {}
-    site = [name for name, target in civitai.ARGUMENTS.items() if target == argument]
-    toolkit = [name for name, target in civitai.AI_TOOLKIT.items() if target in site]
-    found: Mapping[str, list[str]] = {
-        "kohya-gui": [name for name, row in keys().items() if row.argument == argument and name != argument],
-        "civitai": [*site, *toolkit],
-        "easy-training": [name for name, target in easy_training.OLD.items() if target == argument],
+    found = {
+        name: [key for key, target in vocabulary.arguments.items() if target == argument and key != argument]
+        for name, vocabulary in vocabularies().items()
     }
     return {name: names for name, names in found.items() if names}
 
@@ -216,7 +176,8 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
             found.append(_line("in the GUI", ", ".join(ages)))
         if form["renamed_to"]:
             found.append(_line("today", form["renamed_to"]))
-    found += [_line(name, facts[name]) for name in ("civitai", "accelerate") if facts.get(name)]
+    told = [name.replace("-", "_") for name in FORMATS]
+    found += [_line(name, facts[name]) for name in (*told, "accelerate") if isinstance(facts.get(name), str)]
     found += [_line("named", f"{', '.join(names)} ({name})") for name, names in facts["names"].items()]
     return found + [_line("check", text) for text in facts.get("rules", ())]
 
@@ -230,13 +191,16 @@ def _argument_lines(facts: Mapping[str, Any]) -> list[str]:
         if name in shape
     ]
     found = [f"  {facts['meaning']}", _line("type", " ".join([kind, *limits]))]
-    found += [_line("default", f"{_shown(value)} ({FORMATS[name]})") for name, value in facts["defaults"].items()]
+    found += [
+        _line("default", f"{_shown(value)} ({FORMATS[name].called or name})")
+        for name, value in facts["defaults"].items()
+    ]
     found.append(_line("belongs to", facts["group"]))
     if facts["support"]:
         found.append(_line("refused" if facts["unsupported"] else "no effect", facts["support"]))
     marks = {
         "may_change_on_resume": "may change when a run is resumed",
-        "sdxl_only": "for SDXL only",
+        "only_for": f"for {', '.join(facts['only_for'])} only",
         "secret": "a secret: never printed or written",
         "kit": "kohyakit's own, from the command line only",
     }

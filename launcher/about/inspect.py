@@ -14,6 +14,7 @@ from launcher.formats.base import Draft
 from launcher.formats.foreign_header import trainer_of
 from schemas import interop
 from schemas.config import table, to_flat
+from schemas.families import FAMILIES
 from schemas.files import lora_names
 from schemas.files.documents import parse_json
 from schemas.files.finite import PIECE, WIDTHS, finite
@@ -128,7 +129,7 @@ def describe(path: str) -> dict[str, Any]:
 
 def programs(header: Header, facts: LoraFacts) -> dict[str, dict[str, str]]:
     """program -> how it reads this file, where that was measured: {"reads", "how"}."""
-    family = facts.family if facts.family in ("sd15", "sd2", "sdxl") else None
+    family = facts.family if facts.family in FAMILIES else None
     found = interop.readings(interop.kinds_of_file(header, facts), family)
     return {program: {"reads": one.verdict, "how": one.how} for program, one in found.items()}
 

@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.check import paths
 from launcher.check.machine import Machine
-from launcher.check.preflight import (
-    FAMILIES,
-    Checked,
-    check_run,
-    unique,
-)
+from launcher.check.preflight import Checked, check_run, unique
 from launcher.check.processes import keep_samples, load_of
 from launcher.check.resolve import Resolved
 from launcher.run.command import (
@@ -24,6 +19,7 @@ from launcher.run.command import (
     launch_command,
 )
 from schemas.config import TrainConfig
+from schemas.families import FAMILIES
 from schemas.problems import ConfigError, Problem
 
 if TYPE_CHECKING:

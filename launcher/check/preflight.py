@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.check import paths
 from launcher.check.machine import Machine, adapt
 from launcher.check.resolve import Resolved, standing
+from schemas.families import FAMILIES, titles
 from schemas.problems import ConfigError, Problem, errors
 from schemas.terminal import shell_word
 from trainer.plan.adapt import Adapted
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 # What a file that is made to be shared leaves to its reader.
 LEFT_OPEN = ("pretrained_model_name_or_path", "output_dir", "train_data_dir", "dataset_config", "resolution")
-FAMILIES = {"sd15": "SD 1.5", "sd2": "SD 2.x", "sdxl": "SDXL"}
 GUI_PICTURES = (".jpg", ".jpeg", ".png", ".webp")  # what the GUI counts; the trainer takes more
 
 
@@ -214,13 +214,13 @@ def _fits(resolved: Resolved, family: str, problem: Any, fix: str) -> tuple[str 
             f"{fix} (to start from this LoRA: --set network_weights={model})",
         )
     if family not in FAMILIES:
-        return None, problem("unsupported-family", f"is a {family} model; SD1.5, SD2 and SDXL can be trained")
+        return None, problem("unsupported-family", f"is a {family} model; {titles('and')} can be trained")
     if said in FAMILIES and said != family:
-        flag = {"sdxl": "--set sdxl=true", "sd15": "--set sdxl=false --set v2=false", "sd2": "--set v2=true"}[family]
-        hint = f"{flag}, or {fix} with {FAMILIES[said or '']}" if resolved.draft.format == "kohya-gui" else fix
+        theirs, mine = FAMILIES[family], FAMILIES[said or ""]
+        hint = f"{theirs.flags}, or {fix} with {mine.title}" if resolved.draft.format == "kohya-gui" else fix
         if (other := _preset_for(resolved, family)) is not None:
-            hint = f"use the preset {other}, or {fix} of {FAMILIES[said or '']}"
-        must = f"is an {FAMILIES[family]} checkpoint under an {FAMILIES[said or '']} config"
+            hint = f"use the preset {other}, or {fix} of {mine.title}"
+        must = f"is a checkpoint of {theirs.title} under a config for {mine.title}"
         return family, problem("family-mismatch", must, hint)
     return family, []
 
@@ -244,7 +244,7 @@ def _unknown(said: str | None, model: str, problem: Any, fix: str) -> tuple[str 
 
     if model.lower().endswith(PICKLES):
         must = "is a pickle, which does not say what it holds; the config's word is taken"
-        found = problem("unknown-family", must, "use a .safetensors checkpoint of SD1.5 or SDXL")
+        found = problem("unknown-family", must, f"use a .safetensors checkpoint of {titles()}")
         return said, [replace(one, severity="warning") for one in found]
     if os.path.isdir(model):
         must = "is no diffusers folder: there is no unet/config.json in it that names a UNet2DConditionModel"
@@ -264,10 +264,13 @@ def _downloaded(model: str) -> Path | None:
 
 
 def results(resolved: Resolved, family: str | None) -> list[Problem]:
-    """What should be known of the trained file beforehand: where it works, and how SDXL's texts are read."""
+    """What should be known of the trained file beforehand: where it works, and how its texts are read."""
     from schemas.rules import interop, model
 
-    found = [*interop.other_programs(resolved.config, family), *model.text_projection_of_sdxl(resolved.config, family)]
+    found = [
+        *interop.other_programs(resolved.config, family),
+        *model.text_projection_of_a_plan(resolved.config, family),
+    ]
     return [resolved.placed(problem) for problem in found]
 
 
@@ -327,7 +330,7 @@ def _names_fit(header: Header, known: set[Module], key: str, path: str, go_witho
 
 def _for_family(facts: LoraFacts, family: str | None, key: str, path: str) -> Iterable[Problem]:
     if family and facts.family in FAMILIES and facts.family != family:
-        must = f"is an {FAMILIES[facts.family]} LoRA, but the base model is {FAMILIES[family]}"
+        must = f"is a LoRA for {FAMILIES[facts.family].title}, but the base model is {FAMILIES[family].title}"
         fix = f"--set {key}= to go without, or another base model"
         yield Problem(code="lora-family", key=key, got=path, must=must, fix=fix)
 

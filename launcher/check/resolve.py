@@ -118,8 +118,8 @@ def resolve(file: str, sets: Mapping[str, str] | None = None, *, format: str | N
     """
     from launcher import formats
 
-    if format is not None and format not in formats.FORMATS:
-        raise UsageError(f"--from {format}: must be one of {', '.join(formats.FORMATS)}")
+    if format is not None and format not in formats.readable():
+        raise UsageError(f"--from {format}: must be one of {', '.join(formats.readable())}")
     sets = dict(sets or {})
     path, origin = _find(file)
     overrides = {name: value for name, value in sets.items() if not _is_argument(name, value)}

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.check import paths
-from launcher.check.preflight import FAMILIES, Checked
+from launcher.check.preflight import Checked
 from launcher.check.processes import load_of
 from launcher.run.command import default_config, quoted
+from schemas.families import facts_of
 from schemas.terminal import style
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def row(name: str, first: str, *more: str) -> Iterator[str]:
 def plan_lines(plan: Plan) -> Iterator[str]:
     """The dry run, most important first."""
     resolved = plan.checked.resolved
-    family = FAMILIES.get(plan.family or "", plan.family or "family unknown")
+    facts = facts_of(plan.family)
+    family = facts.title if facts else plan.family or "family unknown"
     yield style(f"{resolved.draft.file}: a {resolved.draft.kind} for {family}", bold=True)
     config = plan.config
     own = [f"{problem.key} {problem.must}" for problem in plan.problems if problem.code == "from-base-model"]

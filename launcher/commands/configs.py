@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,22 @@ from schemas.files.textfile import CONFIG, read_text
 from schemas.problems import ConfigError, Problem, errors
 from schemas.terminal import say, say_file, style
 
-FORMATS = ("kohya-gui", "sd-scripts", "civitai", "args", "snapshot")
+
+class Writable(click.Choice[str]):
+    """The formats that can be written, looked up when they are needed."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        from launcher.formats.registry import having
+
+        return tuple(having("writer"))
+
+    @choices.setter
+    def choices(self, given: Sequence[str]) -> None:
+        """click's own constructor has nothing to add."""
 
 
 @command("validate")
@@ -83,7 +99,7 @@ def _unreadable(file: str, format_name: str | None, problems: list[Problem]) -> 
 
 @command("convert")
 @click.argument("file")
-@click.option("--to", "target", required=True, type=click.Choice(FORMATS), help="The format to write.")
+@click.option("--to", "target", required=True, type=Writable(), help="The format to write.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="The file to write; stdout if not given."
 )
@@ -232,11 +248,13 @@ def schema(name: str, as_json: bool) -> int:
     It is JSON with and without --json.
     """
     from launcher.check.resolve import UsageError
-    from launcher.json_schemas import SCHEMAS
+    from launcher.formats.registry import having
+    from launcher.json_schemas import schema_of
     from schemas.problems import nearest
 
-    if name not in SCHEMAS:
-        guess = nearest(name, SCHEMAS)
-        raise UsageError(f"{name}: must be one of {', '.join(SCHEMAS)}" + (f"; did you mean {guess}?" if guess else ""))
-    print_json(SCHEMAS[name]())
+    known = having("schema")
+    if name not in known:
+        guess = nearest(name, known)
+        raise UsageError(f"{name}: must be one of {', '.join(known)}" + (f"; did you mean {guess}?" if guess else ""))
+    print_json(schema_of(name))
     return 0

@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from launcher.commands import command, print_json, tell
-from launcher.commands.configs import FORMATS, places, write_files
+from launcher.commands.configs import Writable, places, write_files
 from schemas.terminal import say
 
 
 @command("inspect")
 @click.argument("lora")
-@click.option("--to", "target", type=click.Choice(FORMATS), help="Also write the recovered config in this format.")
+@click.option("--to", "target", type=Writable(), help="Also write the recovered config in this format.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to write it.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--config", "show_config", is_flag=True, help="Show the recovered config.")

@@ -1,9 +1,8 @@
-"""Every format that can be read: FORMATS, recognising one from its content, and `read`, which opens the file."""
+"""Reading a file of any format: recognising it from its content, and `read`, which opens it. The formats: FORMATS."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -12,24 +11,18 @@ from typing import Any
 
 from launcher.formats.base import Draft
 from launcher.formats.recognise import recognise
+from launcher.formats.registry import FORMATS, Format, having, register
 from schemas.files import textfile
 from schemas.problems import ConfigError, Problem, error
 
-__all__ = ["FORMATS", "Draft", "decode", "read", "read_text", "recognise"]
+__all__ = ["FORMATS", "Draft", "Format", "decode", "read", "read_text", "readable", "recognise", "register"]
 
-# name -> module with read(text, *, file, overrides) -> Draft
-FORMATS: dict[str, str] = {
-    "kohya-gui": "launcher.formats.kohya_gui",
-    "snapshot": "launcher.formats.kohya_gui",
-    "sd-scripts": "launcher.formats.sd_scripts",
-    "dataset": "launcher.formats.dataset_toml",
-    "civitai": "launcher.formats.civitai",
-    "easy-training": "launcher.formats.easy_training",
-    "lora-scripts": "launcher.formats.lora_scripts",
-    "kohya-colab": "launcher.formats.kohya_colab",
-    "lora": "launcher.formats.lora_header",
-}
 Reader = Callable[..., Draft]
+
+
+def readable() -> list[str]:
+    """The names of the formats that can be read."""
+    return list(having("reader"))
 
 
 def read(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None, format: str | None = None) -> Draft:
@@ -39,10 +32,10 @@ def read(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = Non
     `other-tool`, and what the format's own reader refuses.
     """
     file = os.fspath(path)
-    if format is not None and format not in FORMATS:
+    if format is not None and format not in readable():
         raise error(
             "unknown-format",
-            f"must be one of {', '.join(FORMATS)}",
+            f"must be one of {', '.join(readable())}",
             key="--from",
             got=format,
             file=file,
@@ -102,8 +95,7 @@ def _reader(name: str, text: str, file: str) -> Reader:
         from launcher.formats import gui_defaults
 
         return gui_defaults.read
-    read: Reader = importlib.import_module(FORMATS[name]).read
-    return read
+    return FORMATS[name].part("reader")
 
 
 def _placed(problem: Problem, file: str) -> Problem:

@@ -11,6 +11,7 @@ from typing import Any
 
 from launcher.formats import civitai_text, sd_scripts
 from launcher.formats.base import Draft, Fate, Setting
+from launcher.formats.registry import Keys, Vocabulary
 from schemas.config import table
 from schemas.files.documents import parse_json
 from schemas.problems import Problem
@@ -331,3 +332,29 @@ def _problem(
             line=draft.lines.get(key),
         )
     )
+
+
+SITE_WORDS = {  # CivitAI's keys that are no argument by another name
+    "numRepeats": "repeats of each picture; the number in the folder's name",
+    "targetSteps": "steps as the site computes them: pictures x repeats x epochs / batch size; not a setting",
+    "steps": "ai-toolkit form: length of the run; becomes max_train_steps",
+    "trainTextEncoder": "ai-toolkit form: whether the text encoders learn; false becomes network_train_unet_only",
+    "loraType": "lora or lycoris (LoKr); becomes network_module and its arguments",
+}
+
+
+def vocabulary() -> Vocabulary:
+    """What `explain` says of the site's keys; ai-toolkit's form has other names for some of them."""
+    toolkit = {name: ARGUMENTS[key] for name, key in AI_TOOLKIT.items() if key in ARGUMENTS}
+    own = {name: f"the site's name of {argument}" for name, argument in ARGUMENTS.items()}
+    others = {name: f"ai-toolkit form's name of {key}" for name, key in AI_TOOLKIT.items()}
+    return Vocabulary(ARGUMENTS | toolkit, own | SITE_WORDS | NOT_ARGUMENTS | others, ORDER)
+
+
+def documented() -> Keys:
+    """The site's keys for the page of formats."""
+    found = Keys(used={*ARGUMENTS, *AI_TOOLKIT, "numRepeats", "steps", "trainTextEncoder"})
+    found.used |= {"engine", "baseModel", "baseModelType", "ecosystem"}
+    found.idle = {name: why for name, why in NOT_ARGUMENTS.items() if name not in found.used}
+    found.idle["targetSteps"] = "computed from pictures, repeats, epochs and batch size"
+    return found

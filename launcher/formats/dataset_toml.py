@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.formats import json_text, toml_text
 from launcher.formats.base import Draft, Fate
+from launcher.formats.registry import Keys
 from schemas.problems import Problem
 
 CAPTIONS = (
@@ -121,3 +122,14 @@ def write(datasets: Mapping[str, Any]) -> str:
     import toml
 
     return toml.dumps(dict(datasets))
+
+
+def documented() -> Keys:
+    """The keys of a dataset file for the page of formats."""
+    from trainer.dataset.document import DATASET_KEYS, KIND_KEYS, OWN_KEYS, SUBSET_KEYS
+
+    own = [name for group in (*KIND_KEYS.values(), *OWN_KEYS.values()) for name in group]
+    found = Keys.arguments(dict.fromkeys([*DATASET_KEYS, *SUBSET_KEYS, *own]))
+    found.used |= {"general", "datasets", "subsets", *(found.idle.keys() & {"conditioning_data_dir"})}
+    found.idle.pop("conditioning_data_dir", None)
+    return found

@@ -11,6 +11,7 @@ from typing import Any
 
 from launcher.formats import dataset_toml, json_text, sd_scripts, toml_text
 from launcher.formats.base import Draft, Fate, Setting
+from launcher.formats.registry import Keys, Vocabulary
 from schemas.config import table
 from schemas.problems import Problem
 
@@ -231,3 +232,18 @@ def _json_lines(text: str) -> dict[str, int]:
         for number, line in enumerate(text.split("\n"), 1)
         for match in re.finditer(r'"(\w+)"\s*:', line)
     }
+
+
+def vocabulary() -> Vocabulary:
+    """What `explain` knows of the tool's old names."""
+    return Vocabulary(OLD)
+
+
+def documented() -> Keys:
+    """The tool's keys, of both its ages, for the page of formats."""
+    found = sd_scripts.documented()
+    found.used |= {*OLD, "sdxl", "fa", "warmup_ratio", "batch_size", "train_mode", "subsets"}
+    window = (*GUI_ONLY, *OLD_GUI_ONLY)
+    found.idle |= dict.fromkeys(window, "for that tool's window only") | FORK_KEYS
+    found.idle.pop("sdxl", None)
+    return found

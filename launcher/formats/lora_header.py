@@ -14,6 +14,7 @@ from typing import Any
 
 from launcher.formats import foreign_header
 from launcher.formats.base import Draft, Fate, Setting
+from launcher.formats.registry import Keys
 from schemas.config import BadValue, read_value, table
 from schemas.files.documents import parse_json
 from schemas.files.lora_shape import AdapterShape, adapter_shape
@@ -291,3 +292,9 @@ def _precision(header: Header) -> str | None:
     """save_precision where all weights have one number format."""
     found = {info.dtype for name, info in header.tensors.items() if not name.endswith(".alpha")}
     return SAVED.get(found.pop()) if len(found) == 1 else None
+
+
+def documented() -> Keys:
+    """The header's keys that are read, for the page of formats."""
+    names = {name for name, option in table().items() if not option.kit and not option.path and not option.secret}
+    return Keys(used={*OTHER_NAMES, "kohyakit_config", "ss_datasets", *(f"ss_{name}" for name in names)})

@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.formats import sd_scripts, toml_text
 from launcher.formats.base import Draft, Fate, Kind, Setting
+from launcher.formats.registry import Keys
 from schemas.problems import Problem
 
 TYPES: dict[str, tuple[str | None, Kind]] = {
@@ -237,3 +238,11 @@ def _prompt(draft: Draft, values: Mapping[str, Any]) -> None:
             f"--{letter} {values[name]}" for name, letter in PROMPT.items() if values.get(name) not in (None, "")
         ]
         draft.prompts = " ".join([str(values["positive_prompts"]), *options])
+
+
+def documented() -> Keys:
+    """The tool's keys for the page of formats."""
+    found = sd_scripts.documented()
+    found.used |= {*OWN} - {"gpu_ids"}
+    found.idle["gpu_ids"] = "not an argument: --gpu-ids chooses"
+    return found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.formats import toml_text
+from launcher.formats.registry import having
 from schemas.config import table
 from schemas.files.documents import parse_json
 from schemas.problems import ConfigError, error
@@ -50,6 +51,9 @@ def recognise(text: str, file: str | None = None) -> str:
     """
     from launcher.formats import command_line
 
+    for name, row in having("recognises").items():
+        if row.recognises and row.recognises(text, file):
+            return name
     if command_line.is_command_line(text, file):
         return "sd-scripts"
     keys = set(JSON_KEY.findall(text))

@@ -12,6 +12,7 @@ from typing import Any
 from launcher.formats import toml_text
 from launcher.formats.base import Draft, Fate, Kind, Setting, Status
 from launcher.formats.kohya_gui.table import keys as gui_keys
+from launcher.formats.registry import Keys
 from schemas.config import BadValue, flatten, read_value, table
 from schemas.problems import Problem
 
@@ -288,3 +289,13 @@ def write(arguments: Mapping[str, Any]) -> str:
         if value is not None and not (name in options and options[name].secret)
     }
     return toml.dumps(kept)
+
+
+def documented() -> Keys:
+    """The TOML's keys for the page of formats."""
+    found = Keys.arguments(name for name, option in table().items() if not option.kit)
+    found.idle |= {name: f"for {family} only" for family, names in FAMILY_KEYS.items() for name in names}
+    found.idle |= {name: f"for {kind} training only" for name, kind in KIND_KEYS.items()}
+    found.idle |= LEFTOVERS
+    found.used |= RENAMED.keys()
+    return found

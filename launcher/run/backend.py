@@ -17,6 +17,7 @@ from launcher.check.preflight import Checked, check_run
 from launcher.check.resolve import Resolved
 from launcher.run.command import quoted
 from launcher.run.files import write_text
+from schemas.families import facts_of
 from schemas.problems import ConfigError, errors
 from schemas.terminal import say, say_document
 
@@ -30,7 +31,6 @@ OURS = (
     "not-downloaded",
     "missing-package",
 )
-SCRIPTS = {"sdxl": "sdxl_train_network.py"}
 
 
 def sd_scripts(resolved: Resolved, folder: str | None, *, only_print: bool, as_json: bool = False) -> int:
@@ -96,7 +96,8 @@ def command(checked: Checked, config_file: Path, folder: str) -> list[str]:
     for name, value in draft.accelerate.items():
         if value not in (None, "", 0, False):
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    script = SCRIPTS.get(checked.family or "", "train_network.py")
+    facts = facts_of(checked.family)
+    script = facts.script if facts else "train_network.py"
     return [*words, os.path.join(folder, script), "--config_file", str(config_file)]
 
 

@@ -12,6 +12,7 @@ from launcher.run import record
 from launcher.run.command import quoted
 from launcher.run.failures import Failure
 from schemas.config import TrainConfig, read_value, table
+from schemas.families import facts_of
 from schemas.files.run_folder import last_step
 
 ROOM = 0.9  # of the card: other programs and the allocator's gaps take the rest
@@ -85,11 +86,16 @@ def _smaller(plan: Plan, machine: Machine) -> Iterator[tuple[str, str]]:
 
 
 def _calmer(config: TrainConfig, family: str | None) -> Iterator[tuple[str, str]]:
-    """A tenth of the learning rates; SDXL's VAE in 32 bit."""
+    """A tenth of the learning rates; a VAE that overflows in half precision in 32 bit."""
     yield "learning_rate", f"{config.learning_rate / 10:g}"
     if config.unet_lr:
         yield "unet_lr", f"{config.unet_lr / 10:g}"
     if config.text_encoder_lr:
         yield "text_encoder_lr", " ".join(f"{rate / 10:g}" for rate in config.text_encoder_lr)
-    if family == "sdxl" and config.mixed_precision == "fp16" and not config.no_half_vae:
+    if (
+        (facts := facts_of(family))
+        and facts.fragile_vae
+        and config.mixed_precision == "fp16"
+        and not config.no_half_vae
+    ):
         yield "no_half_vae", "true"

@@ -39,8 +39,6 @@ LONGEST = max(tail.count(".") for tail in TAILS) + 1  # pieces
 NAMED = re.compile(r"^(.+)\.(lora_[AB]|lora_magnitude_vector)\.\w+(\.weight)?$")
 JOINED = re.compile(r"^(.+)_lora\.((?:down|up)\.weight|alpha|network_alpha|down\.weight\.alpha)$")
 
-FLUX = ("double_blocks_", "single_transformer_blocks_", "single_blocks_")
-SD3 = ("joint_blocks_", "transformer_transformer_blocks_", "lora_te3_")
 PARTS = (  # the longer beginnings first
     ("te2", ("lora_te2_", "te2_", "text_encoder_2_", "text_encoders_clip_g_", "clip_g_", "conditioner_embedders_1_")),
     ("te1", ("lora_te1_", "te1_", "text_encoder_1_", "text_encoders_clip_l_", "clip_l_", "conditioner_embedders_0_")),

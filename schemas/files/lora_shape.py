@@ -6,12 +6,12 @@ Block numbers: reference section 7.5. LyCORIS names: its 4.x tensors (lokr_w1, h
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from schemas.blocks import ATTENTION, BLOCKS
+from schemas.families import FAMILIES, facts_of, unet_of
+from schemas.files.lora_names import module as module_named
 from schemas.files.weights import (
     Header,
     LoraFacts,
@@ -22,8 +22,6 @@ from schemas.files.weights import (
     spatial_modules,
 )
 
-DIFFUSERS = re.compile(r"(down|up)_blocks_(\d+)_(attentions|resnets|downsamplers|upsamplers)_(\d+)")
-ORIGINAL = re.compile(r"(input|middle|output)_blocks?_(\d+)")
 FULL_MATRIX = 100000  # a rank so large that LyCORIS keeps a factor whole
 ATTENTION_PARTS = ("attn1_to_q", "attn1_to_k", "attn1_to_v", "attn1_to_out")
 TRANSFORMER_PARTS = ("proj_in", "proj_out", "ff_net_0", "ff_net_2")
@@ -43,24 +41,9 @@ class AdapterShape:
     doubts: tuple[str, ...] = ()
 
 
-def block_of(module: str, family: str) -> int | None:
-    """The block number of a U-Net module (0 to 24 for SD, 0 to 22 for SDXL); None for other modules."""
-    name = module.replace(".", "_")
-    original = ORIGINAL.search(name)
-    if original:
-        return {"input": 1, "middle": 10, "output": 13}[original[1]] + int(original[2])
-    if "mid_block" in name:
-        if family != "sdxl":
-            return 12
-        return 11 if "attentions" in name else 10 if "resnets_0" in name else 12
-    found = DIFFUSERS.search(name)
-    if not found:
-        return None
-    way, block, kind, place = found[1], int(found[2]), found[3], int(found[4])
-    inside = 2 if kind.endswith("samplers") else place
-    if family == "sdxl":
-        return 2 + 3 * block + inside if way == "down" else 13 + 3 * block + inside
-    return (1 if way == "down" else 13) + 3 * block + inside
+def block_of(name: str, family: str | None) -> int | None:
+    """The number of a U-Net module's block, counted as the block lists of the family do; None for other modules."""
+    return unet_of(family).block(module_named(name).path)
 
 
 def adapter_shape(header: Header, facts: LoraFacts) -> AdapterShape:
@@ -74,9 +57,9 @@ def adapter_shape(header: Header, facts: LoraFacts) -> AdapterShape:
     dim, alpha, args, doubts = facts.dim, facts.alpha, [], []
     blocks = _by_block(linear, facts.family)
     text = [rank for module, rank in linear.items() if block_of(module, facts.family) is None]
-    if blocks and facts.family in BLOCKS:
+    if blocks and facts.family in FAMILIES:
         unet_dims = {rank for ranks_of in blocks.values() for rank in ranks_of}
-        attention = ATTENTION["sdxl" if facts.family == "sdxl" else "sd"]
+        attention = unet_of(facts.family).adapted(conv=False)
         most = len(attention & blocks.keys()) * 2 > len(attention)
         text_dim = Counter(text).most_common(1)[0][0] if text else None
         if len(unet_dims) > 1 or (most and attention - blocks.keys()) or (text_dim not in (None, *unet_dims)):
@@ -119,7 +102,7 @@ def _block_lists(
         block = block_of(module, family)
         if block is not None:
             members[block].append(module)
-    for block in range(BLOCKS[family]):
+    for block in range(unet_of(family).blocks):
         rank = Counter(blocks[block]).most_common(1)[0][0] if block in blocks else absent
         alpha = _alpha_of([name for name in members.get(block, ()) if ranks[name] == rank], header)
         dims.append(rank)
@@ -145,6 +128,12 @@ def _left_out(header: Header) -> list[str]:
     return [said] if missing else []
 
 
+def _lists_ends(family: str) -> bool:
+    """Whether LyCORIS finds the ends of the family's U-Net, which have other names where LoRAs keep LDM paths."""
+    facts = facts_of(family)
+    return facts is not None and not facts.original_paths
+
+
 def _lycoris(header: Header, facts: LoraFacts) -> AdapterShape:
     names = header.tensors
     modules = {module for name in names if (module := module_of(name))}
@@ -156,7 +145,7 @@ def _lycoris(header: Header, facts: LoraFacts) -> AdapterShape:
     kind = algo.get(facts.algo, facts.algo)
     preset = _preset(header)
     module = "lycoris.kohya"
-    if kind in ("loha", "lokr") and facts.family in ("sd15", "sd2") and not _ends(modules):
+    if kind in ("loha", "lokr") and _lists_ends(facts.family) and not _ends(modules):
         module = f"networks.{kind}"  # LyCORIS' own presets take ends of the U-Net too
     else:
         args += [f"algo={kind}", f"preset={preset}"]
@@ -259,7 +248,7 @@ def factorization(size: int, factor: int) -> tuple[int, int]:
 def _preset(header: Header) -> str:
     """The narrowest of LyCORIS's presets that covers the U-Net's modules."""
     modules = {(module_of(name) or "").replace(".", "_") for name in header.tensors}
-    unet = [name for name in modules if block_of(name, "sd15") is not None]
+    unet = [name for name in modules if block_of(name, None) is not None]
     if any(name.endswith(("_conv1", "_conv2", "_in_layers_2", "_out_layers_3", "_op", "_conv")) for name in unet):
         return "full"
     if any(name.endswith(("_time_emb_proj", "_emb_layers_1")) for name in unet):

@@ -16,14 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from schemas import families
 from schemas.files.documents import object_in, parse_json, whole
-from schemas.files.lora_names import (
-    FLUX,
-    SD3,
-    TAILS,
-    module,
-    split,
-)
+from schemas.files.lora_names import TAILS, module, split
 from schemas.files.textfile import is_regular, open_regular
 from schemas.problems import ConfigError, error
 
@@ -184,7 +179,7 @@ def read_scalars(header: Header, names: Iterable[str]) -> dict[str, float]:
 
 
 def checkpoint_family(path: str | os.PathLike[str]) -> str:
-    """sd15, sd2, sdxl, sdxl-refiner, sd3, flux, lora or unknown, of a single file or a diffusers folder.
+    """The name of a row in `schemas.families`, lora or unknown, of a single file or a diffusers folder.
 
     Pickled files (.ckpt, .pt) are unknown: their names cannot be read without torch.
     """
@@ -200,17 +195,9 @@ def checkpoint_family(path: str | os.PathLike[str]) -> str:
 
 
 def _folder_family(folder: Path) -> str:
-    kinds = {"StableDiffusion3": "sd3", "Flux": "flux"}
-    name = str(json_file(folder / "model_index.json").get("_class_name", ""))
-    for start, family in kinds.items():
-        if name.startswith(start):
-            return family
+    pipeline = str(json_file(folder / "model_index.json").get("_class_name", ""))
     unet = json_file(folder / "unet" / "config.json") or json_file(folder / "config.json")
-    if unet.get("_class_name") != "UNet2DConditionModel":
-        return "unknown"
-    if unet.get("addition_embed_type") == "text_time":
-        return "sdxl-refiner" if unet.get("projection_class_embeddings_input_dim") == 2560 else "sdxl"
-    return "sd2" if unet.get("use_linear_projection") else "sd15"
+    return families.by_settings(pipeline, unet) or "unknown"
 
 
 def json_file(path: Path) -> dict[str, Any]:
@@ -220,43 +207,10 @@ def json_file(path: Path) -> dict[str, Any]:
 
 def family_of(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The family that tensor names and shapes of a whole checkpoint show; see `checkpoint_family`."""
-    if _is_lora(shapes):
-        return "lora"
-
-    def has(start: str) -> bool:
-        return any(name.startswith(start) for name in shapes)
-
-    unet = "model.diffusion_model."
-    if has(f"{unet}joint_blocks.") or has("joint_blocks."):
-        return "sd3"
-    if has(f"{unet}double_blocks.") or has("double_blocks."):
-        return "flux"
-    if not has(f"{unet}input_blocks."):
-        return "unknown"
-    if has("conditioner.embedders.1."):
-        return "sdxl"
-    if has("conditioner.embedders.0.model."):
-        return "sdxl-refiner"
-    if has("cond_stage_model.model."):
-        return "sd2"
-    if has("cond_stage_model.transformer."):
-        return "sd15"
-    label = shapes.get(f"{unet}label_emb.0.0.weight")
-    if label:
-        return "sdxl-refiner" if label[-1] == 2560 else "sdxl"
-    return _by_context(shapes, "attn2.to_k.weight") or "unknown"
+    return "lora" if _is_lora(shapes) else families.by_names(shapes) or "unknown"
 
 
-def _by_context(shapes: Mapping[str, tuple[int, ...]], ending: str) -> str | None:
-    """Family by the width of the text that cross-attention reads."""
-    return _by_width({shape[1] for name, shape in shapes.items() if name.endswith(ending) and len(shape) > 1})
-
-
-def _by_width(widths: set[int]) -> str | None:
-    families = {768: "sd15", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
-    return families.get(widths.pop()) if len(widths) == 1 else None
-
-
+BLOCK_NUMBER = re.compile(r"(?:in|out)put_blocks_(\d+)_")
 DOWNS = (
     ".lora_down.weight", ".lora_A.weight", ".lora_A.default.weight", "_lora.down.weight", ".lora.down.weight",
     ".lora_linear_layer.down.weight", ".hada_w1_b", ".hada_w2_b", ".lokr_w2_b", ".lokr_w1_b", ".a2.weight",
@@ -379,31 +333,23 @@ def lora_file(path: str | os.PathLike[str]) -> Path:
 def lora_family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> str:
     """The family an adapter was made for: by names found in one family only, then by widths, metadata, structure."""
     names = {name.replace(".", "_") for name in shapes}
-
-    def has(*parts: str) -> bool:
-        return any(part in name for name in names for part in parts)
-
-    if has(*FLUX):
-        return "flux"
-    if has(*SD3):
-        return "sd3"
+    joined = "\n".join(names)
+    if own := families.by_lora_names(joined):
+        return own
     modules = {found: module(found) for name in shapes if (found := module_of(name))}
-    if any(one.part in ("te1", "te2") for one in modules.values()):
-        return "sdxl"
+    if named := families.by_parts({one.part for one in modules.values()}):
+        return named
     cross = ("attn2_to_k", "attn2.to_k", "attn2_to_v", "attn2.to_v")
-    known = _by_width({width for one in modules if one.endswith(cross) and (width := _width(one, shapes))})
-    if known is None and has("_input_blocks_", "_output_blocks_", "_middle_block_"):
-        # SDXL's usual names; SD's files of this spelling show its blocks without a transformer in the third level
-        deep = any(re.search(r"_blocks_(9|10|11)_", one.path) for one in modules.values())
-        known = "sd15" if deep else "sdxl"
+    known = families.by_context({width for one in modules if one.endswith(cross) and (width := _width(one, shapes))})
+    if known is None and any(part in joined for part in ("_input_blocks_", "_output_blocks_", "_middle_block_")):
+        numbers = [int(hit[1]) for one in modules.values() if (hit := BLOCK_NUMBER.search(one.path))]
+        known = families.by_depth(max(numbers, default=0))
     reads = (name for name, one in modules.items() if one.part != "unet" and "q_proj" in name)
     text = {width for name in reads if (width := _width(name, shapes, square=True))}
     if known is None and len(text) == 1:
-        known = {768: "sd15", 1024: "sd2"}.get(text.pop())
+        known = families.by_text(text.pop())
     said = metadata.get("ss_base_model_version", "") + " " + metadata.get("modelspec.architecture", "")
-    for mark, family in (("sdxl", "sdxl"), ("stable-diffusion-xl", "sdxl"), ("sd_v2", "sd2"), ("sd_v1", "sd15")):
-        known = known or (family if mark in said else None)
-    return known or _by_structure(shapes, names)
+    return known or families.by_metadata(said) or _by_structure(shapes, names)
 
 
 def _width(module: str, shapes: Mapping[str, tuple[int, ...]], *, square: bool = False) -> int | None:
@@ -422,16 +368,11 @@ def _width(module: str, shapes: Mapping[str, tuple[int, ...]], *, square: bool =
 
 
 def _by_structure(shapes: Mapping[str, tuple[int, ...]], names: set[str]) -> str:
-    """SDXL has no attention in its first block and deeper transformers; SD2 projects with Linear, SD1 with conv."""
+    """By what diffusers' names show of the U-Net's levels, and by the shape of the ends of its attention."""
     if any("down_blocks_0_attentions_" in name or "down_blocks_3_" in name for name in names):
         # LoHa, LoKr and others flatten the kernel of a 1x1 conv too and show nothing
-        plain = [ending for ending in DOWNS if "lora" in ending]
-        ranks = {
-            len(shape)
-            for name, shape in shapes.items()
-            if "proj_in" in name and "attentions" in name and name.endswith(tuple(plain))
-        }
-        return {2: "sd2", 4: "sd15"}.get(ranks.pop(), "unknown") if len(ranks) == 1 else "unknown"
-    if any("transformer_blocks_1_" in name for name in names):
-        return "sdxl"
-    return "unknown"
+        plain = tuple(ending for ending in DOWNS if "lora" in ending)
+        ends = (name for name in shapes if "proj_in" in name and "attentions" in name and name.endswith(plain))
+        axes = {len(shapes[name]) for name in ends}
+        return families.by_attention(linear=axes.pop() == 2) if len(axes) == 1 else "unknown"
+    return families.by_attention() if any("transformer_blocks_1_" in name for name in names) else "unknown"

@@ -39,7 +39,7 @@ __all__ = [
 def check(config: TrainConfig, family: str | None = None) -> list[Problem]:
     """Everything that a config alone shows to be wrong or different from what it seems.
 
-    `family` is the checkpoint's ("sd15", "sd2", "sdxl", ...), None while unknown. The code `missing-package` depends on
+    `family` is the checkpoint's, None while unknown. The code `missing-package` depends on
     the machine; all others only on the arguments.
     """
     after, changes = effective(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from schemas.config import TrainConfig
+from schemas.families import FAMILIES, SMALLEST_STEP, facts_of
 from schemas.problems import Problem
 from schemas.rules.registry import rule
 
@@ -105,17 +106,17 @@ def data_sources(config: TrainConfig, family: str | None) -> Iterator[Problem]:
 
 @rule
 def bucket_limits(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """Bucket sides are multiples of 64 (SDXL: 32); the resolution lies between their limits (section 3.1)."""
+    """Bucket sides are multiples of 64, some families 32; the resolution lies between their limits (section 3.1)."""
     if not config.enable_bucket:
         return
-    step = 32 if family in (None, "sdxl") else 64
+    step = facts.bucket_step if (facts := facts_of(family)) else SMALLEST_STEP
     if config.bucket_reso_steps % step:
         yield Problem(
             code="bucket-step",
             key="bucket_reso_steps",
             got=config.bucket_reso_steps,
             must=f"must be a multiple of {step}",
-            fix=f"--set bucket_reso_steps={2 * step if step == 32 else step}",
+            fix=f"--set bucket_reso_steps={max(step, 64)}",
         )
     if config.bucket_no_upscale:
         for name, usual in (("min_bucket_reso", 256), ("max_bucket_reso", 1024)):
@@ -131,6 +132,8 @@ def bucket_limits(config: TrainConfig, family: str | None) -> Iterator[Problem]:
 
 
 def _resolution_among_buckets(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    facts = facts_of(family)
+    wide = facts if facts and facts.side > 512 else None  # trained on shapes around its usual resolution
     try:
         sides = size(config.resolution or "")
     except ValueError:
@@ -161,13 +164,13 @@ def _resolution_among_buckets(config: TrainConfig, family: str | None) -> Iterat
             must=f"must not be below the larger side of resolution ({max(sides)})",
             fix=f"--set max_bucket_reso={2 * max(sides)}",
         )
-    elif family == "sdxl" and not config.bucket_no_upscale and config.max_bucket_reso <= max(sides):
+    elif wide and not config.bucket_no_upscale and config.max_bucket_reso <= max(sides):
         yield Problem(
             code="narrow-buckets",
             severity="warning",
             key="max_bucket_reso",
             got=config.max_bucket_reso,
-            must="leaves out SDXL's usual shapes such as 1152x896, so that long pictures lose much",
+            must=f"leaves out {wide.title}'s usual shapes such as 1152x896, so that long pictures lose much",
             fix=f"--set max_bucket_reso={2 * max(sides)}",
         )
 
@@ -196,16 +199,18 @@ def cached_latents(config: TrainConfig, family: str | None) -> Iterator[Problem]
 
 @rule
 def cached_captions(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """Cached captions cannot vary or be trained; only SDXL has them (sections 10.2 and 17, traps T5)."""
+    """Cached captions cannot vary or be trained; not every family has them (sections 10.2 and 17, traps T5)."""
     if not config.cache_text_encoder_outputs:
         return
     key = "cache_text_encoder_outputs"
-    if family in ("sd15", "sd2"):
+    facts = facts_of(family)
+    if facts and not facts.caches_text:
+        able = ", ".join(one.title for one in FAMILIES.values() if one.caches_text)
         yield Problem(
             code="sdxl-only",
             key=key,
             got=True,
-            must=f"is for SDXL only, the model is {family}",
+            must=f"is for {able} only, the model is {family}",
             fix=f"--set {key}=false --set {key}_to_disk=false",
         )
     if not config.network_train_unet_only:

@@ -6,11 +6,10 @@ import importlib.util
 from collections.abc import Iterator
 
 from schemas.config import TrainConfig
+from schemas.families import FAMILIES, facts_of, titles
 from schemas.files.weights import PICKLES
 from schemas.problems import Problem
 from schemas.rules.registry import rule
-
-FAMILIES = ("sd15", "sd2", "sdxl")
 
 
 @rule
@@ -42,7 +41,7 @@ def required_options(config: TrainConfig, family: str | None) -> Iterator[Proble
             code="missing-option",
             key="resolution",
             must="must be given",
-            fix=f"--set resolution={1024 if family == 'sdxl' else 512}",
+            fix=f"--set resolution={facts.side if (facts := facts_of(family)) else 512}",
         )
     if not config.output_name:
         yield Problem(
@@ -58,7 +57,7 @@ def required_options(config: TrainConfig, family: str | None) -> Iterator[Proble
 def text_projection_of_a_file(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """sdxl_text_projection is a matter of SDXL's single files: a diffusers folder keeps a Linear's weight."""
     if config.sdxl_text_projection == "as_stored" and (
-        family in ("sd15", "sd2") or (config.pretrained_model_name_or_path and not is_single_file(config))
+        not two_readings(family, True) or (config.pretrained_model_name_or_path and not is_single_file(config))
     ):
         must = "has no effect: only a single file of SDXL has a text_projection that can be read in two ways"
         yield Problem(code="no-effect", severity="warning", key="sdxl_text_projection", got="as_stored", must=must,
@@ -70,9 +69,15 @@ def is_single_file(config: TrainConfig) -> bool:
     return (config.pretrained_model_name_or_path or "").lower().endswith((".safetensors", *PICKLES))
 
 
-def text_projection_of_sdxl(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """How a plan for SDXL says which of the two readings counts: single files store the matrix turned round."""
-    if family == "sdxl" and is_single_file(config):
+def two_readings(family: str | None, unknown: bool = False) -> bool:
+    """Whether the family's single files have a text_projection that can be read in two ways."""
+    facts = facts_of(family)
+    return facts.text_projection if facts else unknown
+
+
+def text_projection_of_a_plan(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """Which of the two readings counts: single files store the matrix turned round."""
+    if two_readings(family) and is_single_file(config):
         must = "the base model's text_projection is read transposed, as image programs do; Kohya takes it as stored"
         fix: str | None = "--set sdxl_text_projection=as_stored to train on as Kohya would"
         code = "text-projection"
@@ -85,18 +90,19 @@ def text_projection_of_sdxl(config: TrainConfig, family: str | None) -> Iterator
 
 @rule
 def trainable_family(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """The base model is SD 1.x, SD 2.x or SDXL, and v2 says the same as the checkpoint."""
+    """The base model is of a family with a row, and v2 says the same as the checkpoint."""
     if family in (None, "unknown"):
         return
-    if family not in FAMILIES:
+    facts = facts_of(family)
+    if facts is None:
         yield Problem(
             code="unsupported-family",
             key="pretrained_model_name_or_path",
             got=family,
             must=f"is not a base model that can be trained here ({', '.join(FAMILIES)})",
-            fix="choose an SD 1.5 or SDXL checkpoint",
+            fix=f"choose a checkpoint of {titles()}",
         )
-    elif config.v2 and family != "sd2":
+    elif config.v2 and not facts.v2:
         yield Problem(
             code="family-mismatch",
             key="v2",
@@ -104,37 +110,37 @@ def trainable_family(config: TrainConfig, family: str | None) -> Iterator[Proble
             must=f"means Stable Diffusion 2.x, the checkpoint is {family}",
             fix="--set v2=false",
         )
-    elif family == "sd2" and not config.v2:
+    elif facts.v2 and not config.v2:
         yield Problem(
             code="family-mismatch",
             key="v2",
             got=False,
-            must="means not Stable Diffusion 2.x, the checkpoint is sd2",
+            must=f"means not Stable Diffusion 2.x, the checkpoint is {family}",
             fix="--set v2=true",
         )
 
 
 @rule
 def clip_skip_range(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """clip_skip counts from 1 up to the number of layers (traps T26); SDXL ignores it."""
+    """clip_skip counts from 1 up to the number of layers (traps T26); some families ignore it."""
     if config.clip_skip is None:
         return
-    layers = 24 if family == "sd2" or config.v2 else 12
-    if family == "sdxl":
+    facts = facts_of(family) or next(one for one in FAMILIES.values() if one.v2 == config.v2)
+    if facts.clip_layers is None:
         if config.clip_skip not in (0, 2):
             yield Problem(
                 code="no-effect",
                 severity="warning",
                 key="clip_skip",
                 got=config.clip_skip,
-                must="has no effect for SDXL, whose text encoders always use the last layer but one",
+                must=f"has no effect for {facts.title}, whose text encoders always use {facts.text_layer}",
             )
-    elif not 1 <= config.clip_skip <= layers:
+    elif not 1 <= config.clip_skip <= facts.clip_layers:
         yield Problem(
             code="clip-skip-range",
             key="clip_skip",
             got=config.clip_skip,
-            must=f"must be 1 to {layers}; 1 is the last layer",
+            must=f"must be 1 to {facts.clip_layers}; 1 is the last layer",
             fix="--set clip_skip=1",
         )
     elif config.v2:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from schemas.blocks import adapted
 from schemas.config import TrainConfig
+from schemas.families import facts_of, unet_of
 from schemas.network_args import (
     BY_LYCORIS,
     LORAS,
@@ -278,7 +278,9 @@ def _no_block(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     weights = given.get("lr_weight", (1.0,) * 25)
     dims = given.get("block_dims", (config.network_dim or 4,) * 25)
     threes = given.get("conv_block_dims", (given.get("conv_dim", 0),) * 25)
-    blocks = [block for block in adapted(family, conv=conv) if block < min(len(weights), len(dims), len(threes))]
+    blocks = [
+        block for block in unet_of(family).adapted(conv=conv) if block < min(len(weights), len(dims), len(threes))
+    ]
     if not any(weights[block] and (dims[block] or (conv and threes[block])) for block in blocks):
         lists = [name for name in (*RATES, "block_dims", "conv_block_dims") if name in texts]
         yield Problem(
@@ -295,7 +297,8 @@ def text_encoder_rates(config: TrainConfig, family: str | None) -> Iterator[Prob
     """Each text encoder has its own rate; the reference trains both with the first (traps T48)."""
     rates = config.text_encoder_lr
     if len(set(rates)) > 1:
-        only = "sd15 and sd2 have one text encoder: the first counts" if family in ("sd15", "sd2") else ""
+        facts = facts_of(family)
+        only = f"{facts.name} has one text encoder: the first counts" if facts and len(facts.text_parts) == 1 else ""
         yield Problem(
             code="text-rates",
             severity="warning",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from schemas.blocks import adapted
 from schemas.config import TrainConfig
+from schemas.families import facts_of, unet_of
 from schemas.network_args import LORA_PLUS, LORAS, NO_EFFECT
 from schemas.rules.arguments import network_values
 
@@ -24,7 +24,7 @@ class Rates(Protocol):
 
 
 def part_rates(learning_rate: float, unet_lr: float | None, text_encoder_lr: tuple[float, ...]) -> dict[str, float]:
-    """Rate of each part: "te" of SD, "te1" and "te2" of SDXL, "unet"."""
+    """Rate of each part: "te" of a single text encoder, "te1" and "te2" of two, "unet"."""
     text = text_encoder_lr or (learning_rate,)
     unet = learning_rate if unet_lr is None else unet_lr
     return {"te": text[0], "te1": text[0], "te2": text[min(1, len(text) - 1)], "unet": unet}
@@ -43,10 +43,11 @@ def ratio(given: dict[str, Any], part: str) -> float | None:
 
 def trained_parts(config: TrainConfig, family: str | None) -> list[str]:
     """The parts that may train, whatever their rates. Where the family is unknown, as many encoders as have rates."""
-    two = family == "sdxl" or (family is None and len(config.text_encoder_lr) > 1)
-    text = [] if config.network_train_unet_only or config.network_module == "networks.oft" else ["te1", "te2"]
+    facts = facts_of(family)
+    parts = facts.text_parts if facts else ("te1", "te2") if len(config.text_encoder_lr) > 1 else ("te",)
+    text = [] if config.network_train_unet_only or config.network_module == "networks.oft" else parts
     unet = [] if config.network_train_text_encoder_only else ["unet"]
-    return [*(text if two else ["te"] * bool(text)), *unet]
+    return [*text, *unet]
 
 
 def group_rates(config: TrainConfig, family: str | None) -> dict[str, float]:
@@ -60,7 +61,7 @@ def group_rates(config: TrainConfig, family: str | None) -> dict[str, float]:
         if weights is not None:
             conv = "conv_dim" in given or "conv_block_dims" in given
             found.pop(name)
-            blocks = [block for block in sorted(adapted(family, conv=conv)) if block < len(weights)]
+            blocks = [block for block in sorted(unet_of(family).adapted(conv=conv)) if block < len(weights)]
             found |= {f"U-Net block {block}": rates[part] * weights[block] for block in blocks}
         faster = ratio(given, part) if _has_ups(config, given) else None
         if faster is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from schemas.config import TrainConfig, table
+from schemas.families import facts_of
 from schemas.problems import Problem
 from schemas.rules.registry import rule
 
@@ -37,8 +38,8 @@ WITHOUT_EFFECT: dict[str, str] = {
 @rule
 def unsupported_options(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """An option that the trainer cannot carry out is refused, never dropped."""
-    options = table()
-    for name, reason in UNSUPPORTED.items():
+    options, facts = table(), facts_of(family)
+    for name, reason in {**UNSUPPORTED, **(facts.lacks if facts else {})}.items():
         if getattr(config, name) != options[name].default:
             yield Problem(
                 code="unsupported-option",
@@ -52,13 +53,14 @@ def unsupported_options(config: TrainConfig, family: str | None) -> Iterator[Pro
 @rule
 def options_without_effect(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """An option that changes nothing here is named."""
-    options = table()
-    for name, reason in WITHOUT_EFFECT.items():
+    options, facts = table(), facts_of(family)
+    ignored = facts.ignores if facts else {}
+    for name, reason in {**WITHOUT_EFFECT, **ignored}.items():
         value = getattr(config, name)
         if value != options[name].default:
             yield Problem(
                 code="no-effect",
-                severity="note",
+                severity="warning" if name in ignored else "note",  # a family's are about what is learnt
                 key=name,
                 got="***" if options[name].secret else value,
                 must=f"has no effect: {reason}",

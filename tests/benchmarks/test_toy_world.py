@@ -77,7 +77,7 @@ def test_checkpoint_says_what_shapes_do_not_tell(family: str, tmp_path: Path) ->
 def test_one_step_teaches_u_net_and_text_encoders() -> None:
     torch.manual_seed(0)
     toy = diffusion.fresh("sdxl", models.fresh("sd15", "vae"))
-    drawn = diffusion.encoded(toy.vae, 4, world.SIDES["sdxl"])
+    drawn = diffusion.encoded(toy.vae, 4, world.side_of("sdxl"))
     assert drawn.means.shape == (4, 4, 16, 16)
     loss = diffusion.loss(toy, drawn, [0, 3], random.Random(0), objective.noise_schedule())
     loss.backward()

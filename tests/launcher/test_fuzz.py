@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher import formats
-from launcher.about.convert import TARGETS, convert
+from launcher.about.convert import convert
 from launcher.check.preflight import check_file
 from launcher.check.resolve import resolve, settle
+from launcher.formats.registry import having
 from schemas.problems import ConfigError, Problem, errors
 
 GUI = """{
@@ -139,7 +140,7 @@ def _whole(text: str, name: str, format: str | None) -> None:
     assert all(problem.must for problem in checked.problems)
     json.dumps({key: fate.as_json() for key, fate in draft.keys.items()}, default=str)
     json.dumps([problem.as_json() for problem in checked.problems], default=str)
-    for target in TARGETS if checked.ok else ():
+    for target in having("writer") if checked.ok else ():
         convert(checked.resolved, target)
 
 
@@ -164,9 +165,9 @@ VALUES = st.recursive(
 @fuzz
 @given(data=st.data())
 def test_any_value_under_a_known_key_is_answered(name: str, format: str, data: st.DataObject) -> None:
-    from launcher.json_schemas import SCHEMAS
+    from launcher.json_schemas import schema_of
 
-    keys = st.sampled_from(sorted(SCHEMAS[format]()["properties"]))
+    keys = st.sampled_from(sorted(schema_of(format)["properties"]))
     document = data.draw(st.dictionaries(keys, VALUES, max_size=6))
     answer(json.dumps(document), name, format)
 

@@ -8,7 +8,8 @@ import pytest
 
 from launcher.check.preflight import check_file
 from launcher.check.resolve import presets, resolve
-from launcher.json_schemas import FOLDER, PUBLISHED, SCHEMAS, text
+from launcher.formats.registry import having
+from launcher.json_schemas import FOLDER, schema_of, text
 from schemas.config import table
 
 GOOD = {
@@ -23,31 +24,31 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("name", having("schema"))
 def test_every_schema_is_one(name) -> None:
-    jsonschema.Draft202012Validator.check_schema(SCHEMAS[name]())
+    jsonschema.Draft202012Validator.check_schema(schema_of(name))
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_it_tells_good_from_bad(name) -> None:
-    validator = jsonschema.Draft202012Validator(SCHEMAS[name]())
+    validator = jsonschema.Draft202012Validator(schema_of(name))
     assert list(validator.iter_errors(GOOD[name])) == []
     assert list(validator.iter_errors(BAD[name])) != []
 
 
 @pytest.mark.parametrize("path", [path for path in presets() if path.suffix == ".json"], ids=lambda path: path.stem)
 def test_shipped_presets_fit_the_forms_schema(path: Path) -> None:
-    jsonschema.validate(json.loads(path.read_text()), SCHEMAS["kohya-gui"]())
+    jsonschema.validate(json.loads(path.read_text()), schema_of("kohya-gui"))
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", having("published"))
 def test_the_published_schema_is_fresh(name) -> None:
     assert (FOLDER / f"{name}.schema.json").read_text(encoding="utf-8") == text(name)
 
 
 @pytest.mark.parametrize("name", ["kohya-gui", "sd-scripts", "civitai"])
 def test_every_key_has_a_title_and_a_meaning(name) -> None:
-    shapes = {key: shape for key, shape in SCHEMAS[name]()["properties"].items() if key not in ("$schema", "params")}
+    shapes = {key: shape for key, shape in schema_of(name)["properties"].items() if key not in ("$schema", "params")}
     assert {key for key, shape in shapes.items() if shape.get("title") != key} == set()
     assert {key for key, shape in shapes.items() if not shape.get("description")} <= {"engine", "loraType"}
 

@@ -41,8 +41,8 @@ def test_all_errors_come_at_once_and_nothing_is_written(preset, tmp_path: Path, 
 def test_the_checkpoint_decides_and_a_mismatch_says_both(preset, checkpoint) -> None:
     checked = check_run(resolve(str(preset(pretrained_model_name_or_path=str(checkpoint("sdxl"))))))
     (problem,) = [problem for problem in checked.problems if problem.code == "family-mismatch"]
-    assert "SDXL checkpoint" in problem.must
-    assert "SD 1.5 config" in problem.must
+    assert "checkpoint of SDXL" in problem.must
+    assert "config for SD 1.5" in problem.must
     assert "--set sdxl=true" in str(problem.fix)
 
 

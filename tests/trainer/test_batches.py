@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from schemas import ConfigError, TrainConfig
+from schemas.families import FAMILIES
 from trainer.dataset.files import Sample, Scan
 from trainer.dataset.order import assign
 from trainer.dataset.spec import DatasetSpec, SubsetSpec
@@ -147,7 +148,7 @@ def test_a_broken_picture_is_named(tmp_path, workers):
 
 def test_cached_latents_come_flipped_or_not_as_pixels_would(tmp_path):
     scan = make_scan(tmp_path, flip_aug=True, shuffle_caption=True, batch_size=3)
-    cache = LatentCache(scan, assign(scan, CONFIG), CONFIG, "sd")
+    cache = LatentCache(scan, assign(scan, CONFIG), CONFIG, FAMILIES["sd15"])
     cache.fill(lambda pixels: pixels[:, :, ::8, ::8])
     live, cached = loader_of(scan).epoch(1), loader_of(scan, cache=cache).epoch(1)
     for one, other in zip(live, cached, strict=True):

@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 
 from schemas import ConfigError, TrainConfig
+from schemas.families import FAMILIES
 from trainer.dataset.files import Sample, Scan
 from trainer.dataset.order import assign
 from trainer.dataset.spec import DatasetSpec, SubsetSpec
-from trainer.families import Conditioning
+from trainer.families import Conditioning, get
 from trainer.input.cache import LatentCache, TextCache
 
 DISK = TrainConfig(cache_latents=True, cache_latents_to_disk=True)
@@ -31,7 +32,7 @@ def encode(pixels):
 
 
 def cache_of(scan, config=DISK):
-    return LatentCache(scan, assign(scan, config), config, "sd")
+    return LatentCache(scan, assign(scan, config), config, FAMILIES["sd15"])
 
 
 def filled(scan, config=DISK):
@@ -182,7 +183,7 @@ def test_texts_are_encoded_once_each_as_training_would_see_them(tmp_path):
         scan, samples=tuple(replace(sample, caption="x" if n else "yy") for n, sample in enumerate(scan.samples))
     )
     seen = []
-    cache = TextCache(scan, TrainConfig())
+    cache = TextCache(scan, TrainConfig(), get("sdxl"))
     cache.fill(lambda texts: seen.extend(texts) or encode_texts(texts))
     assert seen == ["P, yy", "P, x"]
     made = cache.get([2, 0])
@@ -193,19 +194,22 @@ def test_texts_are_encoded_once_each_as_training_would_see_them(tmp_path):
 def test_text_files_have_the_references_arrays_and_follow_the_text(tmp_path):
     scan = make_scan(tmp_path)
     config = TrainConfig(cache_text_encoder_outputs_to_disk=True)
-    TextCache(scan, config).fill(encode_texts)
+    TextCache(scan, config, get("sdxl")).fill(encode_texts)
     with np.load(tmp_path / "a_te_outputs.npz") as stored:
         shapes = {name: stored[name].shape for name in ("hidden_state1", "hidden_state2", "pool2")}
     assert shapes == {"hidden_state1": (77, 768), "hidden_state2": (77, 1280), "pool2": (1280,)}
-    again = TextCache(scan, config)
+    again = TextCache(scan, config, get("sdxl"))
     assert again.missing() == []
     assert again.get([0]).hidden.shape == (1, 77, 2048)
     other = replace(scan, specs=(replace(scan.specs[0], subsets=(SubsetSpec(caption_prefix="new"),)),))
-    assert TextCache(other, config).missing() == ["new cat 0", "new cat 1"]
-    assert TextCache(scan, replace(config, max_token_length=150)).missing() == ["cat 0", "cat 1"]
-    assert TextCache(scan, replace(config, sdxl_text_projection="as_stored")).missing() == ["cat 0", "cat 1"]
+    assert TextCache(other, config, get("sdxl")).missing() == ["new cat 0", "new cat 1"]
+    assert TextCache(scan, replace(config, max_token_length=150), get("sdxl")).missing() == ["cat 0", "cat 1"]
+    assert TextCache(scan, replace(config, sdxl_text_projection="as_stored"), get("sdxl")).missing() == [
+        "cat 0",
+        "cat 1",
+    ]
 
 
 def test_captions_that_change_cannot_be_cached(tmp_path):
     with pytest.raises(ConfigError, match="shuffle_caption"):
-        TextCache(make_scan(tmp_path, shuffle_caption=True), TrainConfig())
+        TextCache(make_scan(tmp_path, shuffle_caption=True), TrainConfig(), get("sdxl"))

@@ -41,7 +41,7 @@ def test_a_vae_that_makes_no_numbers_is_the_cause(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     real = prepare.encode_latents
-    monkeypatch.setattr(prepare, "encode_latents", lambda vae, pixels, *rest: real(vae, pixels, *rest) * torch.nan)
+    monkeypatch.setattr(prepare, "encode_latents", lambda *given: real(*given) * torch.nan)
     cause = recorded(tmp_path / "out")
     assert start(cache_latents=False, mixed_precision=precision) == 3
     assert "step 1: the loss is nan; cause: the VAE makes no numbers of" in capsys.readouterr().err

@@ -18,7 +18,6 @@ from trainer import loop
 from trainer.dataset.files import scan
 from trainer.families import get
 from trainer.input.batches import Batch
-from trainer.learning import objective
 
 STEPS = 1000
 
@@ -200,8 +199,7 @@ OPTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options) or "plain")
 def test_the_loss_of_a_step_is_the_formula(options: dict[str, Any], moment: Moment) -> None:
     changed = dataclasses.replace(moment.run.config, **options)
-    schedule = objective.noise_schedule(changed.zero_terminal_snr, changed.v_parameterization)
-    run = dataclasses.replace(moment.run, config=changed, schedule=schedule)
+    run = dataclasses.replace(moment.run, config=changed, process=moment.run.family.noise_process(changed))
     losses = []
     for compute in (lambda: run.batch_loss(moment.batch, None).item(), lambda: plain_loss(moment, options)):
         torch.manual_seed(11)

@@ -38,7 +38,7 @@ def teach(start_in: Callable[..., int], tmp_path_factory: pytest.TempPathFactory
     shutil.copytree(TOY / "frogs", frogs / f"1_{world.TOKEN}")
 
     def run(model: str, updates: int, pace: float = 1, **options: Any) -> Path:
-        (unet, text), side = RATES[model], world.SIDES[model.partition("-")[0]]
+        (unet, text), side = RATES[model], world.side_of(model.partition("-")[0])
         values = {
             "pretrained_model_name_or_path": TOY / f"{model}.safetensors",
             "train_data_dir": frogs,
@@ -148,7 +148,7 @@ def regularisation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for n in range(100):
         rng = random.Random(f"regularisation/{n}")
         shown = world.chosen(rng)
-        world.draw(shown, rng, max(world.SIDES.values())).save(things / f"{n:03}.png")
+        world.draw(shown, rng, world.side_of("sdxl")).save(things / f"{n:03}.png")
         (things / f"{n:03}.txt").write_text(world.caption(shown, rng), encoding="utf-8")
     return folder
 

@@ -43,7 +43,7 @@ def facts_of(config, family="sd15", **more):
     values = {
         "config": config, "family": get(family).metadata(config), "datasets": (), "batches_per_epoch": 1, "epochs": 1,
         "total_steps": config.max_train_steps, "processes": 1, "optimizer": "torch.optim.adamw.AdamW", "session_id": 7,
-        "started_at": 1700000000.5,
+        "started_at": 1700000000.5, "text_encoders": len(get(family).facts.text_parts),
     }  # fmt: skip
     return RunFacts(**{**values, **more})
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from trainer import loop
+from trainer.families import Noised
 from trainer.learning.preservation import marked
 
 Start = Callable[..., int]
@@ -55,23 +56,22 @@ def test_marked_rows_are_the_bare_model_and_the_others_as_before(
             for parameter in run.adapter.parameters():
                 parameter.data += 0.05
             batch.attributes = ({}, {"diff_output_preservation": True})
-            monkeypatch.setattr(loop, "objective", Spy(loop.objective, seen))
+            run.process = Spy(run.process, seen)  # type: ignore[assignment]
         return real(run, batch, *rest)
 
     class Spy:
-        def __init__(self, module: Any, seen: dict[str, Any]) -> None:
-            self.module, self.seen = module, seen
+        def __init__(self, process: Any, seen: dict[str, Any]) -> None:
+            self.process, self.seen = process, seen
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.module, name)
+        def noised(self, *given: Any) -> Noised:
+            found: Noised = self.process.noised(*given)
+            self.seen["noise"] = found.target.clone()
+            return found
 
-        def loss(self, predicted: torch.Tensor, wanted: torch.Tensor, *rest: Any) -> torch.Tensor:
-            self.seen["rows"] = predicted.detach(), wanted.detach()
-            return self.module.loss(predicted, wanted, *rest)
-
-        def target(self, latents: torch.Tensor, noise: torch.Tensor, *rest: Any) -> torch.Tensor:
-            self.seen["noise"] = noise
-            return noise
+        def loss(self, predicted: torch.Tensor, noised: Noised, *rest: Any) -> torch.Tensor:
+            self.seen["rows"] = predicted.detach(), noised.target.detach()
+            found: torch.Tensor = self.process.loss(predicted, noised, *rest)
+            return found
 
     monkeypatch.setattr(loop.Run, "batch_loss", spied)
     data = dataset(tmp_path, pictures, other=True)

@@ -16,12 +16,12 @@ from schemas import TrainConfig
 from schemas.config import table
 from trainer.dataset.prompts import Prompt
 from trainer.families import Models, get
+from trainer.families.ddpm import scheduler_of
+from trainer.families.unet import renormalised
 from trainer.output import previews as sampling
 from trainer.output.previews import (
     Preview,
     prompt_states,
-    renormalised,
-    sampler,
     show_in_wandb,
     undisturbed,
     write_previews,
@@ -60,7 +60,7 @@ def small(text: str = "a frog", **options: Any) -> Prompt:
 
 def test_every_name_the_option_takes_has_its_class() -> None:
     names = table()["sample_sampler"].choices
-    assert {name: type(sampler(name, v_prediction=False)).__name__ for name in names} == {
+    assert {name: type(scheduler_of(name, v_prediction=False)).__name__ for name in names} == {
         name: f"{kind}Scheduler" for name, kind in CLASSES.items()
     }
     asked = {case.get("parsed", {}).get("sample_sampler") for case in GOLDEN} - {None}
@@ -69,13 +69,13 @@ def test_every_name_the_option_takes_has_its_class() -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_samplers_stand_on_the_training_schedule(name: str) -> None:
-    config = sampler(name, v_prediction=True).config
+    config = scheduler_of(name, v_prediction=True).config
     said = {key: config[key] for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")}
     assert said == {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
                     "num_train_timesteps": 1000}  # fmt: skip
     assert config["prediction_type"] == "v_prediction"
     assert config.get("clip_sample", True) is True
-    assert sampler(name, v_prediction=False).config["prediction_type"] == "epsilon"
+    assert scheduler_of(name, v_prediction=False).config["prediction_type"] == "epsilon"
     if name.startswith("dpmsolver"):
         assert config["algorithm_type"] == name
 
@@ -125,7 +125,7 @@ def test_the_default_size_is_the_family_s(
     """512 for SDXL as well in the reference, which its previews suffer from (trap T47)."""
     seen: list[Any] = []
     picture = Image.new("RGB", (8, 8))
-    monkeypatch.setattr(sampling, "decode", lambda vae, latents: seen.append(latents.shape) or [picture])
+    monkeypatch.setattr(sampling, "images", lambda models, family, latents: seen.append(latents.shape) or [picture])
     models, config = loaded[family]
     monkeypatch.setattr(type(get(family)), "predict", lambda self, unet, noisy, *rest: torch.zeros_like(noisy))
     drawn(models, config, tmp_path, small(width=None, height=None))
@@ -202,8 +202,8 @@ def test_a_vae_that_overflows_is_run_in_32_bit() -> None:
             return SimpleNamespace(sample=torch.full((1, 3, 2, 2), 0.0 if wide else torch.nan))
 
     vae = Vae(1, 1).half()
-    (picture,) = sampling.decode(vae, torch.zeros(1, 4, 2, 2))
-    assert picture.getpixel((0, 0)) == (128, 128, 128)
+    pixels = get("sd15").to_pixels(vae, torch.zeros(1, 4, 2, 2))
+    assert torch.equal(pixels, torch.zeros(1, 3, 2, 2))
     assert vae.weight.dtype == torch.float16
 
 

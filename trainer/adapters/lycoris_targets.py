@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from schemas.families import FAMILIES
 from schemas.problems import error
 from trainer.adapters.adapter import model_of
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 # diffusers' class under the name that presets know.
 CLASSES = {"Attention": "CrossAttention"}
-# Of the whole-U-Net names in the presets, those whose SD path is kohya's too; SDXL has none of them in its own paths.
+# Of the whole-U-Net names in the presets, those whose path is kohya's too; original paths have none of them.
 WHOLE_UNET = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
 # A norm's key comes from its neighbour's: (norm, neighbour, endings to exchange in the neighbour's key).
 NORMS: tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...] = (
@@ -152,7 +153,7 @@ def extra_targets(models: Models, known: Iterable[Target], norms: bool = True) -
     from trainer.families import Target
 
     found: dict[str, Target] = {}
-    if models.family != "sdxl":
+    if not FAMILIES[models.family].original_paths:
         for path in WHOLE_UNET:
             kind = "conv3x3" if path.startswith("conv") else "linear"
             found[path] = Target("unet", path, "lora_unet_" + path.replace(".", "_"), kind, "sampler", None)  # type: ignore[arg-type]

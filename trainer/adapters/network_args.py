@@ -70,7 +70,7 @@ def lora_plus(given: Mapping[str, Any]) -> LoraPlus:
 
 
 def lora_args(options: NetworkOptions, family: str, module: str = "networks.lora") -> LoraArgs:
-    """`network_args` of networks.lora, dylora or lora_fa for a model of `family` ("sdxl" has 23 blocks, others 25)."""
+    """`network_args` of networks.lora, dylora or lora_fa for a model of `family`."""
     given = arguments(dataclasses.replace(options, network_module=module), family)
     texts, _ = network_args(options.network_args)
     notes = []

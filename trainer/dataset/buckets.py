@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from schemas.families import FAMILIES, SMALLEST_STEP
 from schemas.problems import ConfigError, Problem, error
 from trainer.dataset.spec import DatasetSpec, Size
 
@@ -15,7 +16,7 @@ from trainer.dataset.spec import DatasetSpec, Size
 class Choice:
     """Where a picture goes, in pixels: `bucket` and `resized` (width, height), `crop` (left, top) of a centre cut.
 
-    `crop_ltrb` is what SDXL is told instead: the picture's contain fit in the bucket, floats, as the reference has it.
+    `crop_ltrb` is what a model that learns sizes is told instead: the image's contain fit in the bucket, in floats.
     """
 
     bucket: Size
@@ -151,12 +152,14 @@ def refusals(spec: DatasetSpec, place: str) -> Iterator[Problem]:
             must=f"are rounded to multiples of {spec.bucket_reso_steps}: {shortest} and {longest}",
         )
     yield from _among_buckets(spec, place)
-    if spec.bucket_reso_steps % 32:
+    if spec.bucket_reso_steps % SMALLEST_STEP:
+        coarser = (f"{one.title}: {one.bucket_step}" for one in FAMILIES.values() if one.bucket_step > SMALLEST_STEP)
+        told = f"{SMALLEST_STEP} ({', '.join(coarser)})"
         yield Problem(
             code="bucket-step",
             key="bucket_reso_steps",
             got=spec.bucket_reso_steps,
-            must=f"must be a multiple of 32 (SD1.5: 64) in {place}",
+            must=f"must be a multiple of {told} in {place}",
             fix="set bucket_reso_steps to 64",
         )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.config import TrainConfig
+from schemas.families import SMALLEST_STEP, facts_of
 from schemas.problems import ConfigError, Problem
 from trainer.dataset.buckets import choose
 from trainer.dataset.captions import fixed, longest_lines, random_settings, still_text
@@ -329,16 +330,19 @@ def _cut(spec: DatasetSpec, subset: SubsetSpec, samples: Sequence[Sample]) -> It
 
 def bucket_steps(specs: Sequence[DatasetSpec], config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """Bucket sides that the base model's family does not take; those of a plain config are told by schemas.rules."""
-    if family not in ("sd15", "sd2") or not config.dataset_config:
+    facts = facts_of(family)
+    if facts is None or not config.dataset_config:
         return
     for number, spec in enumerate(specs):
-        if spec.enable_bucket and spec.bucket_reso_steps % 64 == 32:
+        # what no family takes is told where the file is read
+        step = spec.bucket_reso_steps
+        if spec.enable_bucket and step % facts.bucket_step and step % SMALLEST_STEP == 0:
             yield Problem(
                 code="bucket-step",
                 key="bucket_reso_steps",
                 got=spec.bucket_reso_steps,
-                must=f"must be a multiple of 64 for {family} in datasets/{number}",
-                fix="set bucket_reso_steps to 64",
+                must=f"must be a multiple of {facts.bucket_step} for {family} in datasets/{number}",
+                fix=f"set bucket_reso_steps to {facts.bucket_step}",
             )
 
 

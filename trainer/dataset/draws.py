@@ -31,7 +31,7 @@ class Drawn:
     around_face: bool = False
 
     def told(self, sample: Sample, target: Size) -> tuple[Size, Size, Size]:
-        """What SDXL is told: original (height, width), crop (top, left), target (height, width)."""
+        """What a model of sizes is told: original (height, width), crop (top, left), target (height, width)."""
         if self.around_face:  # reference section 3.5
             return target, (0, 0), target
         left, top, right, _ = self.choice.crop_ltrb

@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from schemas.families import FAMILIES
 from schemas.terminal import say
-from trainer.families import NAMES, architecture, single_file
+from trainer.families import architecture, single_file
 from trainer.families.architecture import Config
 from trainer.families.ldm_keys import Shape
 from trainer.families.single_file import Part, PartName
@@ -120,7 +121,7 @@ def _numbers(count: int, deviation: float | None, generator: torch.Generator) ->
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.random_checkpoint", description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT.safetensors")
-    parser.add_argument("--family", choices=NAMES, required=True)
+    parser.add_argument("--family", choices=FAMILIES, required=True)
     parser.add_argument("--tiny", action="store_true", help="the same structure at widths of 32 to 96 channels")
     parser.add_argument("--dtype", choices=DTYPES, default="fp16")
     parser.add_argument("--seed", type=int, default=0)

@@ -13,7 +13,6 @@ from trainer.families.unet import LatentDiffusion, device_of, joined, token_rows
 
 class SD15(LatentDiffusion):
     name = "sd15"
-    latent_scale = 0.18215
     pad = END
 
     def encode(self, models: Models, captions: Sequence[str], config: TrainConfig) -> Conditioning:
@@ -34,7 +33,7 @@ class SD15(LatentDiffusion):
 
     def metadata(self, config: TrainConfig) -> dict[str, str]:
         version = "sd_v1_v" if config.v_parameterization else "sd_v1"
-        return {"ss_base_model_version": version} | modelspec(config, "stable-diffusion-v1", default_side=512)
+        return {"ss_base_model_version": version} | modelspec(config, "stable-diffusion-v1", self.facts.side)
 
 
 def final_norm(encoder: Any) -> Any:
@@ -43,7 +42,7 @@ def final_norm(encoder: Any) -> Any:
 
 
 def modelspec(
-    config: TrainConfig, architecture: str, *, default_side: int, implementation: str = "diffusers"
+    config: TrainConfig, architecture: str, default_side: int, implementation: str = "diffusers"
 ) -> dict[str, str]:
     """The model-card keys that depend on the family (reference section 12.3)."""
     sides = (config.resolution or str(default_side)).replace(" ", "").split(",")

@@ -14,10 +14,8 @@ class SD2(SD15):
 
     def metadata(self, config: TrainConfig) -> dict[str, str]:
         if config.v_parameterization:
-            return {"ss_base_model_version": "sd_v2_v"} | modelspec(
-                config, "stable-diffusion-v2-768-v", default_side=768
-            )
-        return {"ss_base_model_version": "sd_v2"} | modelspec(config, "stable-diffusion-v2-512", default_side=512)
+            return {"ss_base_model_version": "sd_v2_v"} | modelspec(config, "stable-diffusion-v2-768-v", 768)
+        return {"ss_base_model_version": "sd_v2"} | modelspec(config, "stable-diffusion-v2-512", self.facts.side)
 
 
 FAMILY = SD2()

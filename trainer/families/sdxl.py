@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +12,14 @@ from schemas import TrainConfig, error
 from trainer.families import Conditioning, Models, Sizes
 from trainer.families.sd15 import modelspec
 from trainer.families.tokenizer import END
-from trainer.families.unet import LatentDiffusion, Part, device_of, joined, token_rows, weighted
+from trainer.families.unet import LatentDiffusion, device_of, joined, token_rows, weighted
 
+FIRST_ENCODER = 768  # features of the first text encoder in the joint hidden state
 IMPLEMENTATION = "https://github.com/Stability-AI/generative-models"
 
 
 class SDXL(LatentDiffusion):
     name = "sdxl"
-    latent_scale = 0.13025
-    cache_suffix: Literal["sd", "sdxl"] = "sdxl"
-    preview_size = 1024
-    text_parts: tuple[Part, ...] = ("te1", "te2")
-    original_paths = True
 
     def encode(self, models: Models, captions: Sequence[str], config: TrainConfig) -> Conditioning:
         """hidden [B,75n+2,2048]: the layer before the last of both encoders, no final norm; pooled [B,1280].
@@ -51,8 +47,25 @@ class SDXL(LatentDiffusion):
         predicted: Tensor = unet(noisy, timesteps, conditioning.hidden, added_cond_kwargs=added, return_dict=False)[0]
         return predicted
 
+    def text_settings(self, config: TrainConfig) -> dict[str, Any]:
+        settings = super().text_settings(config)
+        if config.sdxl_text_projection != "transposed":  # files made before the option was there stay good
+            settings["sdxl_text_projection"] = config.sdxl_text_projection
+        return settings
+
+    def to_arrays(self, states: Conditioning) -> dict[str, Tensor]:
+        """The reference's names (section 10.2)."""
+        hidden = {
+            "hidden_state1": states.hidden[..., :FIRST_ENCODER],
+            "hidden_state2": states.hidden[..., FIRST_ENCODER:],
+        }
+        return hidden if states.pooled is None else hidden | {"pool2": states.pooled}
+
+    def from_arrays(self, arrays: Mapping[str, Tensor]) -> Conditioning:
+        return Conditioning(torch.cat([arrays["hidden_state1"], arrays["hidden_state2"]], dim=-1), arrays.get("pool2"))
+
     def metadata(self, config: TrainConfig) -> dict[str, str]:
-        spec = modelspec(config, "stable-diffusion-xl-v1-base", default_side=1024, implementation=IMPLEMENTATION)
+        spec = modelspec(config, "stable-diffusion-xl-v1-base", self.facts.side, IMPLEMENTATION)
         return {"ss_base_model_version": "sdxl_base_v1-0"} | spec
 
 

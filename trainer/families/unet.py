@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from schemas import TrainConfig
-from trainer.families import Conditioning, Models, Sizes, Target, base_model
+from schemas.families import FAMILIES, FamilyFacts
+from schemas.unet import UNet
+from trainer.families import Conditioning, Models, NoiseProcess, Sizes, Target, base_model
+from trainer.families.ddpm import DDPM
 from trainer.families.ldm_keys import bare_text_path, unet_name
 from trainer.families.tokenizer import END, WINDOW, weighted_windows, windows
 
@@ -23,8 +27,6 @@ PLACES: dict[str, Place] = {
     "downsamplers": "sampler",
     "upsamplers": "sampler",
 }
-SD_BLOCKS = (0, 12, 13)  # the whole middle is one block
-SDXL_BLOCKS = (1, 10, 13)
 TEXT_LAYER = re.compile(r"encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])")
 
 
@@ -32,11 +34,13 @@ class LatentDiffusion:
     """A family whose U-Net reads text by cross-attention. Subclasses say what is their own."""
 
     name: str
-    latent_scale: float
-    cache_suffix: Literal["sd", "sdxl"] = "sd"
-    preview_size: int = 512
-    text_parts: tuple[Part, ...] = ("te",)
-    original_paths = False  # whether kohya names U-Net modules by their LDM paths
+
+    @property
+    def facts(self) -> FamilyFacts:
+        return FAMILIES[self.name]
+
+    def noise_process(self, config: TrainConfig, device: torch.device | str = "cpu") -> NoiseProcess:
+        return DDPM(config, device)
 
     def load(self, config: TrainConfig, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Models:
         """The base model of `config`, offline, frozen; U-Net and text encoders in `dtype`. ConfigError when unfit."""
@@ -56,21 +60,61 @@ class LatentDiffusion:
     def targets(self, models: Models) -> list[Target]:
         """Every module that kohya's networks can adapt, text encoders first (reference section 7.3)."""
         found: list[Target] = []
-        for part, encoder in zip(self.text_parts, models.text_encoders, strict=True):
+        for part, encoder in zip(self.facts.text_parts, models.text_encoders, strict=True):
             found += text_targets(part, encoder)
         return found + list(self._unet_targets(models.unet))
 
     def _unet_targets(self, unet: nn.Module) -> Iterator[Target]:
         config: Any = unet.config
+        network = cast(UNet, self.facts.network)
         layers, attention_up = config.layers_per_block, ["CrossAttn" in kind for kind in config.up_block_types]
         for path, module in unet.named_modules():
             kind, place = kind_of(module), place_of(path)
             if kind is None or place is None:
                 continue
             original = unet_name(path, layers=layers, attention_up=attention_up)
-            name = original if self.original_paths else path
-            block = block_index(original, SDXL_BLOCKS if self.original_paths else SD_BLOCKS)
+            name = original if self.facts.original_paths else path
+            block = network.block(original.replace(".", "_"))
             yield Target("unet", path, "lora_unet_" + name.replace(".", "_"), kind, place, block)
+
+    def encode_prompts(self, models: Models, prompts: Sequence[str], config: TrainConfig) -> Conditioning:
+        """In the shortest form that holds all of them, with (emphasis:1.2) understood."""
+        counts = (len(models.tokenizers[0](text, truncation=False, verbose=False)["input_ids"]) for text in prompts)
+        longest = max(counts) - 2
+        length: Literal[150, 225] | None = None if longest <= 75 else 150 if longest <= 150 else 225
+        asked = replace(config, max_token_length=length, weighted_captions=True)
+        words = self.encode(models, prompts, asked)
+        _, weights = token_rows(prompts, asked)
+        assert weights is not None
+        spread = joined(weights.flatten(0, 1).unsqueeze(-1), len(prompts)).to(words.hidden)
+        widths = [int(encoder.config.hidden_size) for encoder in models.text_encoders]  # type: ignore[union-attr,arg-type]
+        parts = [renormalised(part, spread) for part in words.hidden.split(widths, dim=-1)]
+        return Conditioning(torch.cat(parts, dim=-1), words.pooled)
+
+    def text_settings(self, config: TrainConfig) -> dict[str, Any]:
+        return {name: getattr(config, name) for name in ("max_token_length", "weighted_captions")}
+
+    def to_arrays(self, states: Conditioning) -> dict[str, Tensor]:
+        return {"hidden_state1": states.hidden}
+
+    def from_arrays(self, arrays: Mapping[str, Tensor]) -> Conditioning:
+        return Conditioning(arrays["hidden_state1"])
+
+    def to_latents(self, vae: nn.Module, pixels: Tensor, draws: Any = None) -> Tensor:
+        """Float32 [B,4,H/8,W/8], sampled from the posterior."""
+        posterior = cast(Any, vae).encode(pixels).latent_dist
+        latents: Tensor = posterior.sample(draws).float()
+        return latents
+
+    def to_pixels(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        """In 32 bit where the VAE overflows in half precision."""
+        dtype, network = next(vae.parameters()).dtype, cast(Any, vae)
+        with torch.autocast(latents.device.type, enabled=False):
+            pixels: Tensor = network.decode(latents.to(dtype)).sample
+            if dtype != torch.float32 and not pixels.isfinite().all():
+                pixels = network.float().decode(latents.float()).sample
+                vae.to(dtype)
+        return pixels.float()
 
     def metadata(self, config: TrainConfig) -> dict[str, str]:
         """What a LoRA's header says of its base (reference sections 1.4 and 12.3)."""
@@ -101,13 +145,6 @@ def text_targets(part: Part, encoder: nn.Module) -> list[Target]:
     return found
 
 
-def block_index(original: str, starts: tuple[int, int, int]) -> int:
-    """Index of the per-block options (reference section 7.5) of an LDM path, from the starts of its three sides."""
-    side, number = original.split(".")[:2]
-    start = dict(zip(("input_blocks", "middle_block", "output_blocks"), starts, strict=True))[side]
-    return start if original.startswith("middle_block") and starts == SD_BLOCKS else start + int(number)
-
-
 def token_rows(captions: Sequence[str], config: TrainConfig, pad: int = END) -> tuple[Tensor, Tensor | None]:
     """(ids [B,n,77], weights [B,n,77] or None unless `weighted_captions`)."""
     if not config.weighted_captions:
@@ -128,6 +165,19 @@ def weighted(hidden: Tensor, weights: Tensor | None) -> Tensor:
     if weights is None:
         return hidden
     return hidden * weights.flatten(0, 1).unsqueeze(-1).to(hidden)
+
+
+def renormalised(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Hidden states [B,T,D] that were multiplied by `weights` [B,T,1], brought back to their mean before that.
+
+    Only training leaves the mean as emphasis makes it (reference section 5.5). A mean near 0 says nothing: no change.
+    """
+    kept = weights != 0  # what a weight of 0 has wiped out does not count on either side
+    before = torch.where(kept, hidden / torch.where(kept, weights, 1), 0).float().mean((1, 2), keepdim=True)
+    after = hidden.float().mean((1, 2), keepdim=True)
+    telling = after.abs() > 0.01 * hidden.float().abs().mean((1, 2), keepdim=True)
+    weighty = (weights != 1).any(dim=1, keepdim=True) & telling
+    return hidden * torch.where(weighty, before / after, 1).to(hidden)
 
 
 def device_of(module: nn.Module) -> torch.device:

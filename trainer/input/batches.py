@@ -29,7 +29,7 @@ from trainer.input.cache import LatentCache, unreadable
 class Batch:
     """One batch of one bucket. `masks` [B,1,H,W] in [0,1] multiply the loss; absent when no sample has one.
 
-    Either `pixels` [B,3,H,W] in [-1,1] or `latents` [B,4,H/8,W/8], not yet scaled. `weights` [B] multiply the loss of
+    Either `pixels` [B,3,H,W] in [-1,1] or `latents` [B,C,h,w], not yet scaled. `weights` [B] multiply the loss of
     each sample. `samples` index into the scan; `attributes` are the subsets' custom_attributes.
     """
 
@@ -110,7 +110,7 @@ class _Maker(Dataset[Batch | _Fault]):
         drawn = draw(sample, self.scan.specs[sample.dataset], choice, rng, moment, cached=cached)
         if self.cache:
             image, mask = self.cache.get(index, drawn.flipped), self._cached_mask(self.cache, index, drawn.flipped)
-            target = image.shape[1] * 8, image.shape[2] * 8
+            target = image.shape[1] * self.cache.side, image.shape[2] * self.cache.side
         else:
             image, mask = self._decoded(sample, drawn, rng)
             target = image.shape[1], image.shape[2]

@@ -19,24 +19,24 @@ import torch
 from torch import Tensor
 
 from schemas.config import TrainConfig
+from schemas.families import FamilyFacts
 from schemas.problems import ConfigError, Problem, error
 from trainer.dataset.captions import fixed, random_settings
 from trainer.dataset.files import Sample, Scan
 from trainer.dataset.images import Unreadable
 from trainer.dataset.order import Assignment
-from trainer.families import Conditioning
+from trainer.families import Conditioning, Family
 from trainer.input import cache_files, pixels
 
 Encode = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]  # (done, of how many)
 NAMES = ("latents", "latents_flipped", "alpha_mask")
 READERS = 8  # threads that decode pictures ahead of the VAE
-FIRST_ENCODER = 768  # features of SDXL's first text encoder in the joint hidden state
 
 
 @dataclass(frozen=True)
 class _Latents:
-    """One picture: float32 [4,h,w], its mirror image encoded apart, its mask uint8 [1,H,W]."""
+    """One picture: float32 [C,h,w], its mirror image encoded apart, its mask uint8 [1,H,W]."""
 
     normal: Tensor
     flipped: Tensor | None
@@ -46,14 +46,15 @@ class _Latents:
 class LatentCache:
     """Unscaled float32 latents of every sample of a scan; `notes` says what was found on disk."""
 
-    def __init__(self, scan: Scan, assignment: Assignment, config: TrainConfig, cache_suffix: str) -> None:
+    def __init__(self, scan: Scan, assignment: Assignment, config: TrainConfig, family: FamilyFacts) -> None:
         self.scan, self.assignment, self.config = scan, assignment, config
+        self.side = family.latents.side  # pixels of an image along a side of a latent pixel
         self.in_memory = not config.cache_latents_to_disk
         self.notes: list[Problem] = []
         self._memory: dict[int, _Latents] = {}
         self._ready: set[int] = set()
-        self._vae = cache_files.weights_mark(config.vae or config.pretrained_model_name_or_path, ("vae",))
-        self._files = [] if self.in_memory else self._named(cache_suffix)
+        self._vae = cache_files.weights_mark(config.vae or config.pretrained_model_name_or_path, family.folders["vae"])
+        self._files = [] if self.in_memory else self._named(family.cache_suffix)
 
     def _named(self, suffix: str) -> list[Path]:
         """A file for every sample; pictures that would share one, but not its content, get longer names (traps T17)."""
@@ -137,7 +138,7 @@ class LatentCache:
 
     def _fits(self, index: int, latents: np.ndarray) -> bool:
         width, height = self.assignment.choices[index].bucket
-        return latents.ndim == 3 and latents.shape[1:] == (height // 8, width // 8)
+        return latents.ndim == 3 and latents.shape[1:] == (height // self.side, width // self.side)
 
     def _fingerprint(self, index: int) -> dict[str, Any]:
         sample, choice = self.scan.samples[index], self.assignment.choices[index]
@@ -161,7 +162,7 @@ class LatentCache:
         processes: int = 1,
         rank: int = 0,
     ) -> None:
-        """Encodes what is missing. `encode` takes pictures [B,3,H,W] in [-1,1] and gives latents [B,4,H/8,W/8].
+        """Encodes what is missing. `encode` takes pictures [B,3,H,W] in [-1,1] and gives latents [B,C,h,w].
 
         Latents that are not finite are tried once more through `retry`; then ConfigError `nan-latents` names the
         pictures. Process `rank` of several takes its share; `exchange` has to follow then.
@@ -265,7 +266,7 @@ class LatentCache:
         cache_files.save(self._files[index], arrays, mark)
 
     def get(self, index: int, flipped: bool = False) -> Tensor:
-        """Latents [4,h,w] of a sample, or of its mirror image."""
+        """Latents [C,h,w] of a sample, or of its mirror image."""
         if self.in_memory:
             kept = self._memory[index]
             return kept.flipped if flipped and kept.flipped is not None else kept.normal
@@ -323,14 +324,14 @@ def _equal(stored: np.ndarray | None, wanted: Sequence[int]) -> bool:
 
 
 class TextCache:
-    """SDXL's text encoder outputs of every sample, each distinct text once.
+    """Text encoder outputs of every sample, each distinct text once.
 
     Other than in the reference the text is what training would use: prefix, suffix and separators applied (traps T5).
     ConfigError `random-captions` when the settings change captions while training.
     """
 
-    def __init__(self, scan: Scan, config: TrainConfig) -> None:
-        self.config = config
+    def __init__(self, scan: Scan, config: TrainConfig, family: Family) -> None:
+        self.config, self.family = config, family
         self.batch_size = max((spec.batch_size for spec in scan.specs), default=1)
         used = {name for spec in scan.specs for subset in spec.subsets for name in random_settings(subset)}
         if used:
@@ -348,9 +349,7 @@ class TextCache:
         self.texts = [fixed(sample.caption, scan.subset(sample)) for sample in scan.samples]
         self._kept: dict[str, Conditioning] = {}
         self._files: dict[str, list[Path]] = {}
-        self._encoders = cache_files.weights_mark(
-            config.pretrained_model_name_or_path, ("text_encoder", "text_encoder_2")
-        )
+        self._encoders = cache_files.weights_mark(config.pretrained_model_name_or_path, family.facts.folders["text"])
         if config.cache_text_encoder_outputs_to_disk:
             self._name(scan.samples)
             self._read()
@@ -365,10 +364,7 @@ class TextCache:
             self._files.setdefault(text, []).append(file)
 
     def _fingerprint(self, text: str) -> dict[str, Any]:
-        names = ("max_token_length", "weighted_captions")
-        settings = {name: getattr(self.config, name) for name in names}
-        if self.config.sdxl_text_projection != "transposed":  # files made before the option was there stay good
-            settings["sdxl_text_projection"] = self.config.sdxl_text_projection
+        settings = self.family.text_settings(self.config)
         return {"version": cache_files.VERSION, "text": text, "encoders": self._encoders, **settings}
 
     def _read(self) -> None:
@@ -376,9 +372,8 @@ class TextCache:
             found = (cache_files.load(file) for file in files)
             arrays = next((one[0] for one in found if one and one[1] == self._fingerprint(text)), None)
             if arrays is not None:
-                hidden = np.concatenate([arrays["hidden_state1"], arrays["hidden_state2"]], axis=-1)
-                pooled = torch.from_numpy(arrays["pool2"])[None] if "pool2" in arrays else None
-                self._kept[text] = Conditioning(torch.from_numpy(hidden)[None], pooled)
+                batch = {name: torch.from_numpy(array)[None] for name, array in arrays.items()}
+                self._kept[text] = self.family.from_arrays(batch)
 
     def missing(self) -> list[str]:
         """The distinct texts that `fill` would encode."""
@@ -398,11 +393,7 @@ class TextCache:
                 progress(start + len(texts), len(missing))
 
     def _write(self, text: str) -> None:
-        kept = self._kept[text]
-        hidden = _storable(kept.hidden[0])
-        arrays = {"hidden_state1": hidden[:, :FIRST_ENCODER], "hidden_state2": hidden[:, FIRST_ENCODER:]}
-        if kept.pooled is not None:
-            arrays["pool2"] = _storable(kept.pooled[0])
+        arrays = {name: _storable(batch[0]) for name, batch in self.family.to_arrays(self._kept[text]).items()}
         for file in dict.fromkeys(self._files.get(text, ())):
             cache_files.save(file, arrays, self._fingerprint(text))
 

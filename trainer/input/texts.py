@@ -10,7 +10,7 @@ import torch
 from schemas import TrainConfig
 from trainer.families import Conditioning, Family, Models
 
-KEPT = 1024  # texts; SDXL's weigh about 0.3 MB each in half precision
+KEPT = 1024  # texts; of two text encoders they weigh about 0.3 MB each in half precision
 
 
 class TextStates:

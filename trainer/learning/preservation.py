@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.adapters import Adapter
-from trainer.families import Conditioning, Sizes
+from trainer.families import Conditioning, Noised, Sizes
 
 ATTRIBUTE = "diff_output_preservation"  # in a subset's custom_attributes
 Predict = Callable[[Tensor, Tensor, Conditioning, Sizes], Tensor]
@@ -22,10 +22,9 @@ def marked(attributes: Sequence[Mapping[str, Any]]) -> list[int]:
 
 @torch.no_grad()
 def preserved(
-    wanted: Tensor, rows: list[int], adapter: Adapter, predict: Predict, noisy: Tensor, timesteps: Tensor,
-    given: tuple[Conditioning, Sizes],
-) -> Tensor:  # fmt: skip
-    """`wanted` [B,4,h,w] with what the bare model predicts in `rows`; `given` is the conditioning of the whole batch.
+    noised: Noised, rows: list[int], adapter: Adapter, predict: Predict, given: tuple[Conditioning, Sizes]
+) -> Tensor:
+    """The target [B,C,h,w] with what the bare model predicts in `rows`; `given` is the conditioning of the whole batch.
 
     The texts are those of the adapted encoders, as in the reference; unlike there it works on every family (trap T21).
     """
@@ -33,7 +32,7 @@ def preserved(
     some = Conditioning(words.hidden[rows], None if words.pooled is None else words.pooled[rows])
     theirs = Sizes(sizes.original[rows], sizes.crop[rows], sizes.target[rows])
     with adapter.switched_off():
-        bare = predict(noisy[rows], timesteps[rows], some, theirs)
-    wanted = wanted.clone()
-    wanted[rows] = bare.to(wanted)
-    return wanted
+        bare = predict(noised.latents[rows], noised.timesteps[rows], some, theirs)
+    target = noised.target.clone()
+    target[rows] = bare.to(target)
+    return target

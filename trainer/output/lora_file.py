@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from schemas.families import FAMILIES
 from schemas.files.documents import parse_json
 from schemas.files.saved_names import EMA, PEFT
 from schemas.files.textfile import CONFIG, read_text
@@ -162,7 +163,8 @@ def load_weights(
     config = read_text(beside, limit=CONFIG, what="adapter config") if beside.is_file() else None
     weights = to_kohya(tensors, targets, peft_settings(metadata, config))
     theirs = lora_family({name: tuple(tensor.shape) for name, tensor in tensors.items()}, metadata)
-    ours = family or ("sdxl" if any(target.part == "te2" for target in targets) else "sd15 or sd2")
+    two = any(target.part == "te2" for target in targets)
+    ours = family or " or ".join(name for name, one in FAMILIES.items() if ("te2" in one.text_parts) == two)
     known = {target.key for target in targets}
     known |= {key.replace("lora_", "oft_", 1) for key in known}
     matched = {name.partition(".")[0] for name in weights} & known

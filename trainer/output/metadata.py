@@ -118,6 +118,7 @@ class RunFacts:
     session_id: int
     started_at: float
     num_validation_images: int = 0
+    text_encoders: int = 1
     model: BaseFile | None = None
     vae: BaseFile | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
@@ -138,8 +139,7 @@ def build_metadata(facts: RunFacts, *, steps: int, epoch: int, finished_at: floa
 
 def _ss(facts: RunFacts) -> dict[str, Any]:
     config = facts.config
-    two = "xl" in facts.family["ss_base_model_version"]
-    text_rates = config.text_encoder_lr if two else config.text_encoder_lr[:1]  # of one encoder the first counts
+    text_rates = config.text_encoder_lr[: facts.text_encoders]  # of one encoder the first counts
     values: dict[str, Any] = {f"ss_{name}": getattr(config, name) for name in PLAIN}
     values |= {
         "ss_session_id": facts.session_id,
@@ -250,16 +250,13 @@ def _subset(facts: DatasetFacts, number: int) -> dict[str, Any]:
 
 
 def modelspec(facts: RunFacts, finished_at: float) -> dict[str, str]:
-    """The model card keys of section 12.3; unset ones are left out."""
+    """The model card keys of section 12.3, those of the family among them; unset ones are left out."""
     config = facts.config
-    resolution = parse_resolution(config.resolution) or _usual_resolution(facts)
     low, high = config.min_timestep, config.max_timestep
     card: dict[str, Any] = {
         "sai_model_spec": "1.0.1",
         "title": config.metadata_title or config.output_name or f"LoRA@{finished_at}",
-        "resolution": f"{resolution[0]}x{resolution[1]}",
         "date": datetime.datetime.fromtimestamp(finished_at).isoformat(timespec="seconds"),
-        "prediction_type": "v" if config.v_parameterization else "epsilon",
         "implementation_version": f"kohyakit/{version()}",
         "encoder_layer": config.clip_skip,
         "thumbnail": _thumbnail(config.metadata_thumbnail),
@@ -269,13 +266,6 @@ def modelspec(facts: RunFacts, finished_at: float) -> dict[str, str]:
     card |= {name: getattr(config, f"metadata_{name}") for name in MODELSPEC_TEXTS}
     found = {f"modelspec.{name}": str(value) for name, value in card.items() if value is not None}
     return found | {name: text for name, text in facts.family.items() if name.startswith("modelspec.")}
-
-
-def _usual_resolution(facts: RunFacts) -> tuple[int, int]:
-    side = 768 if facts.config.v2 and facts.config.v_parameterization else 512
-    if "xl" in facts.family.get("modelspec.architecture", ""):
-        side = 1024
-    return side, side
 
 
 def _thumbnail(place: str | None) -> str | None:

@@ -168,6 +168,7 @@ class Results:
             session_id=random.SystemRandom().getrandbits(32),
             started_at=time.time(),
             num_validation_images=len(found.validation),
+            text_encoders=len(run.family.facts.text_parts),
         )
         if not config.no_metadata:
             places = [Path(place) for place in (config.pretrained_model_name_or_path, config.vae) if place]

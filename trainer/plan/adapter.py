@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.config import TrainConfig
+from schemas.families import FAMILIES
 from schemas.network_args import SUPPORTED, with_it
 from schemas.optimizers import resolve, row_of
 from schemas.problems import Problem, errors
 from schemas.rules.arguments import network_args, network_values
 from schemas.rules.rates import rates_of, trained_parts
-from trainer.plan.modules import Layer, Shape, layers_of
+from schemas.unet import Layer, Shape
+from trainer.plan.modules import layers_of
 
 Tensors = dict[str, Shape]
 FROZEN = ("alpha", "on_input")  # saved, not trained
@@ -144,7 +146,8 @@ def _chosen(layer: Layer, preset: Preset, family: str) -> bool:
         return preset.text == "all" or (preset.text == "attention" and "self_attn" in layer.path)
     if layer.place == "end":
         kind = "conv" if len(layer.shape) == 4 else "linear"
-        return family != "sdxl" and preset.ends in ("all", kind)  # SDXL's ends have other names there
+        named = not FAMILIES[family].original_paths  # presets know the ends by diffusers' names
+        return named and preset.ends in ("all", kind)
     inside = not preset.attention or "_attn1_" in layer.path or "_attn2_" in layer.path
     return layer.place in preset.places and inside
 

@@ -10,67 +10,41 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from schemas.config import TrainConfig
+from schemas.families import FAMILIES, ModelSizes
 from schemas.files.weights import read_header
 from schemas.optimizers import TORCH, resolve, row_of, state_bytes
 from schemas.problems import ConfigError
+from schemas.unet import Layer
 from trainer.plan.adapter import saved_numbers, trained_numbers
 from trainer.plan.marks import saves
-from trainer.plan.modules import Layer, layers_of, usual
+from trainer.plan.modules import layers_of, usual
 from trainer.plan.steps import Steps
 
 CONTEXT = 600_000_000  # CUDA context, kernels and cuBLAS workspace
 WASTE = 0.04  # of everything else: the allocator's rounding and gaps
 HOST_PROCESS = 2_000_000_000  # Python, torch and CUDA libraries in one training process
 HOST_WORKER = 250_000_000  # one data-loader process beyond what it shares
-VAE = 83_653_863
+VAE = 83_653_863  # parameters of the VAE whose widest layers these are:
 VAE_PIXEL = {2: 1536, 4: 2048}  # bytes of the encoder's widest layers, by bytes per number
 GIB = 1024**3
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a family's sizes are: parameters of its models, the layers that adapters know, activation bytes.
+class Shape(ModelSizes):
+    """The sizes of one base model, and its layers; without `layers` they are those of the family's full size."""
 
-    Activation bytes are for one latent pixel (8x8 image pixels) of one picture: `kept` all of them, `marks` only what
-    gradient checkpointing keeps, `block` the largest block that it computes again; each for 2 and 4 bytes a number.
-    Without `layers` they are those of the family's full size.
-    """
-
-    unet: int
-    text: tuple[int, ...]
-    text_layers: tuple[tuple[int, int], ...]  # layers, width
-    kept: Mapping[int, int]
-    marks: Mapping[int, int]
-    block: Mapping[int, int]
-    vae: int = VAE
     layers: tuple[Layer, ...] = ()
 
-
-SD15 = Shape(
-    unet=859_520_964, text=(123_060_480,), text_layers=((12, 768),), kept={2: 306_000, 4: 452_000},
-    marks={2: 48_700, 4: 73_800}, block={2: 21_600, 4: 36_500},
-)  # fmt: skip
-SDXL = Shape(
-    unet=2_567_463_684, text=(123_060_480, 694_659_840), text_layers=((12, 768), (32, 1280)),
-    kept={2: 517_000, 4: 833_000}, marks={2: 37_800, 4: 67_200}, block={2: 14_700, 4: 18_300},
-)  # fmt: skip
-SHAPES: dict[str, Shape] = {
-    "sd15": SD15,
-    "sd2": dataclasses.replace(SD15, unet=865_910_724, text=(340_387_840,), text_layers=((23, 1024),)),
-    "sdxl": SDXL,
-}
-PREFIXES = {  # in a single file; a diffusers folder has folders of these names
-    "unet": ("model.diffusion_model.",),
-    "text": ("cond_stage_model.", "conditioner."),
-    "vae": ("first_stage_model.",),
-}
-FOLDERS = {"unet": ("unet",), "text": ("text_encoder", "text_encoder_2"), "vae": ("vae",)}
+    @classmethod
+    def usual(cls, family: str) -> Shape:
+        """The family at full size."""
+        return cls(**vars(FAMILIES[family].sizes))
 
 
 @dataclass(frozen=True)
@@ -102,8 +76,8 @@ def shape_of(family: str, model: str | None = None) -> Shape:
 
     Weights go with the square of the width, activations with the width.
     """
-    usual = SHAPES[family]
-    found = _parameters(model) if model else {}
+    usual = Shape.usual(family)
+    found = _parameters(family, model) if model else {}
 
     def ratio(part: str, of: int) -> float:
         scale = found.get(part, of) / of
@@ -114,7 +88,8 @@ def shape_of(family: str, model: str | None = None) -> Shape:
     if unet == text == vae == 1.0:
         return dataclasses.replace(usual, layers=layers)
     wide, wide_text = math.sqrt(unet), math.sqrt(text)
-    return Shape(
+    return dataclasses.replace(
+        usual,
         unet=int(usual.unet * unet),
         text=tuple(int(count * text) for count in usual.text),
         text_layers=tuple((layers, int(width * wide_text)) for layers, width in usual.text_layers),
@@ -126,16 +101,17 @@ def shape_of(family: str, model: str | None = None) -> Shape:
     )
 
 
-def _parameters(model: str) -> dict[str, int]:
+def _parameters(family: str, model: str) -> dict[str, int]:
     """Numbers in the U-Net, the text encoders and the VAE; parts whose header cannot be read are left out."""
-    place, counts = Path(model), dict.fromkeys(PREFIXES, 0)
+    place, facts = Path(model), FAMILIES[family]
+    counts: dict[str, int] = {}
     try:
         if place.is_dir():
-            for part, folders in FOLDERS.items():
+            for part, folders in facts.folders.items():
                 files = [file for folder in folders for file in _of_one_precision(place / folder)]
                 counts[part] = sum(_numbers(file, ("",)) for file in files)
         elif place.suffix.lower() == ".safetensors":
-            counts = {part: _numbers(place, prefixes) for part, prefixes in PREFIXES.items()}
+            counts = {part: _numbers(place, prefixes) for part, prefixes in facts.prefixes.items()}
     except ConfigError:
         return {}
     return {part: count for part, count in counts.items() if count}
@@ -168,7 +144,7 @@ def trains(config: TrainConfig) -> tuple[bool, bool]:
 
 def adapter_parameters(config: TrainConfig, family: str, shape: Shape | None = None) -> int:
     """Trained numbers, for every kind of network."""
-    return trained_numbers(config, family, (shape or SHAPES[family]).layers or usual(family))
+    return trained_numbers(config, family, (shape or Shape.usual(family)).layers or usual(family))
 
 
 def optimizer_bytes(config: TrainConfig) -> float:
@@ -196,7 +172,7 @@ def estimate(
 
     `processes` run on this machine, a GPU each. `shape` is that of the checkpoint, see `shape_of`.
     """
-    shape, size = shape or SHAPES[family], number_bytes(config)
+    shape, size = shape or Shape.usual(family), number_bytes(config)
     trained = adapter_parameters(config, family, shape)
     states = int(trained * optimizer_bytes(config))
     paged = (resolve(config.optimizer_type) or "").rpartition(".")[2].startswith("Paged")
@@ -226,11 +202,11 @@ def activation_bytes(
     config: TrainConfig, family: str, largest_bucket: tuple[int, int], shape: Shape | None = None
 ) -> int:
     """Bytes kept from forward to backward, gradients of the running block included."""
-    shape, size, batch = shape or SHAPES[family], number_bytes(config), config.train_batch_size
+    shape, size, batch = shape or Shape.usual(family), number_bytes(config), config.train_batch_size
     pixels = largest_bucket[0] * largest_bucket[1]
     block = shape.block[size]  # once kept, once as gradients
     of_pixel = shape.marks[size] + 2 * block if config.gradient_checkpointing else shape.kept[size] + block
-    training = of_pixel * batch * pixels // 64
+    training = of_pixel * batch * pixels // FAMILIES[family].latents.side ** 2
     if trains(config)[1] and not config.cache_text_encoder_outputs:
         tokens = batch * 77 * ((config.max_token_length or 75) // 75)
         of_layer = size if config.gradient_checkpointing else 20 * size  # of one token and one unit of width
@@ -255,7 +231,7 @@ def disk_bytes(
     of all pictures whose latents go to disk, `cached_captions` the captions whose text-encoder outputs do.
     """
     trained = adapter_parameters(config, family, shape)
-    saved = saved_numbers(config, family, (shape or SHAPES[family]).layers or usual(family))
+    saved = saved_numbers(config, family, (shape or Shape.usual(family)).layers or usual(family))
     model = saved * {"fp16": 2, "bf16": 2, "float": 4, None: adapter_bytes(config)}[config.save_precision]
     model *= 1 + bool(config.ema_decay) + config.save_peft
     state = int(trained * (adapter_bytes(config) + optimizer_bytes(config) + (4 if config.ema_decay else 0)))
@@ -268,9 +244,11 @@ def disk_bytes(
             held[name] = size
         fullest = max(fullest, there)
         there -= sum(held.pop(name, 0) for name in save.removes)
-    latents = cached_pixels // 64 * 4 * 4 * (2 if config.flip_aug else 1)  # 4 channels of float32
+    form = FAMILIES[family].latents
+    latents = cached_pixels // form.side**2 * form.channels * 4 * (2 if config.flip_aug else 1)  # of float32
     tokens = 75 * ((config.max_token_length or 75) // 75) + 2
-    texts = cached_captions * (tokens * (768 + 1280) + 1280) * 4
+    sizes = FAMILIES[family].sizes
+    texts = cached_captions * (tokens * sum(width for _, width in sizes.text_layers) + sizes.pooled) * 4
     return fullest + state + latents + texts
 
 
@@ -343,7 +321,7 @@ def _offers(config: TrainConfig, family: str) -> Iterator[tuple[str, bool, dict[
         yield "none; optimizer states are rounded to 8 bit", True, {"optimizer_type": smaller, **switch}
     if config.mixed_precision == "no":
         yield "none, steps get faster; GPUs from before 2020 need fp16 instead", True, {"mixed_precision": "bf16"}
-    if family == "sdxl" and not config.cache_text_encoder_outputs and _captions_stay(config):
+    if FAMILIES[family].caches_text and not config.cache_text_encoder_outputs and _captions_stay(config):
         values: dict[str, Any] = {"cache_text_encoder_outputs": True}
         if not config.network_train_unet_only:
             values["network_train_unet_only"] = True

@@ -15,7 +15,7 @@ from schemas.files.weights import checkpoint_family
 from trainer.adapters import merge_weights
 from trainer.families import Models, get
 from trainer.output.lora_file import load_weights
-from trainer.output.previews import decode, guided, sampler
+from trainer.output.previews import guided, images
 from trainer.toy import judge, world
 
 STEPS, GUIDANCE, BATCH = 30, 4.0, 24
@@ -45,17 +45,16 @@ def generated(
 ) -> list[Image.Image]:
     """A picture of the model's size for each caption, by Euler steps with classifier-free guidance."""
     family, config = get(models.family), TrainConfig(v_parameterization=v)
-    side = world.SIDES[models.family] // 8
+    form, process = family.facts.latents, family.noise_process(config)
+    side = world.side_of(models.family) // form.side
     pictures: list[Image.Image] = []
     for start in range(0, len(captions), BATCH):
         group = list(captions[start : start + BATCH])
         words = family.encode(models, ["" for _ in group] + group, config)
-        scheduler = sampler("euler", v_prediction=v)
-        scheduler.set_timesteps(steps)
         generator = torch.Generator().manual_seed(seed + start)
-        latents = torch.randn(len(group), 4, side, side, generator=generator) * scheduler.init_noise_sigma
-        latents = guided(models, family, scheduler, latents, words, scale)
-        pictures += decode(models.vae, latents / family.latent_scale)
+        noise = torch.randn(len(group), form.channels, side, side, generator=generator)
+        latents = process.sample(guided(models, family, words, scale), noise, sampler="euler", steps=steps)
+        pictures += images(models, family, latents)
     return pictures
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from schemas.families import FAMILIES
 from trainer.toy import drawing
 from trainer.toy.drawing import Colour
 
-SIDES = {"sd15": 64, "sdxl": 128}  # pixels at which the toy models work, by family
-SIDE = SIDES["sd15"]  # pixels at which the classifier looks at pictures
+SIDE = 64  # pixels at which the classifier looks at pictures
 SHARP = 4  # pictures are drawn that much larger and then reduced, for smooth edges
 
 TOKEN = "ohwx"  # stands for the frog in captions; no caption of the base models has it
@@ -37,6 +37,11 @@ PATTERNS = ("plain", "striped")
 SIZES = {"small": 0.22, "big": 0.31}  # radius as a share of the side
 PLACES = {"on the left": 0.32, "in the middle": 0.5, "on the right": 0.68}  # of the centre, as a share of the width
 BACKGROUNDS = tuple(drawing.LANDSCAPES)
+
+
+def side_of(family: str) -> int:
+    """Pixels at which the toy model of a family works: an eighth of its usual resolution."""
+    return FAMILIES[family].side // 8
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,6 @@ class Validation:
         due = {"step": self.due_at_step(step), "epoch": self.due_at_epoch(epoch)}
         return [when for when, asked in due.items() if asked]
 
-    def timesteps(self) -> list[int]:
-        """The four inner ones of six even points from min_timestep to max_timestep."""
-        low = self.config.min_timestep or 0
-        high = 1000 if self.config.max_timestep is None else self.config.max_timestep
-        return [low + (high - low) * number // 5 for number in range(1, 5)]
-
     @torch.no_grad()
     def measure(self, run: Run, due: Sequence[str], progress: Progress, log: StepLog | None = None) -> float:
         """The mean loss over the held-out batches and timesteps; a fresh mean each time (trap T46).
@@ -67,7 +61,7 @@ class Validation:
         losses: list[torch.Tensor] = []
         with run.optimizer.averaged(), undisturbed([run.models.unet, *run.models.text_encoders]):
             for batch in itertools.islice(self.loader.epoch(1), self.config.max_validation_steps):
-                for timestep in self.timesteps():
+                for timestep in run.process.held_out():
                     torch.manual_seed(seed)
                     random.seed(seed)
                     losses.append(run.batch_loss(batch, run.caches.held.texts, timestep))

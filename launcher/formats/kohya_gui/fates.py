@@ -11,6 +11,7 @@ from launcher.formats.kohya_gui.entries import NOISE, Entry, free_words
 from launcher.formats.kohya_gui.form import Form
 from launcher.formats.kohya_gui.networks import key_of, pairs_of, users_of
 from launcher.formats.kohya_gui.table import Key, clean, hidden, keys, read_key, unset
+from launcher.formats.registry import Keys
 from schemas.config import table as options
 from schemas.problems import Problem, Severity
 from schemas.terminal import shell_word
@@ -360,3 +361,22 @@ class Judge:
     def _run_name(self, key: Key) -> Fate:
         why = None if self.form["wandb_run_name"] else "empty: the output name"
         return Fate("used" if why is None else "default", "wandb_run_name", self.effective("wandb_run_name"), why)
+
+
+def documented() -> Keys:
+    """The form's keys for the page of formats."""
+    from launcher.formats import sd_scripts
+
+    found = Keys()
+    for key in keys().values():
+        if key.tab:
+            found.idle[key.name] = f"a key of the {key.tab} tab"
+        elif key.retired:
+            found.idle[key.name] = f"retired in {key.retired}" + (f"; now {key.renamed_to}" if key.renamed_to else "")
+        elif key.only and not {"sd", "sdxl"} & set(key.only):
+            found.idle[key.name] = f"for {' and '.join(key.only)} only"
+        elif key.name in NEVER_SENT or key.name in sd_scripts.LEFTOVERS:
+            found.idle[key.name] = NEVER_SENT.get(key.name) or sd_scripts.LEFTOVERS[key.name]
+        else:
+            found.add(key.name, key.argument or key.name)
+    return found

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from launcher.formats.registry import Vocabulary
 from schemas.argument import with_point
 from schemas.config import table as options
 from schemas.problems import Severity, nearest
@@ -239,3 +240,19 @@ def hidden(name: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         return {inner: hidden(str(inner), item) for inner, item in value.items()}
     return value
+
+
+def vocabulary() -> Vocabulary:
+    """What `explain` knows of the form's keys."""
+    rows = keys().values()
+    # of several keys of one argument the one of its name counts, else the first
+    current = sorted((row for row in rows if row.current and row.argument), key=lambda row: row.name != row.argument)
+    meanings = {
+        row.name: {
+            "meaning": row.meaning(), "type": row.type, "default": row.default, "choices": list(row.choices),
+            "since": row.since, "retired": row.retired, "renamed_to": row.renamed_to,
+        }
+        for row in rows
+    }  # fmt: skip
+    arguments = {row.name: row.argument for row in rows if row.argument}
+    return Vocabulary(arguments, meanings, defaults={str(row.argument): row.default for row in reversed(current)})

@@ -15,7 +15,7 @@ from schemas.derive import add_flags
 from schemas.optimizers import OPTIMIZERS, resolve
 from schemas.problems import ConfigError
 from schemas.rules import RULES, UNSUPPORTED, WITHOUT_EFFECT, check
-from schemas.rules.model import text_projection_of_sdxl
+from schemas.rules.model import text_projection_of_a_plan
 from tests.schemas.rules.sound import SOUND
 
 
@@ -293,7 +293,7 @@ def test_a_schedule_free_optimizer_with_a_warmup_is_not_refused() -> None:
 @pytest.mark.parametrize("reading", ["transposed", "as_stored"])
 def test_how_sdxls_text_projection_is_read_is_said_once(reading: str) -> None:
     config = TrainConfig(**{**SOUND, "pretrained_model_name_or_path": "xl.safetensors"}, sdxl_text_projection=reading)
-    (found,) = text_projection_of_sdxl(config, "sdxl")
+    (found,) = text_projection_of_a_plan(config, "sdxl")
     code = "text-projection" if reading == "transposed" else "text-projection-as-stored"
     assert (found.code, found.severity) == (code, "note")
     assert ("as_stored" in str(found.fix)) == (reading == "transposed")
@@ -302,5 +302,5 @@ def test_how_sdxls_text_projection_is_read_is_said_once(reading: str) -> None:
 def test_a_folder_of_sdxl_has_one_reading() -> None:
     folder = {**SOUND, "pretrained_model_name_or_path": "stabilityai/sdxl"}
     assert ("no-effect", "sdxl_text_projection") in codes("sdxl", **folder, sdxl_text_projection="as_stored")
-    assert not [*text_projection_of_sdxl(TrainConfig(**folder), "sdxl")]
-    assert not [*text_projection_of_sdxl(TrainConfig(**SOUND), "sd15")]
+    assert not [*text_projection_of_a_plan(TrainConfig(**folder), "sdxl")]
+    assert not [*text_projection_of_a_plan(TrainConfig(**SOUND), "sd15")]

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from schemas import ConfigError
-from trainer.families import NAMES, Conditioning, get
+from schemas.families import FAMILIES
+from trainer.families import Conditioning, get
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_answers_to_its_name(name):
-    assert get(name).name == name
+    assert get(name).facts is FAMILIES[name]
 
 
 def test_unknown_family_names_the_known_ones():
@@ -18,7 +19,7 @@ def test_unknown_family_names_the_known_ones():
 
 
 def test_latent_scales_are_the_references():
-    assert [get(name).latent_scale for name in NAMES] == [0.18215, 0.18215, 0.13025]
+    assert [get(name).facts.latents.scale for name in ("sd15", "sd2", "sdxl")] == [0.18215, 0.18215, 0.13025]
 
 
 def test_conditioning_is_stacked_and_moved():

@@ -5,12 +5,12 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.random_checkpoint import main
+from schemas.families import FAMILIES
 from schemas.files.weights import checkpoint_family, read_header
-from trainer.families import NAMES
 from trainer.families.random_checkpoint import spread, write
 
 
-@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_command_writes_a_checkpoint_of_the_family(tmp_path, family):
     file = tmp_path / "m.safetensors"
     assert main(["--family", family, "--tiny", "--dtype", "bf16", str(file)]) == 0

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from schemas.families import FAMILIES
 from trainer.families import Models, architecture, get, single_file
-from trainer.families.unet import block_index, joined
+from trainer.families.unet import joined
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -91,11 +92,9 @@ def test_text_keys_have_the_text_model_level_whatever_the_class_has(full):
 
 
 def test_block_index_of_each_side():
-    assert [block_index(path, (1, 10, 13)) for path in ("input_blocks.8.1", "middle_block.2", "output_blocks.8.0")] == [
-        9,
-        12,
-        21,
-    ]
+    paths = ("input_blocks_8_1", "middle_block_2_in_layers_2", "output_blocks_8_0", "out_2")
+    assert [FAMILIES["sdxl"].network.block(path) for path in paths] == [9, 12, 21, None]
+    assert [FAMILIES["sd15"].network.block(path) for path in paths] == [8, 12, 21, None]
 
 
 def test_windows_are_joined_without_inner_ends():
