@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.about.convert import Written, arguments
 from launcher.check.resolve import Resolved
-from launcher.formats.base import Draft, Fate, Setting
+from launcher.formats.base import DraftBuilder, Fate, Setting
 from launcher.formats.registry import Format, Keys, Vocabulary
 from schemas.problems import Problem, error, nearest
 
@@ -28,8 +28,8 @@ def recognises(text: str, file: str | None) -> bool:
     return text.startswith("#recipe")
 
 
-def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
-    draft, document = Draft("recipe"), dict[str, Any]()
+def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> DraftBuilder:
+    draft, document = DraftBuilder("recipe"), dict[str, Any]()
     for number, line in enumerate(text.splitlines(), 1):
         key, _, value = line.partition(" ")
         if not key or key.startswith("#"):

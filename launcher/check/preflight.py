@@ -60,7 +60,7 @@ def check_file(resolved: Resolved) -> Checked:
         elif problem.code == "missing-option" and problem.key in LEFT_OPEN:
             problem = replace(problem, severity="note")  # a file to be shared leaves its reader's own places open
         problems.append(resolved.placed(problem))
-        _idle(resolved, problems[-1])
+        resolved = _idle(resolved, problems[-1])
     model, family_found, found = base_model(resolved)
     found = [replace(one, severity="note") if one.code == "not-downloaded" else one for one in found]
     found += results(model, family_found or family)
@@ -68,11 +68,12 @@ def check_file(resolved: Resolved) -> Checked:
     return Checked(resolved, family or family_found, unique(problems))
 
 
-def _idle(resolved: Resolved, problem: Problem) -> None:
+def _idle(resolved: Resolved, problem: Problem) -> Resolved:
     """A key that a rule between options leaves without effect has that fate."""
     keys, name = resolved.draft.keys, problem.key or ""
     if problem.code == "no-effect" and name in keys and keys[name].status in ("used", "renamed"):
-        keys[name] = replace(keys[name], status="no-effect", why=problem.must)
+        return resolved.fated(name, replace(keys[name], status="no-effect", why=problem.must))
+    return resolved
 
 
 def rules_say(resolved: Resolved, family: str | None) -> list[Problem]:
@@ -142,7 +143,7 @@ def effective(resolved: Resolved) -> tuple[Resolved, list[Problem]]:
         key = setting.key if setting else None
         fate = resolved.draft.keys.get(key or "")
         if key is not None and fate is not None and fate.argument == rewrite.argument:
-            resolved.draft.keys[key] = replace(fate, value=rewrite.after, why=rewrite.why)
+            resolved = resolved.fated(key, replace(fate, value=rewrite.after, why=rewrite.why))
         must = f"trains as {rewrite.after!r}: {rewrite.why}"
         found = Problem(code="rewritten", key=rewrite.argument, got=rewrite.before, must=must, severity="note")
         problems.append(resolved.placed(found))

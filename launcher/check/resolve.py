@@ -47,6 +47,10 @@ class Resolved:
         settings = {**self.settings, argument: Setting(value, origin, key)}
         return replace(self, config=replace(self.config, **{argument: value}), settings=settings)
 
+    def fated(self, key: str, fate: Fate) -> Resolved:
+        """The same with another fate of one key of the file."""
+        return replace(self, draft=replace(self.draft, keys={**self.draft.keys, key: fate}))
+
     def placed(self, problem: Problem) -> Problem:
         """`problem` about an argument, said of the key and line of the file that it came from."""
         if problem.key is None:
@@ -125,13 +129,14 @@ def resolve(file: str, sets: Mapping[str, str] | None = None, *, format: str | N
     overrides = {name: value for name, value in sets.items() if not _is_argument(name, value)}
     typed = {name: value for name, value in sets.items() if name in overrides or name in SHAPING}
     draft = formats.read(path, {name: value for name, value in typed.items() if name not in ACCELERATE}, format)
-    if origin == "preset":
-        draft.arguments = {
-            name: replace(value, origin="preset") if value.origin == "file" else value
-            for name, value in draft.arguments.items()
-        }
-    draft.problems = standing(draft, sets, draft.problems)
-    _refuse_unknown(overrides, draft)
+    arguments = {
+        name: replace(value, origin=origin) if value.origin == "file" else value
+        for name, value in draft.arguments.items()
+    }
+    said = _refuse_unknown(overrides, draft)
+    launch = {name: value for name, value in overrides.items() if name in ACCELERATE}
+    problems = (*standing(draft, sets, draft.problems), *said)
+    draft = replace(draft, arguments=arguments, problems=problems, accelerate={**draft.accelerate, **launch})
     return settle(draft, sets)
 
 
@@ -162,14 +167,16 @@ def _is_argument(name: str, value: str) -> bool:
     return True
 
 
-def _refuse_unknown(overrides: Mapping[str, str], draft: Draft) -> None:
+def _refuse_unknown(overrides: Mapping[str, str], draft: Draft) -> list[Problem]:
+    """Warnings of --set words that change nothing; UsageError for those that nobody knows."""
+    said: list[Problem] = []
     known = [*table(), *draft.keys, *ACCELERATE]
     wrong = []
     for name, value in overrides.items():
         fate = draft.keys.get(name)
         if name in ACCELERATE:
-            draft.accelerate[name] = value
-        elif name in LENGTHS and draft.format not in FORMS:
+            continue
+        if name in LENGTHS and draft.format not in FORMS:
             wrong.append(f"--set {name}={value}: must be at least 1 here; only a Kohya form counts the steps itself")
         elif name in table() and name not in LENGTHS and (fate is None or fate.status in ("unknown", "no-effect")):
             wrong.append(f"--set {name}={value}: must be true or false")
@@ -178,27 +185,32 @@ def _refuse_unknown(overrides: Mapping[str, str], draft: Draft) -> None:
             wrong.append(f"--set {name}: no such option" + (f", did you mean {guess}?" if guess else ""))
         elif fate.status == "no-effect":
             why = f"--set {name} changes nothing: {fate.why}"
-            draft.problems.append(Problem(code="no-effect", must=why, severity="warning", key=name, got=value))
+            said.append(Problem(code="no-effect", must=why, severity="warning", key=name, got=value))
     if wrong:
         raise UsageError("\n".join(wrong))
+    return said
 
 
 def settle(draft: Draft, sets: Mapping[str, str] | None = None) -> Resolved:
     """The frozen config of a draft with --set words laid over its arguments."""
-    settings = dict(draft.arguments)
+    settings, fates = dict(draft.arguments), dict(draft.keys)
     problems = list(draft.problems)
     for name, text in (sets or {}).items():
         if not _is_argument(name, text) or (text == "" and name in LENGTHS and draft.gui_steps is not None):
             continue
         before = settings.get(name)
         settings[name] = Setting(table()[name].default if text == "" else text, "--set", None)
-        if before is not None and before.origin != "--set" and before.key in draft.keys:
-            draft.keys[before.key] = Fate("no-effect", name, None, f"replaced by --set {name}")
-    problems += _length(draft, settings) + _secret_texts(settings)
-    if settings.get("sample_prompts") and settings["sample_prompts"].origin == "--set":
-        draft.prompts = None
-    if settings.get("dataset_config") and settings["dataset_config"].origin == "--set":
-        draft.datasets = None
+        if before is not None and before.origin != "--set" and before.key in fates:
+            fates[before.key] = Fate("no-effect", name, None, f"replaced by --set {name}")
+    given = {name for name, setting in settings.items() if setting.origin == "--set"}
+    problems += _length(settings, fates) + _secret_texts(settings)
+    draft = replace(
+        draft,
+        keys=fates,
+        gui_steps=None if given & set(LENGTHS) else draft.gui_steps,
+        prompts=None if "sample_prompts" in given else draft.prompts,
+        datasets=None if "dataset_config" in given else draft.datasets,
+    )
     config, found = _config(settings)
     resolved = Resolved(draft, config, settings, (), dict(sets or {}))
     found = [one for one in found if one.code != "unusual-spelling" or settings[one.key or ""].origin != "--set"]
@@ -243,22 +255,16 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _length(draft: Draft, settings: dict[str, Setting]) -> list[Problem]:
+def _length(settings: dict[str, Setting], fates: dict[str, Fate]) -> list[Problem]:
     """A length given by --set beats every other statement of length in the file."""
-    given = {
-        name
-        for name in ("max_train_steps", "max_train_epochs")
-        if name in settings and settings[name].origin == "--set"
-    }
-    if given:
-        draft.gui_steps = None
+    given = {name for name in LENGTHS if name in settings and settings[name].origin == "--set"}
     if given != {"max_train_steps"} or settings.get("max_train_epochs", Setting(None)).value in (None, "", 0):
         return []
     dropped = settings.pop("max_train_epochs")
     said = f"is left out: --set max_train_steps={settings['max_train_steps'].value} gives the length"
     key = dropped.key or "max_train_epochs"
-    if key in draft.keys:
-        draft.keys[key] = Fate("no-effect", "max_train_epochs", None, said)
+    if key in fates:
+        fates[key] = Fate("no-effect", "max_train_epochs", None, said)
     return [Problem(code="length-replaced", must=said, severity="note", key=key, got=dropped.value)]
 
 

@@ -9,15 +9,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.formats.base import Draft
+from launcher.formats.base import Draft, DraftBuilder
 from launcher.formats.recognise import recognise
 from launcher.formats.registry import FORMATS, Format, having, register
 from schemas.files import textfile
 from schemas.problems import ConfigError, Problem, error
 
-__all__ = ["FORMATS", "Draft", "Format", "decode", "read", "read_text", "readable", "recognise", "register"]
+__all__ = [
+    "FORMATS",
+    "Draft",
+    "DraftBuilder",
+    "Format",
+    "decode",
+    "read",
+    "read_text",
+    "readable",
+    "recognise",
+    "register",
+]
 
-Reader = Callable[..., Draft]
+Reader = Callable[..., DraftBuilder]
 
 
 def readable() -> list[str]:
@@ -45,15 +56,14 @@ def read(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = Non
     if format == "lora" or (format is None and (suffix == ".safetensors" or _is_safetensors(data))):
         from launcher.formats import lora_header
 
-        return lora_header.read_file(file, overrides=overrides or {})
+        return lora_header.read_file(file, overrides=overrides or {}).build()
     try:
         text, said = decode(data)
     except ConfigError as fault:
         raise ConfigError([_placed(problem, file) for problem in fault.problems]) from None
     draft = read_text(text, format, file, overrides)
-    if said:
-        draft.problems.insert(0, Problem(code="text-encoding", severity="note", must=said, file=file))
-    return draft
+    notes = [Problem(code="text-encoding", severity="note", must=said, file=file)] if said else []
+    return dataclasses.replace(draft, problems=(*notes, *draft.problems))
 
 
 def read_text(text: str, format: str | None, file: str, overrides: Mapping[str, Any] | None = None) -> Draft:
@@ -62,19 +72,19 @@ def read_text(text: str, format: str | None, file: str, overrides: Mapping[str, 
         if not text.strip():
             raise error("empty-file", "is empty", fix="choose the right file")
         name = format or recognise(text, file)
-        draft = _reader(name, text, file)(text, file=file, overrides=dict(overrides or {}))
+        reading = _reader(name, text, file)(text, file=file, overrides=dict(overrides or {}))
     except RecursionError:
         raise error(
             "unknown-format", "is nested too deeply for a config", file=file, fix="choose the right file"
         ) from None
     except ConfigError as fault:
         raise ConfigError([_placed(problem, file) for problem in fault.problems]) from None
-    draft.format, draft.file = name, file
-    draft.problems += _mostly_unknown(draft)
-    return draft
+    reading.format, reading.file = name, file
+    reading.problems += _mostly_unknown(reading)
+    return reading.build()
 
 
-def _mostly_unknown(draft: Draft) -> list[Problem]:
+def _mostly_unknown(draft: DraftBuilder) -> list[Problem]:
     """A file of which more keys are unknown than known is another program's, or none at all: never "ok"."""
     fates = {name: fate.status for name, fate in draft.keys.items() if fate.status != "gui-only"}
     strange = [name for name, status in fates.items() if status == "unknown"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Any, Literal
 
 from schemas.problems import Problem, nearest
@@ -12,6 +13,7 @@ Kind = Literal["lora", "dreambooth", "finetune", "textual-inversion"]
 Status = Literal["used", "default", "renamed", "no-effect", "gui-only", "unknown", "other-family"]
 Origin = Literal["file", "preset", "--set", "default", "computed", "adapted"]
 MOST_GUESSES, LONGEST_NAME = 100, 100
+MAPPINGS = ("arguments", "keys", "lines", "accelerate", "carry")
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,42 @@ class GuiSteps:
     epoch: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Draft:
-    """A file as its reader understood it, before --set, disk and machine have their say.
+    """A file as its reader understood it, before --set, disk and machine have their say. Nothing changes it.
 
     `arguments` hold sd-scripts names; a name that is absent has the trainer's default. `accelerate` holds the launch
     words by option name without dashes (`num_processes`, ...). `prompts` is prompt text that the file carries itself.
     `datasets` is a dataset_config document where the format describes data itself. `carry` keeps what only the
     format's own writer needs. `document` is the parsed file as the format's JSON Schema describes it, where it has one.
     """
+
+    format: str
+    file: str | None = None
+    family: str | None = None
+    kind: Kind = "lora"
+    arguments: Mapping[str, Setting] = field(default_factory=dict)
+    keys: Mapping[str, Fate] = field(default_factory=dict)
+    lines: Mapping[str, int] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    accelerate: Mapping[str, Any] = field(default_factory=dict)
+    gui_steps: GuiSteps | None = None
+    prompts: str | None = None
+    datasets: Mapping[str, Any] | None = None
+    carry: Mapping[str, Any] = field(default_factory=dict)
+    document: Any = field(default=None, repr=False)
+
+    def builder(self) -> DraftBuilder:
+        """A copy that can be written to, from which another draft is made."""
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        return DraftBuilder(
+            **given | {name: dict(given[name]) for name in MAPPINGS} | {"problems": list(self.problems)}
+        )
+
+
+@dataclass
+class DraftBuilder:
+    """A draft while its reader writes it: the fields of Draft, open."""
 
     format: str
     file: str | None = None
@@ -69,6 +98,12 @@ class Draft:
     carry: dict[str, Any] = field(default_factory=dict)
     document: Any = field(default=None, repr=False)
     guesses: int = 0
+
+    def build(self) -> Draft:
+        """What was read, closed."""
+        given = {one.name: getattr(self, one.name) for one in fields(Draft)}
+        closed = {name: MappingProxyType(dict(given[name])) for name in MAPPINGS}
+        return Draft(**given | closed | {"problems": tuple(self.problems)})
 
     def guess(self, name: str, known: Iterable[str]) -> str | None:
         """The known name most like `name`; a file with very many strange names is not puzzled over for ever."""

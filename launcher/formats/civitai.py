@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.formats import civitai_text, sd_scripts
-from launcher.formats.base import Draft, Fate, Setting
+from launcher.formats.base import DraftBuilder, Fate, Setting
 from launcher.formats.registry import Keys, Vocabulary
 from schemas.config import table
 from schemas.files.documents import parse_json
@@ -92,7 +92,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 
-def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
+def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> DraftBuilder:
     """The draft of a training JSON, however pasted. `overrides` are keys of the JSON laid over it."""
     mended = civitai_text.parse(text, file)
     params, outer = _unwrap(mended.values)
@@ -100,7 +100,7 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
         **params,
         **{key: _literal(value) for key, value in (overrides or {}).items() if key in ORDER or key in NOT_ARGUMENTS},
     }
-    draft = Draft(format="civitai", file=file, problems=mended.problems)
+    draft = DraftBuilder(format="civitai", file=file, problems=mended.problems)
     draft.document = {key: value for key, value in _unwrap(mended.values)[0].items() if value not in (None, "")}
     draft.lines = {key: line for key, line in mended.lines.items() if key in params or key in outer}
     for key in outer:
@@ -142,7 +142,7 @@ def _literal(value: Any) -> Any:
         return value
 
 
-def _family(params: Mapping[str, Any], outer: Mapping[str, Any], draft: Draft) -> str | None:
+def _family(params: Mapping[str, Any], outer: Mapping[str, Any], draft: DraftBuilder) -> str | None:
     for source in (outer, params):
         for key in ("baseModel", "baseModelType", "ecosystem"):
             found = BASES.get(str(source.get(key) or "").lower())
@@ -155,7 +155,7 @@ def _family(params: Mapping[str, Any], outer: Mapping[str, Any], draft: Draft) -
     return None
 
 
-def _length_of_ai_toolkit(params: dict[str, Any], draft: Draft) -> None:
+def _length_of_ai_toolkit(params: dict[str, Any], draft: DraftBuilder) -> None:
     """With `steps` that is the length and epochs the number of copies; without it epochs are passes."""
     steps = params.get("steps")
     if isinstance(steps, (int, float)) and steps > 0:
@@ -176,7 +176,7 @@ def _length_of_ai_toolkit(params: dict[str, Any], draft: Draft) -> None:
         draft.arguments["network_train_unet_only"] = Setting(not trains, "file", "trainTextEncoder")
 
 
-def _key(draft: Draft, key: str, value: Any, params: Mapping[str, Any]) -> None:
+def _key(draft: DraftBuilder, key: str, value: Any, params: Mapping[str, Any]) -> None:
     name = AI_TOOLKIT.get(key, key)
     argument = ARGUMENTS.get(name)
     if key in NOT_ARGUMENTS:
@@ -210,7 +210,7 @@ def _key(draft: Draft, key: str, value: Any, params: Mapping[str, Any]) -> None:
     _range(draft, key, name, value)
 
 
-def _argument(draft: Draft, key: str, name: str, argument: str, value: Any, params: Mapping[str, Any]) -> None:
+def _argument(draft: DraftBuilder, key: str, name: str, argument: str, value: Any, params: Mapping[str, Any]) -> None:
     """One key with an argument: the conversions of the dialect."""
     off = {"clipSkip": "0 is unset", "minSnrGamma": "0 is off", "noiseOffset": "0 is off"}
     if name in off and value in (0, 0.0):
@@ -242,13 +242,13 @@ def _argument(draft: Draft, key: str, name: str, argument: str, value: Any, para
     draft.arguments[argument] = Setting(value, "file", key)
 
 
-def _range(draft: Draft, key: str, name: str, value: Any) -> None:
+def _range(draft: DraftBuilder, key: str, name: str, value: Any) -> None:
     low, high = RANGES.get(name, (-math.inf, math.inf))
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not low <= value <= high:
         _problem(draft, "outside-range", key, value, f"lies outside what the site offers ({low} to {high})")
 
 
-def _unknown(draft: Draft, key: str, value: Any, params: Mapping[str, Any]) -> None:
+def _unknown(draft: DraftBuilder, key: str, value: Any, params: Mapping[str, Any]) -> None:
     """An unknown key; a scheduler's name under it is a guess worth offering, not applying."""
     fix = f"remove {key}"
     guess = draft.guess(key, ARGUMENTS)
@@ -260,7 +260,7 @@ def _unknown(draft: Draft, key: str, value: Any, params: Mapping[str, Any]) -> N
     _problem(draft, "unknown-key", key, value, "is not a key of CivitAI's trainer and is passed over", fix=fix)
 
 
-def _optimizer_arguments(draft: Draft, params: Mapping[str, Any], engine: str) -> None:
+def _optimizer_arguments(draft: DraftBuilder, params: Mapping[str, Any], engine: str) -> None:
     """The arguments that the site uses but does not show (not stored since 2024-03)."""
     chosen = draft.arguments.get("optimizer_type")
     if chosen is None or params.get("optimizerArgs") is not None or engine != "kohya":
@@ -281,7 +281,7 @@ def _optimizer_arguments(draft: Draft, params: Mapping[str, Any], engine: str) -
         _problem(draft, "prodigy-rate", "unetLR", rate, "the site trains Prodigy with 1", fix="--set unetLR=1")
 
 
-def _unsaid(draft: Draft, params: Mapping[str, Any]) -> None:
+def _unsaid(draft: DraftBuilder, params: Mapping[str, Any]) -> None:
     """What the site's worker settles without a key: the LoRA module, .txt captions, room for wide buckets."""
     draft.arguments.setdefault("network_module", Setting("networks.lora", "default", None))
     draft.arguments["caption_extension"] = Setting(".txt", "default", None)
@@ -298,7 +298,7 @@ def images(steps: int, batch: int, repeats: int, epochs: int) -> list[int]:
     return [n for n in near if math.ceil(n * repeats * epochs / batch) == steps]
 
 
-def _images(draft: Draft, params: Mapping[str, Any]) -> None:
+def _images(draft: DraftBuilder, params: Mapping[str, Any]) -> None:
     values = [params.get(key) for key in ("targetSteps", "trainBatchSize", "numRepeats", "maxTrainEpochs")]
     values[2] = 200 if values[2] is None else values[2]
     if not all(isinstance(value, int) and 0 < value < 10**9 for value in values):
@@ -318,7 +318,7 @@ def _images(draft: Draft, params: Mapping[str, Any]) -> None:
 
 
 def _problem(
-    draft: Draft, code: str, key: str, got: Any, must: str, *, severity: Any = "warning", fix: str | None = None
+    draft: DraftBuilder, code: str, key: str, got: Any, must: str, *, severity: Any = "warning", fix: str | None = None
 ) -> None:
     draft.problems.append(
         Problem(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.formats import sd_scripts
-from launcher.formats.base import Draft, Kind
+from launcher.formats.base import DraftBuilder, Kind
 from launcher.formats.scripts import bash, cmd, powershell
 from launcher.formats.scripts.state import Command, Doubt, State, Unreadable, Word, merged
 from schemas.config import Option, table
@@ -78,9 +78,9 @@ def is_command_line(text: str, file: str | None = None) -> bool:
     return len(flags & set(table())) >= 2 and not re.search(r"^\s*[a-z_]\w*\s*=\s", code, re.M)
 
 
-def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
+def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> DraftBuilder:
     """The draft of the training command in `text`. `overrides` are ignored: this format has no keys of its own."""
-    draft = Draft(format="sd-scripts", file=file)
+    draft = DraftBuilder(format="sd-scripts", file=file)
     commands = _commands(text, draft)
     training = [command for command in commands if _script(command.words) is not None]
     if not training and shell_of(text, file) is None:
@@ -133,7 +133,7 @@ def shell_of(text: str, file: str | None = None) -> str | None:
     return next((shell for shell, sign in SIGNS if sign.search(text)), None)
 
 
-def _commands(text: str, draft: Draft) -> list[Command]:
+def _commands(text: str, draft: DraftBuilder) -> list[Command]:
     """The commands of a script as its shell would run them, or of a pasted text."""
     reader = READERS.get(shell_of(text, draft.file) or "")
     if reader is not None:
@@ -161,7 +161,7 @@ def _with_doubts(words: list[Word]) -> list[Word]:
     ]
 
 
-def _name_doubts(draft: Draft, command: Command) -> None:
+def _name_doubts(draft: DraftBuilder, command: Command) -> None:
     """What only running the script decides is an error each, named at its place."""
     for doubt in merged([command.doubts, *(word.doubts for word in command.words)])[:MOST_DOUBTS]:
         _add(
@@ -182,7 +182,7 @@ def _without_secrets(got: str) -> str:
     return re.sub(r"[^\s=!<>\[\](){}*]+", lambda word: word[0] if NOT_A_VALUE.match(word[0]) else "***", got)
 
 
-def _lost_backslashes(draft: Draft, words: Sequence[Word]) -> None:
+def _lost_backslashes(draft: DraftBuilder, words: Sequence[Word]) -> None:
     """bash drops the backslashes of a Windows path without quotes; what is left is no path that anybody meant."""
     for word in words:
         if re.match(r"(--\w+=)?[A-Za-z]:[\w.]", word.text):
@@ -197,7 +197,7 @@ def _lost_backslashes(draft: Draft, words: Sequence[Word]) -> None:
             )
 
 
-def _lost_options(draft: Draft, commands: list[Command]) -> None:
+def _lost_options(draft: DraftBuilder, commands: list[Command]) -> None:
     """Options that begin a line of their own, which the shell takes for a command."""
     for command in commands:
         first = command.words[0]
@@ -212,7 +212,7 @@ def _lost_options(draft: Draft, commands: list[Command]) -> None:
             )
 
 
-def _add(draft: Draft, code: str, must: str, **facts: Any) -> None:
+def _add(draft: DraftBuilder, code: str, must: str, **facts: Any) -> None:
     draft.problems.append(Problem(code=code, must=must, file=draft.file, **facts))
 
 
@@ -332,7 +332,7 @@ def _accelerate(words: Sequence[Word]) -> dict[str, Any]:
     return found
 
 
-def _parse(draft: Draft, words: Sequence[Word]) -> None:
+def _parse(draft: DraftBuilder, words: Sequence[Word]) -> None:
     """Options as argparse takes them: --name value, --name=value, unambiguous beginnings, lists, the last one wins."""
     place = 0
     while place < len(words):
@@ -369,7 +369,7 @@ def _parse(draft: Draft, words: Sequence[Word]) -> None:
         _file(draft, option, name, values, word.line)
 
 
-def _file(draft: Draft, option: Option | None, name: str, values: list[str], line: int) -> None:
+def _file(draft: DraftBuilder, option: Option | None, name: str, values: list[str], line: int) -> None:
     if option is not None and option.kind is not bool and not option.many and not values:
         draft.problems.append(
             Problem(
@@ -385,7 +385,7 @@ def _is_option(text: str) -> bool:
     return text.startswith("--") or (text.startswith("-") and not re.match(r"-\.?\d", text) and len(text) > 1)
 
 
-def _full_name(draft: Draft, given: str, line: int) -> str:
+def _full_name(draft: DraftBuilder, given: str, line: int) -> str:
     options = table()
     if given in options:
         return given
@@ -412,7 +412,7 @@ def _beginning_with(given: str) -> tuple[str, ...]:
     return tuple(name for name, option in table().items() if name.startswith(given) and not option.kit)
 
 
-def _config_file(draft: Draft) -> None:
+def _config_file(draft: DraftBuilder) -> None:
     """Lays the command line over the TOML that it names, as sd-scripts does."""
     named = draft.arguments.pop("config_file", None)
     if named is None:

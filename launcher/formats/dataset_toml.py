@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.formats import json_text, toml_text
-from launcher.formats.base import Draft, Fate
+from launcher.formats.base import DraftBuilder, Fate
 from launcher.formats.registry import Keys
 from schemas.problems import Problem
 
@@ -27,9 +27,9 @@ DATASET = (
 SUBSET = ("image_dir", "is_reg", "alpha_mask", "metadata_file", "conditioning_data_dir")
 
 
-def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
-    """The draft of a dataset file: `Draft.datasets` is the document. `overrides` are ignored."""
-    draft = Draft(format="dataset", file=file)
+def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> DraftBuilder:
+    """The draft of a dataset file: `DraftBuilder.datasets` is the document. `overrides` are ignored."""
+    draft = DraftBuilder(format="dataset", file=file)
     if text.lstrip().startswith("{"):
         values = json_text.parse(text, file)
     else:
@@ -41,7 +41,7 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
     return draft
 
 
-def judge(draft: Draft, values: Mapping[str, Any], prefix: str = "") -> None:
+def judge(draft: DraftBuilder, values: Mapping[str, Any], prefix: str = "") -> None:
     """A fate for every key of a dataset document, by its dotted path."""
     for name, value in values.items():
         path = f"{prefix}{name}"
@@ -58,7 +58,7 @@ def judge(draft: Draft, values: Mapping[str, Any], prefix: str = "") -> None:
             _unknown(draft, path, name, ("general", "datasets"))
 
 
-def _dataset(draft: Draft, path: str, dataset: Any) -> None:
+def _dataset(draft: DraftBuilder, path: str, dataset: Any) -> None:
     if not isinstance(dataset, Mapping):
         draft.problems.append(
             Problem(
@@ -90,7 +90,7 @@ def _dataset(draft: Draft, path: str, dataset: Any) -> None:
         )
 
 
-def _table(draft: Draft, path: str, values: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def _table(draft: DraftBuilder, path: str, values: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for name, value in values.items():
         if name in known:
             draft.keys[f"{path}.{name}"] = Fate("used", None, value)
@@ -98,7 +98,7 @@ def _table(draft: Draft, path: str, values: Mapping[str, Any], known: tuple[str,
             _unknown(draft, f"{path}.{name}", name, known)
 
 
-def _unknown(draft: Draft, path: str, name: str, known: tuple[str, ...]) -> None:
+def _unknown(draft: DraftBuilder, path: str, name: str, known: tuple[str, ...]) -> None:
     """The reference refuses any key that its schema does not hold; so an error."""
     places = {"general": (*CAPTIONS, *DATASET), "a dataset": (*CAPTIONS, *DATASET), "a subset": (*CAPTIONS, *SUBSET)}
     right = [place for place, names in places.items() if name in names]

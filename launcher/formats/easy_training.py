@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.formats import dataset_toml, json_text, sd_scripts, toml_text
-from launcher.formats.base import Draft, Fate, Setting
+from launcher.formats.base import DraftBuilder, Fate, Setting
 from launcher.formats.registry import Keys, Vocabulary
 from schemas.config import table
 from schemas.problems import Problem
@@ -48,9 +48,9 @@ OLD_GUI_ONLY = (
 )  # fmt: skip
 
 
-def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
+def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> DraftBuilder:
     """The draft of either form. `overrides` are ignored."""
-    draft = Draft(format="easy-training", file=file)
+    draft = DraftBuilder(format="easy-training", file=file)
     if text.lstrip().startswith("{"):
         _read_json(draft, text)
         return draft
@@ -77,7 +77,7 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
     return draft
 
 
-def _table(draft: Draft, panel: str, content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _table(draft: DraftBuilder, panel: str, content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The table `name` of a panel; anything else there is a fault."""
     found = content.get(name) or {}
     if isinstance(found, Mapping):
@@ -86,14 +86,14 @@ def _table(draft: Draft, panel: str, content: Mapping[str, Any], name: str) -> M
     return {}
 
 
-def bad_table(draft: Draft, path: str, got: Any, fix: str) -> None:
+def bad_table(draft: DraftBuilder, path: str, got: Any, fix: str) -> None:
     """Reports something else where a table must stand."""
     place: dict[str, Any] = {"key": path, "file": draft.file, "line": draft.lines.get(path), "got": got}
     draft.keys[path] = Fate("no-effect", None, None, "is not a table")
     draft.problems.append(Problem(code="bad-value", must="must be a table", fix=f"write {fix}", **place))
 
 
-def _argument(draft: Draft, path: str, panel: str, name: str, value: Any, network: dict[str, Any]) -> None:
+def _argument(draft: DraftBuilder, path: str, panel: str, name: str, value: Any, network: dict[str, Any]) -> None:
     """One key of a panel's args, converted."""
     line = draft.lines.get(path)
     if name in GUI_ONLY:
@@ -134,7 +134,7 @@ def _text(value: Any) -> str:
     return str(flag)
 
 
-def _dataset_args(draft: Draft, panel: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def _dataset_args(draft: DraftBuilder, panel: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """A panel's dataset_args: known to the trainer as arguments of the same name, and kept for the dataset file."""
     found: dict[str, Any] = {}
     for name, value in values.items():
@@ -151,7 +151,7 @@ def _dataset_args(draft: Draft, panel: str, values: Mapping[str, Any]) -> dict[s
     return found
 
 
-def _mode(draft: Draft, values: Mapping[str, Any]) -> None:
+def _mode(draft: DraftBuilder, values: Mapping[str, Any]) -> None:
     mode = values.get("train_mode")
     said = mode.get("train_mode") if isinstance(mode, Mapping) else mode
     if said is not None:
@@ -159,7 +159,7 @@ def _mode(draft: Draft, values: Mapping[str, Any]) -> None:
     draft.kind = "textual-inversion" if said == "ti" else "lora"
 
 
-def _network(draft: Draft, network: Mapping[str, Any]) -> None:
+def _network(draft: DraftBuilder, network: Mapping[str, Any]) -> None:
     """The module is never stored: it follows from the keys that are."""
     if "network_module" in draft.arguments:
         return
@@ -185,7 +185,7 @@ def _network(draft: Draft, network: Mapping[str, Any]) -> None:
     )
 
 
-def _subsets(draft: Draft, subsets: Any, dataset: Mapping[str, Any]) -> None:
+def _subsets(draft: DraftBuilder, subsets: Any, dataset: Mapping[str, Any]) -> None:
     if not isinstance(subsets, list):
         return
     kept = []
@@ -210,7 +210,7 @@ def _subsets(draft: Draft, subsets: Any, dataset: Mapping[str, Any]) -> None:
     draft.datasets = {"datasets": [{**dataset, "subsets": kept}]}
 
 
-def _read_json(draft: Draft, text: str) -> None:
+def _read_json(draft: DraftBuilder, text: str) -> None:
     """The JSON of early 2023."""
     values = json_text.parse(text, draft.file)
     lines = _json_lines(text)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.formats import toml_text
-from launcher.formats.base import Draft, Fate
+from launcher.formats.base import DraftBuilder, Fate
 from schemas.problems import Problem
 
 # sections about windows, other tabs and the preparing of pictures
@@ -32,7 +32,7 @@ FIELDS = {
 WINDOW = re.compile(r"(models|vae|state|log_tracker_config|config|.*_data)_dir$|expand_\w*accordion$")
 
 
-def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
+def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> DraftBuilder:
     """The draft of the form that such a file fills in, read as a form JSON."""
     from launcher.formats import kohya_gui
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.formats import sd_scripts
-from launcher.formats.base import Draft
+from launcher.formats.base import DraftBuilder
 
 
-def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
+def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> DraftBuilder:
     """The draft of such a file; SD1.5 and XL notebooks differ in the sections they write."""
     draft = sd_scripts.read(text, file=file, overrides=overrides)
     draft.format = "kohya-colab"

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.formats import foreign_header
-from launcher.formats.base import Draft, Fate, Setting
+from launcher.formats.base import DraftBuilder, Fate, Setting
 from launcher.formats.registry import Keys
 from schemas.config import BadValue, read_value, table
 from schemas.files.documents import parse_json
@@ -49,15 +49,15 @@ SUBSET = (
 SAVED = {"F32": "float", "F16": "fp16", "BF16": "bf16"}
 
 
-def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
+def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> DraftBuilder:
     """The draft of the file at `file`; its text is not used: a .safetensors is not text."""
     return read_file(file or text, overrides=overrides)
 
 
-def read_file(file: str, *, overrides: Mapping[str, Any] | None = None) -> Draft:
+def read_file(file: str, *, overrides: Mapping[str, Any] | None = None) -> DraftBuilder:
     """The draft of a LoRA file; ConfigError when it is none. `overrides` are ignored: it has no keys of its own."""
     facts, header = lora_facts(file), read_header(file)
-    draft = Draft(format="lora", file=file, family=facts.family if facts.family != "unknown" else None)
+    draft = DraftBuilder(format="lora", file=file, family=facts.family if facts.family != "unknown" else None)
     stated = facts.metadata.get("kohyakit_config")
     config = _own_config(stated, draft) if stated else None
     if config is not None:
@@ -78,7 +78,7 @@ def read_file(file: str, *, overrides: Mapping[str, Any] | None = None) -> Draft
     return draft
 
 
-def _own_config(text: str, draft: Draft) -> Mapping[str, Any] | None:
+def _own_config(text: str, draft: DraftBuilder) -> Mapping[str, Any] | None:
     try:
         found = parse_json(text)
     except ValueError:
@@ -97,7 +97,7 @@ def _own_config(text: str, draft: Draft) -> Mapping[str, Any] | None:
     return None
 
 
-def _take_own(draft: Draft, config: Mapping[str, Any]) -> None:
+def _take_own(draft: DraftBuilder, config: Mapping[str, Any]) -> None:
     draft.keys["kohyakit_config"] = Fate("used", None, None, "the whole configuration of the run")
     for name, value in config.items():
         if name in table():
@@ -114,7 +114,7 @@ def _take_own(draft: Draft, config: Mapping[str, Any]) -> None:
             )
 
 
-def _take_ss(draft: Draft, metadata: Mapping[str, str]) -> None:
+def _take_ss(draft: DraftBuilder, metadata: Mapping[str, str]) -> None:
     options = table()
     for key, text in metadata.items():
         name = OTHER_NAMES.get(key, key.removeprefix("ss_"))
@@ -146,7 +146,7 @@ def _take_ss(draft: Draft, metadata: Mapping[str, str]) -> None:
         _set(draft, "max_train_epochs", metadata["ss_num_epochs"], "ss_num_epochs")
 
 
-def _take_datasets(draft: Draft, text: str | None) -> None:
+def _take_datasets(draft: DraftBuilder, text: str | None) -> None:
     """What all datasets of an ss_datasets list have in common, where nothing else states it."""
     datasets = [entry for entry in _json(text, list) if isinstance(entry, Mapping)]
     subsets = [subset for entry in datasets for subset in entry.get("subsets") or () if isinstance(subset, Mapping)]
@@ -161,7 +161,7 @@ def _take_datasets(draft: Draft, text: str | None) -> None:
             _note(draft, "datasets-differ", "ss_datasets", sorted(found), said, f"--set {name}=VALUE")
 
 
-def _reconcile(draft: Draft) -> None:
+def _reconcile(draft: DraftBuilder) -> None:
     """Statements that were without effect in their time, and would be refused today."""
     module = draft.arguments.get("network_module")
     if module is not None and module.value in OLD_MODULES:
@@ -175,7 +175,7 @@ def _reconcile(draft: Draft) -> None:
         del draft.arguments["lr_warmup_steps"]
 
 
-def _note(draft: Draft, code: str, key: str | None, got: Any, must: str, fix: str | None) -> None:
+def _note(draft: DraftBuilder, code: str, key: str | None, got: Any, must: str, fix: str | None) -> None:
     draft.problems.append(Problem(code=code, severity="warning", key=key, got=got, must=must, fix=fix, file=draft.file))
 
 
@@ -187,7 +187,7 @@ def _json(text: str | None, kind: type) -> Any:
     return found if isinstance(found, kind) else kind()
 
 
-def _set(draft: Draft, name: str, value: Any, key: str) -> None:
+def _set(draft: DraftBuilder, name: str, value: Any, key: str) -> None:
     option = table()[name]
     try:
         read, _ = read_value(option, value)
@@ -221,7 +221,7 @@ def _value(name: str, text: str) -> Any:
     return text
 
 
-def _optimizer(draft: Draft, text: str | None) -> None:
+def _optimizer(draft: DraftBuilder, text: str | None) -> None:
     """ss_optimizer is `module.Class` or `module.Class(k=v,k2=v2)`."""
     match = re.fullmatch(r"([\w.]+)(?:\((.*)\))?", text or "", re.S)
     if not match:
@@ -238,7 +238,7 @@ def _optimizer(draft: Draft, text: str | None) -> None:
         draft.keys["ss_optimizer"] = Fate("renamed", "optimizer_type", f"{short} {' '.join(items)}")
 
 
-def _infer(draft: Draft, facts: LoraFacts, header: Header, *, complete: bool) -> None:
+def _infer(draft: DraftBuilder, facts: LoraFacts, header: Header, *, complete: bool) -> None:
     """What the tensors show and the header does not say. A `complete` header is only compared with them."""
     shape = adapter_shape(header, facts)
     for said in shape.doubts:
@@ -266,7 +266,7 @@ def _infer(draft: Draft, facts: LoraFacts, header: Header, *, complete: bool) ->
             draft.arguments[name] = Setting(value, "computed", None)
 
 
-def _compare(draft: Draft, shape: AdapterShape) -> None:
+def _compare(draft: DraftBuilder, shape: AdapterShape) -> None:
     """A rank or alpha stated otherwise than the tensors have it: they are what `network_weights` must fit."""
     for name, shown in (("network_dim", shape.dim), ("network_alpha", shape.alpha)):
         stated = draft.arguments.get(name)
@@ -278,7 +278,7 @@ def _compare(draft: Draft, shape: AdapterShape) -> None:
             draft.arguments[name] = Setting(shown, "computed", stated.key)
 
 
-def _complete_args(draft: Draft, shape: AdapterShape) -> None:
+def _complete_args(draft: DraftBuilder, shape: AdapterShape) -> None:
     """Stated network_args of another trainer leave out what the tensors show, such as the preset."""
     stated = draft.arguments["network_args"]
     names = {word.partition("=")[0] for word in stated.value}

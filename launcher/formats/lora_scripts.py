@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.formats import sd_scripts, toml_text
-from launcher.formats.base import Draft, Fate, Kind, Setting
+from launcher.formats.base import DraftBuilder, Fate, Kind, Setting
 from launcher.formats.registry import Keys
 from schemas.problems import Problem
 
@@ -67,10 +67,10 @@ OWN = (
 )  # fmt: skip
 
 
-def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
+def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> DraftBuilder:
     """The draft of any of that tool's TOMLs. `overrides` are keys of the front end laid over it."""
     document = toml_text.parse(text, file)
-    draft = Draft(format="lora-scripts", file=file, problems=document.problems, lines=document.lines)
+    draft = DraftBuilder(format="lora-scripts", file=file, problems=document.problems, lines=document.lines)
     values = _flat(draft, document.values)
     values |= dict(overrides or {})
     values |= _custom(draft, values)
@@ -90,7 +90,7 @@ def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | N
     return draft
 
 
-def _flat(draft: Draft, values: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(draft: DraftBuilder, values: Mapping[str, Any]) -> dict[str, Any]:
     """Sections merged; of a preset, [metadata] names the kind and [data] holds the keys."""
     if isinstance(values.get("metadata"), Mapping) and isinstance(values.get("data"), Mapping):
         for name in values["metadata"]:
@@ -102,7 +102,7 @@ def _flat(draft: Draft, values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _custom(draft: Draft, values: Mapping[str, Any]) -> dict[str, Any]:
+def _custom(draft: DraftBuilder, values: Mapping[str, Any]) -> dict[str, Any]:
     """ui_custom_params is TOML text laid over everything."""
     text = values.get("ui_custom_params")
     if not isinstance(text, str) or not text.strip():
@@ -112,7 +112,7 @@ def _custom(draft: Draft, values: Mapping[str, Any]) -> dict[str, Any]:
     return inner.values
 
 
-def _own(draft: Draft, name: str, value: Any, values: Mapping[str, Any]) -> bool:
+def _own(draft: DraftBuilder, name: str, value: Any, values: Mapping[str, Any]) -> bool:
     """Files a key that only the front end knows; whether it was one."""
     if name not in OWN:
         return False
@@ -132,7 +132,7 @@ def _own(draft: Draft, name: str, value: Any, values: Mapping[str, Any]) -> bool
     return True
 
 
-def _dropped(draft: Draft, name: str, value: Any, values: Mapping[str, Any], family: str | None) -> bool:
+def _dropped(draft: DraftBuilder, name: str, value: Any, values: Mapping[str, Any], family: str | None) -> bool:
     """Whether the front end leaves a key out on the way to the trainer."""
     why = None
     off = next((switch for switch, names in SWITCHES.items() if name in names and values.get(switch) is False), None)
@@ -156,7 +156,7 @@ def _clean(name: str, value: Any) -> Any:
     return value
 
 
-def _lists(draft: Draft, values: Mapping[str, Any], plain: dict[str, Any]) -> None:
+def _lists(draft: DraftBuilder, values: Mapping[str, Any], plain: dict[str, Any]) -> None:
     """network_args and optimizer_args as the front end puts them together."""
     module = values.get("network_module")
     network = _items(plain.get("network_args"))
@@ -193,7 +193,7 @@ def _items(value: Any) -> list[str]:
     return [str(item) for item in value] if isinstance(value, (list, tuple)) else []
 
 
-def _rates(draft: Draft, values: Mapping[str, Any]) -> None:
+def _rates(draft: DraftBuilder, values: Mapping[str, Any]) -> None:
     """Unreadable rates are 0 in the front end; with DAdapt the three rates are 1."""
     adapt = str(values.get("optimizer_type") or "").lower().startswith("dadapt")
     for name in RATES:
@@ -225,7 +225,7 @@ def _unreadable(value: Any) -> bool:
     return False
 
 
-def _prompt(draft: Draft, values: Mapping[str, Any]) -> None:
+def _prompt(draft: DraftBuilder, values: Mapping[str, Any]) -> None:
     """The front end's preview fields as one prompt line; a prompt_file goes first."""
     if values.get("enable_preview") is False:
         return

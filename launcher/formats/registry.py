@@ -66,8 +66,8 @@ class Format:
     `title` says what it is, `called` its short name in sentences. `recognises(text, file)` tells its files from any
     other's; formats without it are told apart in `launcher.formats.recognise`.
 
-    `reader(text, *, file, overrides) -> Draft`; without one the format is only written. `keys() -> Keys` is for the
-    page of formats, where `section` lists every key. `schema() -> dict` is its JSON Schema; `published`: as a file too.
+    `reader(text, *, file, overrides) -> DraftBuilder`; without one the format is only written. `keys() -> Keys` is for
+    the page of formats, where `section` lists every key. `schema() -> dict` is its JSON Schema; `published`: as a file too.
     `faults(draft) -> problems` takes the place of plain validation against that schema. `vocabulary() -> Vocabulary`.
 
     `writer(resolved, beside) -> Written`. What it wrote is read again by the format `back` (default: itself).

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.formats import toml_text
-from launcher.formats.base import Draft, Fate, Kind, Setting, Status
+from launcher.formats.base import DraftBuilder, Fate, Kind, Setting, Status
 from launcher.formats.kohya_gui.table import keys as gui_keys
 from launcher.formats.registry import Keys
 from schemas.config import BadValue, flatten, read_value, table
@@ -86,10 +86,10 @@ ON_WORDS = ("xformers", "sdpa", "on", "yes")
 OFF_WORDS = ("none", "no", "off")
 
 
-def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
+def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> DraftBuilder:
     """The draft of a training TOML. `overrides` are ignored: this format has no keys of its own."""
     document = _document(text, file)
-    draft = Draft(format="sd-scripts", file=file, problems=document.problems)
+    draft = DraftBuilder(format="sd-scripts", file=file, problems=document.problems)
     for name, value in document.values.items():
         if isinstance(value, Mapping):
             for inner, deep in value.items():
@@ -111,7 +111,7 @@ def _document(text: str, file: str | None) -> Any:
     return toml_text.Document(found.values, found.lines, list(found.problems))
 
 
-def place(draft: Draft, key: str, value: Any, line: int | None = None, *, label: str | None = None) -> None:
+def place(draft: DraftBuilder, key: str, value: Any, line: int | None = None, *, label: str | None = None) -> None:
     """Files one key: as argument, as leftover, or as unknown. `label` is its name in the file where that differs."""
     label = label or key
     if line is not None:
@@ -164,7 +164,7 @@ def family_of(key: str) -> str | None:
     return " and ".join(found) or None
 
 
-def unknown(draft: Draft, label: str, key: str, line: int | None) -> None:
+def unknown(draft: DraftBuilder, label: str, key: str, line: int | None) -> None:
     """Reports a key that nobody knows, with the nearest name."""
     guess = draft.guess(key, table())
     draft.keys[label] = Fate("unknown", None, None, f"did you mean {guess}?" if guess else "no trainer reads it")
@@ -181,7 +181,7 @@ def unknown(draft: Draft, label: str, key: str, line: int | None) -> None:
     )
 
 
-def accept(draft: Draft, name: str, value: Any, label: str, line: int | None) -> None:
+def accept(draft: DraftBuilder, name: str, value: Any, label: str, line: int | None) -> None:
     """Files an argument's value, read as the reference reads it; an unreadable one is left for `resolve` to refuse."""
     option = table()[name]
     name, value, said = _lenient(name, value)
@@ -248,7 +248,7 @@ def split_pairs(text: str) -> list[str]:
     return [item.strip().strip("\"'") for item in items if item.strip()]
 
 
-def family_and_kind(draft: Draft) -> tuple[str | None, Kind]:
+def family_and_kind(draft: DraftBuilder) -> tuple[str | None, Kind]:
     """What the keys themselves say of model family and kind of training; None where only the checkpoint can tell."""
     given = {name: setting.value for name, setting in draft.arguments.items()}
     module = str(given.get("network_module") or "")

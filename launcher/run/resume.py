@@ -20,7 +20,7 @@ from launcher.check.resolve import (
     UsageError,
     settle,
 )
-from launcher.formats.base import Draft, Setting
+from launcher.formats.base import Draft, DraftBuilder, Setting
 from launcher.run.changes import changes, verdict
 from launcher.run.launch import Ended
 from launcher.run.older import keep_older, moves, renamed
@@ -211,7 +211,7 @@ def _own_draft(found: Found, sets: Mapping[str, str]) -> Draft:
     _take_launch_words(draft, sets)
     _refuse_changes(draft, sets)
     draft.arguments.pop("resume_from_huggingface", None)
-    return draft
+    return draft.build()
 
 
 def _changed(sets: Mapping[str, str]) -> list[str]:
@@ -297,7 +297,7 @@ def counted(plan: Plan, way: Continuation) -> Plan:
     )
 
 
-def _take_launch_words(draft: Draft, sets: Mapping[str, str]) -> None:
+def _take_launch_words(draft: DraftBuilder, sets: Mapping[str, str]) -> None:
     """Words of --set that are about processes; UsageError for those that are no argument either."""
     for name, text in sets.items():
         if name in ACCELERATE:
@@ -307,7 +307,7 @@ def _take_launch_words(draft: Draft, sets: Mapping[str, str]) -> None:
             raise UsageError(f"--set {name}: no such option" + (f", did you mean {guess}?" if guess else ""))
 
 
-def _refuse_changes(draft: Draft, sets: Mapping[str, str]) -> None:
+def _refuse_changes(draft: DraftBuilder, sets: Mapping[str, str]) -> None:
     """ConfigError for every --set that would make it another run."""
     problems = []
     for name, text in sets.items():
@@ -325,14 +325,14 @@ def _refuse_changes(draft: Draft, sets: Mapping[str, str]) -> None:
         raise ConfigError(problems)
 
 
-def _kept_draft(found: Found, *, carried: bool) -> Draft:
+def _kept_draft(found: Found, *, carried: bool) -> DraftBuilder:
     """The draft of a run folder's config.toml, with the origins of the first start, wherever the folder is now."""
     from launcher import formats
 
     run = found.run
     if run is None:
-        return formats.read(found.source or found.output)
-    draft = formats.read(run / CONFIG, format="sd-scripts")
+        return formats.read(found.source or found.output).builder()
+    draft = formats.read(run / CONFIG, format="sd-scripts").builder()
     kept = read_record(run)
     draft.family, draft.gui_steps, draft.keys = kept.get("family"), None, {}
     origins = kept.get("origins") or {}
@@ -353,7 +353,7 @@ def _kept_draft(found: Found, *, carried: bool) -> Draft:
     return draft
 
 
-def _carry(draft: Draft, name: str, held: Path) -> None:
+def _carry(draft: DraftBuilder, name: str, held: Path) -> None:
     """The held file becomes part of the draft, so that the new run writes its own."""
     del draft.arguments[name]
     text = read_text(held, limit=LARGEST, what="file of a run")
@@ -404,7 +404,7 @@ def _further(found: Found, sets: Mapping[str, str], epochs: int | None, steps: i
     if found.run is None:
         _place(draft, found)
         dropped = _leave_out(draft)
-    resolved = settle(draft, sets)
+    resolved = settle(draft.build(), sets)
     length = f"{epochs} epochs" if epochs is not None else f"{steps} steps"
     rank = ", ".join(
         f"{word} {value:g}" for word, value in (("rank", facts.dim), ("alpha", facts.alpha)) if value is not None
@@ -413,7 +413,7 @@ def _further(found: Found, sets: Mapping[str, str], epochs: int | None, steps: i
     return Continuation("continue", resolved, found, said + dropped)
 
 
-def _leave_out(draft: Draft) -> list[str]:
+def _leave_out(draft: DraftBuilder) -> list[str]:
     """Takes out files of the first run that change no weight and are not here; a line for each."""
     said = []
     for name in ("sample_prompts", "logging_dir", "log_tracker_config", "console_log_file", "metadata_thumbnail"):
@@ -424,7 +424,7 @@ def _leave_out(draft: Draft) -> list[str]:
     return said
 
 
-def _place(draft: Draft, found: Found) -> None:
+def _place(draft: DraftBuilder, found: Found) -> None:
     """Results of a run known only by its snapshot or LoRA go beside it, if its own folder is not here."""
     output = draft.arguments.get("output_dir")
     if output is None or not output.value or not Path(str(output.value)).is_dir():

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 
+from launcher import formats
 from launcher.check.resolve import (
     UsageError,
     preset_path,
@@ -109,12 +112,12 @@ def test_epochs_that_are_set_stop_the_forms_own_count(preset) -> None:
 
 
 def test_all_bad_values_are_collected_with_their_places() -> None:
-    draft = Draft("sd-scripts", "a.toml", lines={"network_dim": 3})
-    draft.arguments = {
+    arguments = {
         "network_dim": Setting("x", "file", "network_dim"),
         "seed": Setting("y", "--set"),
         "network_alpha": Setting(2, "file", "network_alpha"),
     }
+    draft = Draft("sd-scripts", "a.toml", arguments=arguments, lines={"network_dim": 3})
     found = settle(draft)
     assert [(problem.key, problem.line) for problem in found.problems] == [("network_dim", 3), ("--set seed", None)]
     assert found.config.network_alpha == 2
@@ -128,3 +131,20 @@ def test_secrets_are_not_shown(preset) -> None:
 def test_a_missing_file_names_presets() -> None:
     with pytest.raises(ConfigError, match="neither a file nor a preset"):
         resolve("nothing-like-it.json")
+
+
+@pytest.mark.parametrize("name", ["arguments", "keys", "lines", "accelerate", "carry"])
+def test_a_draft_that_was_read_cannot_be_changed(name: str, preset) -> None:
+    draft = formats.read(preset())
+    with pytest.raises(TypeError):
+        getattr(draft, name)["network_dim"] = None
+    with pytest.raises(FrozenInstanceError):
+        setattr(draft, name, {})
+
+
+def test_resolving_leaves_the_draft_as_it_was_read(preset) -> None:
+    draft = formats.read(preset())
+    before = dict(draft.keys)
+    resolved = settle(draft, {"network_dim": "7", "max_train_epochs": "3"})
+    assert resolved.draft.keys["network_dim"].status == "no-effect"
+    assert dict(draft.keys) == before

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from launcher.formats.base import Draft
+from launcher.formats.base import DraftBuilder
 from launcher.formats.kohya_gui.document import Document
 from launcher.formats.kohya_gui.form import BOXES, MODELS, READ_AS_UNSET, Form
 from launcher.formats.kohya_gui.networks import TYPES
@@ -36,7 +36,7 @@ NAMES = {"sd": "SD1.5/SD2", "sdxl": "SDXL", "flux": "FLUX", "sd3": "SD3", "anima
 class _Place:
     """Makes Problems about keys of one file."""
 
-    def __init__(self, draft: Draft) -> None:
+    def __init__(self, draft: DraftBuilder) -> None:
         self.draft = draft
 
     def problem(self, key: str | None, code: str, must: str, **facts: Any) -> Problem:
@@ -46,7 +46,7 @@ class _Place:
         return Problem(code=code, must=must, key=key, file=self.draft.file, line=line, **facts)
 
 
-def kind_problems(draft: Draft, document: Document) -> list[Problem]:
+def kind_problems(draft: DraftBuilder, document: Document) -> list[Problem]:
     """Presets of other tabs, and of models that are not trained here."""
     place = _Place(draft)
     tabs = {key.tab: name for name in document.values if (key := keys().get(name)) is not None and key.tab}
@@ -65,14 +65,14 @@ def kind_problems(draft: Draft, document: Document) -> list[Problem]:
     return []
 
 
-def refusals(form: Form, draft: Draft) -> list[Problem]:
+def refusals(form: Form, draft: DraftBuilder) -> list[Problem]:
     """Where Kohya itself shows a message and starts nothing."""
     if draft.kind != "lora":
         return []
     return [*_text_refusals(form, draft), *_rate_refusals(form, draft), *_type_refusals(form, draft)]
 
 
-def _text_refusals(form: Form, draft: Draft) -> Iterator[Problem]:
+def _text_refusals(form: Form, draft: DraftBuilder) -> Iterator[Problem]:
     place = _Place(draft)
     for key in ("optimizer_args", "lr_scheduler_args"):
         said = pairs_problem(form[key])
@@ -98,7 +98,7 @@ def _text_refusals(form: Form, draft: Draft) -> Iterator[Problem]:
             yield place.problem(key, "text-false", must, severity="warning", fix=f"empty {key}")
 
 
-def _rate_refusals(form: Form, draft: Draft) -> Iterator[Problem]:
+def _rate_refusals(form: Form, draft: DraftBuilder) -> Iterator[Problem]:
     place = _Place(draft)
     rates = {name: form[name] or 0 for name in ("learning_rate", "text_encoder_lr", "unet_lr", "t5xxl_lr")}
     if not any(rates[name] for name in ("learning_rate", "text_encoder_lr", "unet_lr")):
@@ -109,7 +109,7 @@ def _rate_refusals(form: Form, draft: Draft) -> Iterator[Problem]:
         yield place.problem("t5xxl_lr", "no-text-encoder-lr", must, got=rates["t5xxl_lr"], fix="--set t5xxl_lr=0")
 
 
-def _type_refusals(form: Form, draft: Draft) -> Iterator[Problem]:
+def _type_refusals(form: Form, draft: DraftBuilder) -> Iterator[Problem]:
     place = _Place(draft)
     kind, family = form["LoRA_type"], form.family
     wrong = kind not in FAMILY_TYPES.get(family, {kind}) or family not in TYPE_FAMILIES.get(kind, {family})
@@ -128,12 +128,12 @@ def _type_fix(kind: str, family: str) -> str:
     return f"choose {sorted(allowed)[0]}" if allowed else "choose Standard"
 
 
-def age_warnings(form: Form, document: Document, draft: Draft) -> list[Problem]:
+def age_warnings(form: Form, document: Document, draft: DraftBuilder) -> list[Problem]:
     """Where today's form default stands in for a key that the file's own time treated differently."""
     return [*_length_warnings(form, draft), *_model_warnings(form, document, draft)] if draft.kind == "lora" else []
 
 
-def _length_warnings(form: Form, draft: Draft) -> Iterator[Problem]:
+def _length_warnings(form: Form, draft: DraftBuilder) -> Iterator[Problem]:
     place = _Place(draft)
     steps = draft.arguments.get("max_train_steps")
     if steps is not None and steps.origin == "default" and "max_train_epochs" not in draft.arguments:
@@ -158,7 +158,7 @@ def _length_warnings(form: Form, draft: Draft) -> Iterator[Problem]:
         yield place.problem("lr_warmup", "no-warmup", must, severity=severity, fix=fix)
 
 
-def _model_warnings(form: Form, document: Document, draft: Draft) -> Iterator[Problem]:
+def _model_warnings(form: Form, document: Document, draft: DraftBuilder) -> Iterator[Problem]:
     place = _Place(draft)
     model = MODELS.get(form["pretrained_model_name_or_path"])
     boxes = {"sdxl": "sdxl", "sd2": "v2"}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.formats.base import Draft
+from launcher.formats.base import Draft, DraftBuilder
 from launcher.formats.kohya_gui.form import Form
 from launcher.formats.kohya_gui.networks import module_of, pairs_of, words_of
 from launcher.formats.kohya_gui.table import defaults, keys, unset
@@ -131,12 +131,12 @@ def gui_steps(form: Form, pictures: int) -> int:
     return math.ceil(pictures / batch / parts * (form["epoch"] or 0) * (2 if form["reg_data_dir"] else 1))
 
 
-def form_of(source: Form | Draft) -> Form:
+def form_of(source: Form | Draft | DraftBuilder) -> Form:
     """The loaded form, also that behind a draft (without its secrets)."""
     return source if isinstance(source, Form) else Form({**defaults(), **source.carry.get("form", {})})
 
 
-def gui_toml(source: Form | Draft, pictures: int | None = None) -> dict[str, Any]:
+def gui_toml(source: Form | Draft | DraftBuilder, pictures: int | None = None) -> dict[str, Any]:
     """The TOML that Kohya writes for the trainer, sorted by name.
 
     `pictures`: sum of repeats x images, needed where max_train_steps is 0 and no dataset_config is given.
@@ -182,7 +182,7 @@ def free_words(text: str) -> list[str]:
     return str(text).replace('"', "").split()
 
 
-def gui_command(source: Form | Draft, config_file: str, scripts: str = "") -> list[str]:
+def gui_command(source: Form | Draft | DraftBuilder, config_file: str, scripts: str = "") -> list[str]:
     """The command Kohya starts. `scripts` is the sd-scripts folder; free words are shell-quoted, as Kohya does."""
     form = form_of(source)
     words = ["accelerate", "launch"]

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.formats.base import Draft, Fate
+from launcher.formats.base import DraftBuilder, Fate
 from launcher.formats.kohya_gui.entries import NOISE, Entry, free_words
 from launcher.formats.kohya_gui.form import Form
 from launcher.formats.kohya_gui.networks import key_of, pairs_of, users_of
@@ -59,7 +59,7 @@ class Judge:
     """Tells the fate of each key, and collects what people should know about it in `problems`."""
 
     def __init__(
-        self, form: Form, draft: Draft, found: Mapping[str, Entry], replaced: set[str], typed: set[str]
+        self, form: Form, draft: DraftBuilder, found: Mapping[str, Entry], replaced: set[str], typed: set[str]
     ) -> None:
         """`found`: the form's entries; `replaced`: arguments set by additional_parameters; `typed`: keys from --set."""
         self.form, self.draft, self.found, self.replaced, self.typed = form, draft, found, replaced, typed

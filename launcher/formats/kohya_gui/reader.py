@@ -1,4 +1,4 @@
-"""A form JSON of any age -> Draft: the arguments Kohya's trainer would have received, and what became of every key."""
+"""A form JSON of any age -> draft: the arguments Kohya's trainer would have received, and what became of every key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from launcher.formats.base import Draft, GuiSteps, Kind, Origin, Setting
+from launcher.formats.base import DraftBuilder, GuiSteps, Kind, Origin, Setting
 from launcher.formats.kohya_gui.checks import age_warnings, kind_problems, refusals
 from launcher.formats.kohya_gui.document import Document, parse
 from launcher.formats.kohya_gui.entries import IDLE_ENTRIES, Entry, entries, free_words, launch_options
@@ -25,19 +25,21 @@ WHOLE_FORM = 20  # with so many keys and none of the LoRA tab, a file is another
 PREVIEWS = ("sample_every_n_steps", "sample_every_n_epochs")
 
 
-def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
-    """The Draft of a form JSON. `overrides` are keys of the form typed over the file's (from --set).
+def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> DraftBuilder:
+    """The draft of a form JSON. `overrides` are keys of the form typed over the file's (from --set).
 
     Raises ConfigError where the text is no JSON object; everything else is in `problems`.
     """
     return read_document(parse(text, file=file), file=file, overrides=overrides)
 
 
-def read_document(document: Document, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> Draft:
+def read_document(
+    document: Document, *, file: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> DraftBuilder:
     """`read` of an already parsed document."""
     overrides = dict(overrides or {})
     form = load(document, overrides, file=file)
-    draft = Draft(format="kohya-gui", file=file, lines=dict(document.lines), document=document.values)
+    draft = DraftBuilder(format="kohya-gui", file=file, lines=dict(document.lines), document=document.values)
     draft.kind, draft.family = kind_of(document.values), family_of(form, document.values)
     draft.problems = [*document.problems, *form.problems]
     found = entries(form)
@@ -83,7 +85,7 @@ def family_of(form: Form, values: Mapping[str, Any]) -> str:
     return form.family
 
 
-def _fill(draft: Draft, form: Form, found: Mapping[str, Entry]) -> None:
+def _fill(draft: DraftBuilder, form: Form, found: Mapping[str, Entry]) -> None:
     """The form's entries as settings, without what Kohya leaves out and what its trainer does not know."""
     foreign: dict[str, Any] = {}
     for name, entry in found.items():
@@ -121,7 +123,7 @@ def _origin(form: Form, name: str, entry: Entry) -> Origin:
     return next((form.origin(key) for key in senders if form.origin(key) != "default"), "default")
 
 
-def _lay_over(draft: Draft, said: Words) -> None:
+def _lay_over(draft: DraftBuilder, said: Words) -> None:
     """additional_parameters come later on the trainer's command line, so they win."""
     line = draft.lines.get("additional_parameters")
     place: dict[str, Any] = {"key": "additional_parameters", "file": draft.file, "line": line}
@@ -138,7 +140,7 @@ def _lay_over(draft: Draft, said: Words) -> None:
         draft.carry["arguments"] = {**draft.carry.get("arguments", {}), **said.foreign}
 
 
-def _own(draft: Draft, snapshot: Any) -> None:
+def _own(draft: DraftBuilder, snapshot: Any) -> None:
     """Options of kohyakit's own that a snapshot keeps beside the form, whose own keys Kohya passes over."""
     kept = snapshot.get("arguments") if isinstance(snapshot, Mapping) else None
     for name, value in kept.items() if isinstance(kept, Mapping) else ():
@@ -157,14 +159,14 @@ def _text(value: Any) -> str:
     return " ".join(str(item) for item in value) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _length(draft: Draft, form: Form) -> None:
+def _length(draft: DraftBuilder, form: Form) -> None:
     """Leaves the steps to be counted where the form would count them."""
     given = {"max_train_steps", "max_train_epochs"} & draft.arguments.keys()
     if not given and not form["dataset_config"] and (form["epoch"] or 0) > 0 and "max_train_steps" not in form.bad:
         draft.gui_steps = GuiSteps(form["epoch"])
 
 
-def _prompts(draft: Draft, form: Form) -> None:
+def _prompts(draft: DraftBuilder, form: Form) -> None:
     """The prompt text; without any, Kohya's trainer gets an empty file and makes no previews."""
     text = form["sample_prompts"]
     if "sample_prompts" in draft.arguments:
