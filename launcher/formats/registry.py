@@ -67,7 +67,7 @@ class Format:
     other's; formats without it are told apart in `launcher.formats.recognise`.
 
     `reader(text, *, file, overrides) -> DraftBuilder`; without one the format is only written. `keys() -> Keys` is for
-    the page of formats, where `section` lists every key. `schema() -> dict`: its JSON Schema; `published`: as a file too.
+    the page of formats, where `section` lists every key. `schema() -> dict`; `published`: as a file too.
     `faults(draft) -> problems` takes the place of plain validation against that schema. `vocabulary() -> Vocabulary`.
 
     `writer(resolved, beside) -> Written`. What it wrote is read again by the format `back` (default: itself).

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer import loop
+from trainer import loop, step
 from trainer import setup as prepare
 
 Start = Callable[..., int]
@@ -111,6 +111,6 @@ def test_a_gradient_that_is_no_number_stops_that_very_step(
 
 
 def test_fp16_that_finds_no_scale_does_not_skip_for_ever() -> None:
-    found = [loop.skipped_by(torch.amp.GradScaler("cpu", init_scale=scale)) for scale in (65536.0, 1e-4)]
+    found = [step.skipped_by(torch.amp.GradScaler("cpu", init_scale=scale)) for scale in (65536.0, 1e-4)]
     assert found == [True, False]
-    assert not loop.skipped_by(torch.amp.GradScaler("cpu", enabled=False))
+    assert not step.skipped_by(torch.amp.GradScaler("cpu", enabled=False))

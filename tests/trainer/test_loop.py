@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from trainer import loop
+from trainer import loop, step
 from trainer.output.states import newest_state
 
 Start = Callable[..., int]
@@ -215,7 +215,7 @@ def test_the_console_can_be_kept_in_a_file_and_quiet(
 def test_trackers_get_the_norms_that_scale_weight_norms_finds(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reference section 14."""
     logged: list[dict[str, float]] = []
-    monkeypatch.setattr(loop.Accelerator, "log", lambda accelerator, values, **_: logged.append(values))
+    monkeypatch.setattr(step.Accelerator, "log", lambda accelerator, values, **_: logged.append(values))
     assert start(max_train_steps=2, scale_weight_norms=1e-4) == 0
     assert logged[-1]["max_norm/keys_scaled"] > 0
     assert logged[-1]["norm/avg_key_norm"] <= logged[-1]["max_norm/max_key_norm"] <= 1.001e-4

@@ -50,7 +50,7 @@ from trainer.watch.report import Record
 from trainer.watch.stopping import TrainingStopped, size_in_bytes
 
 if TYPE_CHECKING:
-    from trainer.loop import Run
+    from trainer.step import Run
 
 # A state is kept after a minute, then whenever the run has become twice as long, and every ten minutes from then on:
 # a killed run loses at most half of what it has done and never more than ten minutes.

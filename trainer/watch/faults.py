@@ -15,8 +15,8 @@ from trainer.watch.remarks import Remarks
 from trainer.watch.stopping import NotFinite, TrainingStopped, likely_causes
 
 if TYPE_CHECKING:
-    from trainer.loop import Run
     from trainer.output.results import Results
+    from trainer.step import Run
 
 
 def stopped(

@@ -17,7 +17,7 @@ from trainer.output.previews import undisturbed
 from trainer.watch.report import Measured, Progress, StepLog
 
 if TYPE_CHECKING:
-    from trainer.loop import Run
+    from trainer.step import Run
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A form JSON of any age -> draft: the arguments Kohya's trainer would have received, and what became of every key."""
+"""A form JSON of any age -> Draft: the arguments Kohya's trainer would have received, and what became of every key."""
 
 from __future__ import annotations
 
