@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from schemas.argument import Argument, with_point
+from schemas.argument import Argument, name_values, setting, with_point
 from schemas.blocks import lr_weights
 from schemas.families import FAMILIES, unet_of
+from schemas.options import NetworkOptions
 from schemas.problems import Problem, nearest
 from schemas.unet import UNet
 
@@ -221,6 +222,13 @@ def typed(module: str, texts: Mapping[str, str], family: str | None = None) -> t
     return values, problems
 
 
+def network_values(config: NetworkOptions, family: str | None = None) -> tuple[dict[str, Any], list[Problem]]:
+    """name -> typed value of the options' network_args, with every finding: no pair, wrong kind, out of bounds."""
+    texts, problems = name_values(config.network_args, "network_args")
+    values, found = typed(config.adapter, texts, family)
+    return values, problems + found
+
+
 def _block_counts() -> dict[int, str]:
     """How long a block list may be -> for whom."""
     counts: dict[int, list[str]] = {}
@@ -253,12 +261,6 @@ def without(texts: Mapping[str, str], *names: str) -> str:
 def with_it(texts: Mapping[str, str], name: str, text: str) -> str:
     """The --set that gives a key of network_args another value."""
     return setting("network_args", {**texts, name: text})
-
-
-def setting(key: str, pairs: Mapping[str, str]) -> str:
-    """The --set of a list of name=value; in quotes where there are several."""
-    words = " ".join(f"{name}={text.replace(' ', '')}" for name, text in pairs.items())
-    return f'--set {key}="{words}"' if " " in words or '"' in words else f"--set {key}={words}"
 
 
 def deciding_tucker(given: Mapping[str, Any]) -> str:

@@ -11,8 +11,7 @@ from schemas.families import FAMILIES
 from tests.test_house import ROOT, SOURCES, tree
 
 # Where a family is called by its name; everybody else asks its row. The toy models are files of single families.
-NAMING = ("schemas/families.py", "trainer/families/", "trainer/toy/", "launcher/formats/", "launcher/format_docs.py", "presets/",
-          "benchmarks/")  # fmt: skip
+NAMING = ("schemas/families.py", "trainer/families/", "trainer/toy/", "launcher/format", "presets/", "benchmarks/")
 # A preset's or a file's name, and the problem code `sdxl-only`, only begin with one.
 A_FAMILY = re.compile(rf"\b({'|'.join(FAMILIES)})\b(?![-.])")
 

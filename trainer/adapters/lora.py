@@ -18,8 +18,6 @@ from trainer.adapters.network_args import LoraArgs, lora_args
 if TYPE_CHECKING:
     from trainer.families import Models, Target
 
-DEFAULT_DIM = 4
-
 
 class Lora(Adapter):
     """networks.lora: LoRA layers in the models' own trees."""
@@ -129,7 +127,7 @@ def _not_plain(key: str) -> Exception:
 def planned_shapes(targets: Sequence[Target], options: NetworkOptions, args: LoraArgs) -> dict[str, Shape]:
     """kohya key -> rank and alpha of every module to adapt (reference sections 7.3 to 7.5)."""
     parts, shapes = chosen_parts(options), {}
-    dim = options.network_dim or DEFAULT_DIM
+    dim = options.rank
     for target in targets:
         if target.part not in parts or (target.place in ("resnet", "sampler") and not args.conv):
             continue

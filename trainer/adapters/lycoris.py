@@ -14,7 +14,7 @@ from schemas.network_args import deciding_tucker
 from schemas.options import NetworkOptions
 from schemas.problems import ConfigError, Problem, error
 from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, freeze, is_up, model_of
-from trainer.adapters.lora import DEFAULT_DIM, loading_notes, module_names
+from trainer.adapters.lora import loading_notes, module_names
 from trainer.adapters.lycoris_modules import (
     PRODUCTS,
     DyLoraModule,
@@ -67,7 +67,7 @@ def settings(options: NetworkOptions, given: Mapping[str, Any], preset: Preset) 
     Read as its kohya module reads them, which passes rank_dropout_scale and train_on_input to nobody.
     """
     algo = given.get("algo", "lora")
-    dim, alpha = options.network_dim or DEFAULT_DIM, options.network_alpha
+    dim, alpha = options.rank, options.network_alpha
     extra: dict[str, Any] = {name: given.get(name, False) for name in TRUTHS}
     extra |= {
         "block_size": given.get("block_size", 4),
@@ -196,7 +196,7 @@ def attach_product(
     given = arguments(options)
     conv_dim = given.get("conv_dim", 0)
     said = Settings(
-        module.removeprefix("networks."), options.network_dim or DEFAULT_DIM, options.network_alpha, conv_dim=conv_dim,
+        module.removeprefix("networks."), options.rank, options.network_alpha, conv_dim=conv_dim,
         conv_alpha=given.get("conv_alpha", 1.0), dropout=given.get("dropout") or options.network_dropout or 0.0,
         rank_dropout=given.get("rank_dropout", 0.0), module_dropout=given.get("module_dropout", 0.0),
         tucker=given.get("use_tucker", False), train_norm=False,

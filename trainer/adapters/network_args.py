@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.network_args import BLOCKS, LORA_PLUS, NO_EFFECT, typed
+from schemas.argument import name_values
+from schemas.network_args import BLOCKS, LORA_PLUS, NO_EFFECT, network_values
 from schemas.options import NetworkOptions
-from schemas.problems import ConfigError, Problem, errors
-from schemas.rules.arguments import network_args
+from schemas.problems import Problem, taken
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,8 @@ class LoraArgs:
 
 
 def arguments(options: NetworkOptions, family: str | None = None) -> dict[str, Any]:
-    """name -> typed value of the options' network_args; ConfigError with everything that is wrong with them."""
-    texts, problems = network_args(options.network_args)
-    values, found = typed(options.network_module or "networks.lora", texts, family)
-    wrong = errors([*problems, *found])
-    if wrong:
-        raise ConfigError(wrong)
-    return values
+    """name -> typed value of the options' network_args, which have passed the rules."""
+    return taken(network_values(options, family))
 
 
 def lora_plus(given: Mapping[str, Any]) -> LoraPlus:
@@ -72,7 +67,7 @@ def lora_plus(given: Mapping[str, Any]) -> LoraPlus:
 def lora_args(options: NetworkOptions, family: str, module: str = "networks.lora") -> LoraArgs:
     """`network_args` of networks.lora, dylora or lora_fa for a model of `family`."""
     given = arguments(dataclasses.replace(options, network_module=module), family)
-    texts, _ = network_args(options.network_args)
+    texts, _ = name_values(options.network_args, "network_args")
     notes = []
     for name in NO_EFFECT[module]:
         if texts.get(name, "") not in ("", "None", "0"):

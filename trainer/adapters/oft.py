@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from schemas.options import NetworkOptions
 from schemas.problems import Problem, error
 from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, find_modules, freeze
-from trainer.adapters.lora import DEFAULT_DIM, loading_notes, module_names
+from trainer.adapters.lora import loading_notes, module_names
 from trainer.adapters.network_args import LoraPlus, arguments, no_effect
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def attach_oft(
         raise error("nothing-to-train", "leaves no module to adapt", key="network_module", got="networks.oft",
                     fix="use weights of networks.oft")  # fmt: skip
     freeze(models)
-    count = options.network_dim or DEFAULT_DIM
+    count = options.rank
     bases: dict[str, Any] = find_modules(models, chosen)
     counts = {key: weights[f"{key}.oft_blocks"].shape[0] if weights and from_file else count for key in bases}
     _check_divides(bases, counts)
