@@ -133,7 +133,8 @@ for row in (
         "civitai", "Training parameters of CivitAI's on-site trainer, as people paste them",
         reader="launcher.formats.civitai:read", keys="launcher.format_docs:civitai_keys", section=True,
         schema="launcher.json_schemas:civitai", published=True, vocabulary="launcher.formats.civitai:vocabulary",
-        writer="launcher.about.convert:to_civitai", elsewhere=("family", "save_every_n_epochs", "num_repeats", "gui_steps"),
+        writer="launcher.about.convert:to_civitai",
+        elsewhere=("family", "save_every_n_epochs", "num_repeats", "gui_steps"),
     ),
     Format(
         "easy-training", "TOML and old JSON of LoRA_Easy_Training_Scripts",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from schemas import optimizers
@@ -10,11 +11,15 @@ from schemas.argument import name_values
 from schemas.config import TrainConfig
 from schemas.families import facts_of, unet_of
 from schemas.network_args import (
+    BLOCKS,
     BY_LYCORIS,
+    LORA_PLUS,
     LORAS,
     MODULES,
+    NO_EFFECT,
     RATES,
     SUPPORTED,
+    bad,
     deciding_tucker,
     network_values,
     typed,
@@ -23,7 +28,7 @@ from schemas.network_args import (
 )
 from schemas.packages import needs, trusted, untrusted
 from schemas.problems import Problem, Severity, nearest
-from schemas.rules.rates import rates_of, trained_parts
+from schemas.rules.rates import WITH_UPS, rates_of, trained_parts
 from schemas.rules.registry import rule
 
 OTHER_FAMILIES = (
@@ -88,6 +93,58 @@ def network_arg_values(config: TrainConfig, family: str | None) -> Iterator[Prob
     yield from problems
 
 
+@rule
+def idle_network_args(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """Settings that the chosen adapter takes and does nothing with are named."""
+    texts, _ = name_values(config.network_args, "network_args")
+    for name, why, fix in _idle(config, texts, network_values(config, family)[0]):
+        key = "network_args" if name in texts else name
+        got = f"{name}={texts[name]}" if name in texts else getattr(config, name)
+        must = f"{name} does nothing: {why}"
+        yield Problem(code="no-effect", severity="warning", key=key, got=got, must=must, fix=fix)
+
+
+def _idle(config: TrainConfig, texts: Mapping[str, str], given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(option or key of network_args, why it does nothing, what to do)."""
+    module, algo = config.adapter, given.get("algo", config.adapter.removeprefix("networks."))
+    own_preset = str(given.get("preset", "")).endswith(".toml")  # it may name other algorithms
+    for name in NO_EFFECT.get(module, ()):
+        if texts.get(name, "") not in ("", "None", "0"):
+            instead = f"--set network_dropout={texts[name]} " if name == "dropout" else ""
+            yield name, f"{module} does not take it", instead + without(texts, name)
+    if module == "networks.dylora" or module == "networks.oft":
+        for name in ("network_dropout",) if module == "networks.dylora" else ("network_dropout", "scale_weight_norms"):
+            if getattr(config, name):
+                yield name, f"{module} does not know it", f"--set {name}="
+    if module in BY_LYCORIS and algo in ("loha", "lokr") and not own_preset:
+        for name, value in (("dropout", given.get("dropout")), ("network_dropout", config.network_dropout)):
+            if value:
+                fix = without(texts, name) if name in texts else f"--set {name}="
+                yield name, f"{algo} has no dropout of activations", fix
+    if module in BY_LYCORIS and algo not in WITH_UPS and not own_preset:
+        for name in LORA_PLUS:
+            if name in given:
+                yield name, f"{algo} has no up matrices", without(texts, name)
+    if module not in LORAS or "lr_weight" in given:
+        return
+    for name in BLOCKS[1:] if "block_dims" not in given else ():
+        if name in given:
+            yield name, "it counts only beside block_dims or an lr weight", without(texts, name)
+    if "block_lr_zero_threshold" in given:
+        yield "block_lr_zero_threshold", "it counts only beside an lr weight", without(texts, "block_lr_zero_threshold")
+
+
+@rule
+def switches_of_oft(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """networks.oft's switches are off where they say so; the reference takes any text for on."""
+    texts, _ = name_values(config.network_args, "network_args")
+    for name, on in network_values(config)[0].items() if config.adapter == "networks.oft" else ():
+        if not on:
+            must = "is off here as it says; Kohya takes any text for on, this one too"
+            got, fix = f"{name}={texts[name]}", without(texts, name)
+            yield Problem(code="unusual-spelling", severity="note", key="network_args", got=got, must=must, fix=fix)
+
+
 def switched_on(given: Mapping[str, str]) -> set[str]:
     """The names whose text is a yes."""
     return {name for name, text in given.items() if text.lower() in ("true", "1", "yes")}
@@ -143,13 +200,9 @@ def ranks_of_dylora(config: TrainConfig, family: str | None) -> Iterator[Problem
         if rank % unit:
             fitting = -(-rank // unit) * unit
             set_it = f"--set network_dim={fitting}" if key == "network_dim" else with_it(texts, key, str(fitting))
-            yield Problem(
-                code="bad-network-arg",
-                key="network_dim" if key == "network_dim" else "network_args",
-                got=rank,
-                must=f"{key} must be a multiple of {name}={unit}",
-                fix=f"{set_it}, or change {name}",
-            )
+            must, fix = f"{key} must be a multiple of {name}={unit}", f"{set_it}, or change {name}"
+            wrong = bad(key, str(rank), must, texts, fix=fix)
+            yield replace(wrong, key="network_dim", got=rank) if key == "network_dim" else wrong
 
 
 @rule

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from schemas.argument import name_values
 from schemas.network_args import SUPPORTED
 from schemas.options import NetworkOptions
-from schemas.problems import error, taken
+from schemas.problems import Problem, error, taken
 from schemas.rules.rates import Rates
 from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, freeze
-from trainer.adapters.network_args import LoraPlus, no_effect
+from trainer.adapters.network_args import LoraPlus
 
 if TYPE_CHECKING:
     from trainer.families import Models
@@ -217,8 +217,9 @@ def attach_plugin(models: Models, options: NetworkOptions, module: ModuleType) -
         network.enable_gradient_checkpointing()
     adapter = Plugin(network, models)
     if options.scale_weight_norms and not hasattr(network, "apply_max_norm_regularization"):
-        adapter.notes.append(no_effect("scale_weight_norms", f"{name} does not know it", "remove it",
-                                       key="scale_weight_norms"))  # fmt: skip
+        adapter.notes.append(Problem(code="no-effect", severity="warning", key="scale_weight_norms",
+                                     got=options.scale_weight_norms, must=f"does nothing: {name} does not know it",
+                                     fix="--set scale_weight_norms="))  # fmt: skip
     return adapter
 
 

@@ -16,7 +16,7 @@ from schemas import optimizers
 from schemas.argument import name_values
 from schemas.config import TrainConfig
 from schemas.families import FAMILIES
-from schemas.network_args import SUPPORTED, network_values, with_it
+from schemas.network_args import SUPPORTED, bad, network_values, nothing_to_adapt, with_it
 from schemas.problems import Problem, errors
 from schemas.rules.rates import rates_of, trained_parts
 from schemas.unet import Layer, Shape
@@ -272,38 +272,16 @@ def misfits(config: TrainConfig, family: str, model: str | None) -> Iterator[Pro
         yield from _oft_misfit(config, given, layers)
     made = list(adapter(config, family, layers))
     if not made:
-        plain = config.network_module in (None, "networks.lora")
-        both = "--set network_train_unet_only=false --set network_train_text_encoder_only=false"
-        yield Problem(
-            code="nothing-to-train",
-            key="network_args" if config.network_args else "network_module",
-            got=" ".join(config.network_args) or config.network_module,
-            must="leaves no layer of the base model to adapt",
-            fix="--set network_args="
-            if config.network_args
-            else both
-            if plain
-            else "--set network_module=networks.lora",
-        )
+        yield nothing_to_adapt(config)
     texts, _ = name_values(config.network_args, "network_args")
     preset = given.get("preset", "full")
     if config.network_module == "lycoris.kohya" and preset not in PRESETS and not os.path.isfile(preset):
-        yield Problem(
-            code="bad-network-arg",
-            key="network_args",
-            got=f"preset={preset}",
-            must=f"preset must be one of {', '.join(PRESETS)}, or a preset file that can be read",
-            fix=with_it(texts, "preset", "full"),
-        )
+        must = f"preset must be one of {', '.join(PRESETS)}, or a preset file that can be read"
+        yield bad("preset", preset, must, texts, fix=with_it(texts, "preset", "full"))
     hopeless = next((layer for layer, found in made if 0 in found.get("oft_blocks", ())), None)
     if hopeless is not None and given.get("algo") == "boft":
-        yield Problem(
-            code="bad-network-arg",
-            key="network_args",
-            got="algo=boft",
-            must=f"cannot split the {hopeless.shape[0]} channels of {hopeless.path} at rank {config.rank}",
-            fix=with_it(texts, "algo", "diag-oft"),
-        )
+        must = f"cannot split the {hopeless.shape[0]} channels of {hopeless.path} at rank {config.rank}"
+        yield bad("algo", "boft", must, texts, fix=with_it(texts, "algo", "diag-oft"))
     row = optimizers.read(config)[0].row
     if row is not None and row.matrices and any(len(shape) > 2 for _, found in made for shape in found.values()):
         yield Problem(
