@@ -11,6 +11,7 @@ from launcher.formats.kohya_gui import keys
 from launcher.formats.kohya_gui.fates import NEVER_SENT
 from launcher.formats.registry import Keys, having
 from schemas.config import table
+from schemas.datasets import SETTINGS
 from schemas.rules import UNSUPPORTED, WITHOUT_EFFECT
 from schemas.terminal import say
 
@@ -70,13 +71,8 @@ def sd_scripts_keys() -> Keys:
 
 
 def dataset_keys() -> Keys:
-    from trainer.dataset.document import DATASET_KEYS, KIND_KEYS, OWN_KEYS, SUBSET_KEYS
-
-    own = [name for group in (*KIND_KEYS.values(), *OWN_KEYS.values()) for name in group]
-    found = _arguments(dict.fromkeys([*DATASET_KEYS, *SUBSET_KEYS, *own]))
-    found.used |= {"general", "datasets", "subsets", *(found.idle.keys() & {"conditioning_data_dir"})}
-    found.idle.pop("conditioning_data_dir", None)
-    return found
+    idle = {name: row.idle for name, row in SETTINGS.items() if row.idle}
+    return Keys(used={"general", "datasets", "subsets", *(SETTINGS.keys() - idle.keys())}, idle=idle)
 
 
 def civitai_keys() -> Keys:
