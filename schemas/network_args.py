@@ -162,8 +162,8 @@ def typed(module: str, texts: Mapping[str, str], family: str | None = None) -> t
         except ValueError as fault:
             problems.append(bad(name, text, f"{name} {fault}", texts))
     if RATES[0] in MODULES[module] and RATES[0] not in idle:
-        weights, found = lr_weights(values, values.get("block_lr_zero_threshold", 0.0), family)
-        problems += [_with_way_out(one, texts) for one in found]
+        weights, found, wrong = lr_weights(values, values.get("block_lr_zero_threshold", 0.0), family)
+        problems += [*found, *(bad(name, texts[name], must, texts) for name, must in wrong.items())]
         if weights is not None:
             values["lr_weight"] = weights
     if module == "lycoris.kohya" and "algo" in values:
@@ -189,12 +189,6 @@ def _block_counts() -> dict[int, str]:
         if isinstance(facts.network, UNet):
             counts.setdefault(facts.network.blocks, []).append(facts.title)
     return {count: ", ".join(titles) for count, titles in counts.items()}
-
-
-def _with_way_out(problem: Problem, texts: Mapping[str, str]) -> Problem:
-    """An error about one key with the --set that leaves the key out."""
-    name = str(problem.got).partition("=")[0]
-    return problem if problem.severity != "error" else replace(problem, fix=f"correct it, or {without(texts, name)}")
 
 
 def bad(name: str, text: str, must: str, texts: Mapping[str, str], *, fix: str = "") -> Problem:
