@@ -14,6 +14,7 @@ from typing import Any
 
 from launcher.formats.base import Draft
 from launcher.formats.registry import FORMATS, having
+from schemas.datasets import Setting
 from schemas.problems import Problem
 from schemas.terminal import say
 
@@ -27,22 +28,6 @@ SIZE: dict[str, Any] = {
     ]
 }
 # Keys of a dataset file that no argument explains.
-DATASET_WORDS = {
-    "image_dir": "Folder of the pictures, without subfolders.",
-    "metadata_file": "JSON with captions and sizes by picture (fine-tuning form).",
-    "conditioning_data_dir": "Folder of control pictures (ControlNet form).",
-    "is_reg": "These are regularisation pictures.",
-    "alpha_mask": "Use the alpha channel as loss mask.",
-    "class_tokens": "Caption of pictures that have none.",
-    "cache_info": "Remember sizes and captions in the folder, for a faster start.",
-    "custom_attributes": "A table; diff_output_preservation = true holds these pictures to the bare model's output.",
-    "batch_size": "Pictures per step (train_batch_size).",
-    "num_repeats": "Times that each picture is seen per epoch.",
-    "network_multiplier": "Strength of the adapter while this dataset is trained.",
-    "subsets": "The folders of this dataset.",
-    "validation_seed": "Seed of the choice of validation pictures.",
-    "validation_split": "Share of the pictures that is kept for validation.",
-}
 CIVITAI_WORDS: dict[str, dict[str, Any]] = {
     "engine": {"enum": ["kohya", "rapid", "flux2-dev", "flux2-dev-edit", "musubi", "ai-toolkit", "x-flux"],
                "default": "kohya"},
@@ -94,17 +79,15 @@ def sd_scripts() -> dict[str, Any]:
 
 def dataset() -> dict[str, Any]:
     """The dataset_config document; every setting may also stand a level higher."""
-    from trainer.dataset.document import DATASET_KEYS, KIND_KEYS, OWN_KEYS, SUBSET_KEYS
+    from schemas.datasets import may_stand
 
-    shared = _shapes({**SUBSET_KEYS, **{name: kind for keys in KIND_KEYS.values() for name, kind in keys.items()}})
-    sizes = _shapes(DATASET_KEYS)
-    own = _shapes({name: kind for keys in OWN_KEYS.values() for name, kind in keys.items()})
+    anywhere = _settings(may_stand("dataset"))
     strict = {"type": "object", "additionalProperties": False}
-    subset = {**strict, "title": "one folder", "properties": {**shared, **own}}
-    subsets = {"type": "array", "items": subset, "minItems": 1, "description": DATASET_WORDS["subsets"]}
+    subset = {**strict, "title": "one folder", "properties": _settings(may_stand("subset"))}
+    subsets = {"type": "array", "items": subset, "minItems": 1, "description": "The folders of this dataset."}
     one = {**strict, "title": "one dataset: folders of one size and batch", "required": ["subsets"],
-           "properties": {**shared, **sizes, "subsets": subsets}}  # fmt: skip
-    general = {**strict, "title": "defaults for everything below", "properties": {**shared, **sizes}}
+           "properties": {**anywhere, "subsets": subsets}}  # fmt: skip
+    general = {**strict, "title": "defaults for everything below", "properties": anywhere}
     return {
         "$schema": DRAFT,
         "title": "sd-scripts dataset_config",
@@ -115,9 +98,8 @@ def dataset() -> dict[str, Any]:
     }
 
 
-def _shapes(keys: Mapping[str, str]) -> dict[str, Any]:
-    from schemas.config import table
-    from trainer.dataset.document import ARGUMENTS, FILTERS
+def _settings(rows: Mapping[str, Setting]) -> dict[str, Any]:
+    from schemas.datasets import FILTERS, option_of
 
     number = {"type": "number"}
     shapes: dict[str, Any] = {
@@ -132,13 +114,14 @@ def _shapes(keys: Mapping[str, str]) -> dict[str, Any]:
         "resolution": SIZE,
     }
     found = {}
-    for name, kind in sorted(keys.items()):
-        option = table().get(ARGUMENTS.get(name, name))
-        said = DATASET_WORDS.get(name) or (option.doc if option else name)
+    for name, row in sorted(rows.items()):
+        option = option_of(name)
         default = {"default": option.default} if option and option.default not in (None, ()) else {}
-        marks = option.marks if option and kind in ("int", "float") else {}
+        marks = option.marks if option and row.form in ("int", "float") else {}
         bounds = {word: marks[mark] for mark, word in (("ge", "minimum"), ("le", "maximum")) if mark in marks}
-        found[name] = {"title": name, "description": said, **shapes[kind], **default, **bounds}
+        said = row.meaning or (option.doc if option else name)
+        idle = {"deprecated": True} if row.idle else {}
+        found[name] = {"title": name, "description": said, **shapes[row.form], **default, **bounds, **idle}
     return found
 
 

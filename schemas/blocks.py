@@ -22,32 +22,33 @@ SHAPES: Mapping[str, Callable[[int, int], float]] = {
 
 def lr_weights(
     given: Mapping[str, str], threshold: float, family: str | None
-) -> tuple[tuple[float, ...] | None, list[Problem]]:
-    """(factor on the U-Net's rate by block index, 0 where a block is left out; None when no weight is given, findings).
+) -> tuple[tuple[float, ...] | None, list[Problem], dict[str, str]]:
+    """(factor on the U-Net's rate by block index, 0 where a block is left out; None when no weight is given, findings,
+    what is wrong with those that are neither a list nor a shape, by name).
 
-    Lists that are too long are cut, with a warning; an error for a text that is neither a list nor a shape.
+    Lists that are too long are cut, with a warning.
     """
     texts = {name: given[name] for name in SIDES if given.get(name)}
     weights: list[float] = []
     problems: list[Problem] = []
+    wrong: dict[str, str] = {}
     unet = unet_of(family)
     for name, count in zip(SIDES, unet.weighted, strict=True):
         try:
             values = _weights(texts[name], count, shapes=name != "mid_lr_weight") if name in texts else []
         except ValueError as fault:
-            problems.append(Problem(code="bad-network-arg", key="network_args", got=f"{name}={texts[name]}",
-                                    must=f"{name} {fault}", fix=f"write {count} numbers or a shape"))  # fmt: skip
+            wrong[name] = f"{name} {fault}"
             continue
         if len(values) > count:
             must = f"{name} has more numbers than there are blocks ({count}); what follows does nothing"
             problems.append(Problem(code="list-cut", severity="warning", key="network_args",
                                     got=f"{name}={texts[name]}", must=must, fix=f"leave {count} numbers"))  # fmt: skip
         weights += (values + [1.0] * count)[:count]
-    if not texts or any(problem.severity == "error" for problem in problems):
-        return None, problems
+    if not texts or wrong:
+        return None, problems, wrong
     kept = [0.0 if weight <= threshold else weight for weight in weights]
     ends = (1.0,) * unet.starts[0]
-    return (*ends, *kept, *ends), problems
+    return (*ends, *kept, *ends), problems, {}
 
 
 def _weights(text: str, count: int, *, shapes: bool) -> list[float]:

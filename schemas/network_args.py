@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from schemas.argument import Argument, with_point
+from schemas.argument import Argument, name_values, setting, with_point
 from schemas.blocks import lr_weights
 from schemas.families import FAMILIES, facts_of, unet_of
+from schemas.options import NetworkOptions
 from schemas.problems import Problem, nearest
 from schemas.unet import UNet
 
@@ -26,29 +27,7 @@ BY_LYCORIS = SUPPORTED[-3:]
 LORA_PLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 RATES = ("down_lr_weight", "mid_lr_weight", "up_lr_weight", "block_lr_zero_threshold")
 BLOCKS = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
-DROPOUTS = ("dropout", "rank_dropout", "module_dropout")
-CONV = ("conv_dim", "conv_alpha")
-LOHA = (*CONV, *DROPOUTS, "use_tucker", *LORA_PLUS)
-# module -> its network_args (reference sections 7.4 and 7.10)
-MODULES: dict[str, tuple[str, ...]] = {
-    "networks.lora": (*CONV, *DROPOUTS, *BLOCKS, *RATES, *LORA_PLUS),
-    "networks.dylora": (*CONV, *DROPOUTS, "unit", *BLOCKS, *RATES, *LORA_PLUS),
-    "networks.lora_fa": (*CONV, *DROPOUTS, *BLOCKS, *RATES, *LORA_PLUS),
-    "networks.oft": ("enable_all_linear", "enable_conv"),
-    "networks.loha": LOHA,
-    "networks.lokr": (*LOHA, "factor"),
-    "lycoris.kohya": (
-        "algo", "preset", *LOHA, "use_cp", "use_conv_cp", "use_scalar", "block_size", "factor", "decompose_both",
-        "train_norm", "constraint", "rescaled", "dora_wd", "wd_on_output", "full_matrix", "bypass_mode", "rs_lora",
-        "unbalanced_factorization", "rank_dropout_scale", "train_on_input", "unit",
-    ),
-}  # fmt: skip
-# network_args that a module takes and does nothing with
-NO_EFFECT: dict[str, tuple[str, ...]] = {
-    "networks.lora": (),
-    "networks.dylora": ("rank_dropout", "module_dropout", "dropout", *BLOCKS, *RATES),
-    "networks.lora_fa": LORA_PLUS,
-}
+PLAIN, DYLORA, OFT, LYCORIS = (SUPPORTED[0], SUPPORTED[2]), SUPPORTED[1:2], SUPPORTED[3:4], SUPPORTED[6:]
 ALGOS = ("lora", "locon", "loha", "lokr", "dylora", "glora", "full", "diag-oft", "boft", "ia3")
 
 NUMBER, RANK, SPLIT = Argument("number"), Argument("whole", ge=1), Argument("whole", ge=-1)
@@ -58,127 +37,102 @@ CHANCE, DIMS, ALPHAS = Argument("number", ge=0, lt=1), Argument("wholes", ge=0),
 
 @dataclass(frozen=True)
 class NetworkArg:
-    """One key of network_args; `default` is what counts without it, as words; `form` its kind and bounds."""
+    """One key of network_args: its meaning, what counts without it, kind and bounds, the modules that take it.
+
+    Modules in `idle` take it too and do nothing with it. `said` is its type in words where the kind does not say it.
+    """
 
     meaning: str
-    type: str
     default: str
     form: Argument
+    modules: tuple[str, ...]
+    idle: tuple[str, ...] = ()
+    said: str = ""
+
+    @property
+    def type(self) -> str:
+        return self.said or TYPES[self.form.kind]
 
 
+TYPES = {"whole": "integer", "numbers": "numbers, by commas", "wholes": "numbers, by commas", "any": "flag"}
+TYPES |= {kind: kind for kind in ("number", "flag", "text")}
 NETWORK_ARGS: dict[str, NetworkArg] = {
-    "conv_dim": NetworkArg(
-        "Rank of the adapters on 3x3 convolutions (LoCon); without it they are not adapted.",
-        "integer",
-        "none; network_dim for LyCORIS",
-        COUNT,
-    ),
-    "conv_alpha": NetworkArg(
-        "Scale of those adapters as conv_alpha / conv_dim.", "number", "1; network_alpha for LyCORIS", SIZE
-    ),
-    "dropout": NetworkArg(
-        "Chance that an activation inside the adapter is dropped; goes before network_dropout.",
-        "number",
-        "network_dropout",
-        CHANCE,
-    ),
-    "rank_dropout": NetworkArg("Chance that a whole rank channel is dropped for a picture.", "number", "none", CHANCE),
-    "module_dropout": NetworkArg("Chance that a module is skipped for a batch.", "number", "none", CHANCE),
-    "block_dims": NetworkArg(
-        "Rank of each U-Net block: 25 numbers for SD, 23 for SDXL; 0 leaves a block out.",
-        "numbers, by commas",
-        "network_dim everywhere",
-        DIMS,
-    ),
-    "block_alphas": NetworkArg(
-        "Alpha of each U-Net block, as many as block_dims.", "numbers, by commas", "network_alpha everywhere", ALPHAS
-    ),
-    "conv_block_dims": NetworkArg(
-        "Rank on the 3x3 convolutions of each U-Net block.", "numbers, by commas", "conv_dim everywhere", DIMS
-    ),
-    "conv_block_alphas": NetworkArg(
-        "Alpha on the 3x3 convolutions of each U-Net block.", "numbers, by commas", "conv_alpha everywhere", ALPHAS
-    ),
+    "conv_dim": NetworkArg("Rank of the adapters on 3x3 convolutions (LoCon); without it they are not adapted.",
+        "none; network_dim for LyCORIS", COUNT, (*LORAS, *BY_LYCORIS)),
+    "conv_alpha": NetworkArg("Scale of those adapters as conv_alpha / conv_dim.",
+        "1; network_alpha for LyCORIS", SIZE, (*LORAS, *BY_LYCORIS)),
+    "dropout": NetworkArg("Chance that an activation inside the adapter is dropped; goes before network_dropout.",
+        "network_dropout", CHANCE, BY_LYCORIS, idle=LORAS),
+    "rank_dropout": NetworkArg("Chance that a whole rank channel is dropped for a picture.",
+        "none", CHANCE, (*PLAIN, *BY_LYCORIS), idle=DYLORA),
+    "module_dropout": NetworkArg("Chance that a module is skipped for a batch.",
+        "none", CHANCE, (*PLAIN, *BY_LYCORIS), idle=DYLORA),
+    "block_dims": NetworkArg("Rank of each U-Net block: 25 numbers for SD, 23 for SDXL; 0 leaves a block out.",
+        "network_dim everywhere", DIMS, PLAIN, idle=DYLORA),
+    "block_alphas": NetworkArg("Alpha of each U-Net block, as many as block_dims.",
+        "network_alpha everywhere", ALPHAS, PLAIN, idle=DYLORA),
+    "conv_block_dims": NetworkArg("Rank on the 3x3 convolutions of each U-Net block.",
+        "conv_dim everywhere", DIMS, PLAIN, idle=DYLORA),
+    "conv_block_alphas": NetworkArg("Alpha on the 3x3 convolutions of each U-Net block.",
+        "conv_alpha everywhere", ALPHAS, PLAIN, idle=DYLORA),
     "down_lr_weight": NetworkArg(
         "Factor on the rate of each down block: 12 numbers (SDXL 9), or a shape such as sine+.5.",
-        "numbers, by commas, or a shape",
-        "1 everywhere",
-        TEXT,
-    ),
-    "mid_lr_weight": NetworkArg(
-        "Factor on the rate of the middle block (SDXL: three).", "numbers, by commas", "1", TEXT
-    ),
-    "up_lr_weight": NetworkArg(
-        "Factor on the rate of each up block, as down_lr_weight.",
-        "numbers, by commas, or a shape",
-        "1 everywhere",
-        TEXT,
-    ),
-    "block_lr_zero_threshold": NetworkArg(
-        "Blocks whose factor is not above this are not adapted.", "number", "0", Argument("number")
-    ),
-    "loraplus_lr_ratio": NetworkArg(
-        "LoRA+: the up half learns this many times faster (16 is usual).", "number", "none", SIZE
-    ),
-    "loraplus_unet_lr_ratio": NetworkArg(
-        "The same for the U-Net only; goes before loraplus_lr_ratio.", "number", "loraplus_lr_ratio", SIZE
-    ),
-    "loraplus_text_encoder_lr_ratio": NetworkArg(
-        "The same for the text encoders only; goes before loraplus_lr_ratio.", "number", "loraplus_lr_ratio", SIZE
-    ),
-    "unit": NetworkArg(
-        "DyLoRA: ranks are trained in steps of this; network_dim must be a multiple of it.",
-        "integer",
-        "1",
-        Argument("whole", ge=1),
-    ),
-    "enable_all_linear": NetworkArg(
-        "OFT on all linear layers; any text counts as true.", "flag", "off: attention only", FLAG
-    ),
-    "enable_conv": NetworkArg("OFT on convolutions too; any text counts as true.", "flag", "off", FLAG),
-    "algo": NetworkArg(
-        "LyCORIS's algorithm: lora (locon), loha, lokr, dylora, glora, full, diag-oft, boft, ia3.", "name", "lora", TEXT
-    ),
+        "1 everywhere", TEXT, PLAIN, idle=DYLORA, said="numbers, by commas, or a shape"),
+    "mid_lr_weight": NetworkArg("Factor on the rate of the middle block (SDXL: three).",
+        "1", TEXT, PLAIN, idle=DYLORA, said="numbers, by commas"),
+    "up_lr_weight": NetworkArg("Factor on the rate of each up block, as down_lr_weight.",
+        "1 everywhere", TEXT, PLAIN, idle=DYLORA, said="numbers, by commas, or a shape"),
+    "block_lr_zero_threshold": NetworkArg("Blocks whose factor is not above this are not adapted.",
+        "0", Argument("number"), PLAIN, idle=DYLORA),
+    "loraplus_lr_ratio": NetworkArg("LoRA+: the up half learns this many times faster (16 is usual).",
+        "none", SIZE, (*LORAS[:2], *BY_LYCORIS), idle=LORAS[2:]),
+    "loraplus_unet_lr_ratio": NetworkArg("The same for the U-Net only; goes before loraplus_lr_ratio.",
+        "loraplus_lr_ratio", SIZE, (*LORAS[:2], *BY_LYCORIS), idle=LORAS[2:]),
+    "loraplus_text_encoder_lr_ratio": NetworkArg("The same for the text encoders only; goes before loraplus_lr_ratio.",
+        "loraplus_lr_ratio", SIZE, (*LORAS[:2], *BY_LYCORIS), idle=LORAS[2:]),
+    "unit": NetworkArg("DyLoRA: ranks are trained in steps of this; network_dim must be a multiple of it.",
+        "1", Argument("whole", ge=1), (*DYLORA, *LYCORIS)),
+    "enable_all_linear": NetworkArg("OFT on all linear layers; any text counts as true.",
+        "off: attention only", FLAG, OFT),
+    "enable_conv": NetworkArg("OFT on convolutions too; any text counts as true.", "off", FLAG, OFT),
+    "algo": NetworkArg("LyCORIS's algorithm: lora (locon), loha, lokr, dylora, glora, full, diag-oft, boft, ia3.",
+        "lora", TEXT, LYCORIS, said="name"),
     "preset": NetworkArg(
         "Which layers LyCORIS adapts: full, full-lin, attn-mlp, attn-only, unet-only, ... or a TOML file.",
-        "name or path",
-        "full, convolutions included",
-        TEXT,
-    ),
-    "use_tucker": NetworkArg("Tucker decomposition of 3x3 convolutions.", "flag", "off", FLAG),
-    "use_cp": NetworkArg("Old name of use_tucker; beside it, it decides.", "flag", "off", FLAG),
-    "use_conv_cp": NetworkArg("An older name still of use_tucker; beside the others, it decides.", "flag", "off", FLAG),
-    "use_scalar": NetworkArg("A learned factor on each module.", "flag", "off", FLAG),
-    "block_size": NetworkArg("Ranks trained together by LyCORIS's DyLoRA.", "integer", "4", RANK),
-    "factor": NetworkArg(
-        "LoKr: size of the small factor; -1 splits as evenly as it goes.", "integer", "-1", Argument("whole", ge=-1)
-    ),
-    "decompose_both": NetworkArg(
-        "LoKr: decompose the small factor too; any text is yes, False too.", "flag", "off", Argument("any")
-    ),
-    "train_norm": NetworkArg("Train normalisation layers too.", "flag", "off", FLAG),
-    "constraint": NetworkArg("OFT: largest size of the rotation.", "number", "0, none", SIZE),
-    "rescaled": NetworkArg("OFT: a learned scale on each module.", "flag", "off", FLAG),
-    "dora_wd": NetworkArg(
-        "DoRA: learn the weights' length apart from their direction (Liu et al. 2024).", "flag", "off", FLAG
-    ),
-    "wd_on_output": NetworkArg("DoRA: take the length over the output side.", "flag", "on since LyCORIS 3.2", FLAG),
-    "full_matrix": NetworkArg("LoKr: keep the large factor whole, whatever the rank.", "flag", "off", FLAG),
-    "bypass_mode": NetworkArg(
-        "Run the adapter beside the layer instead of adding it to the weight.", "flag", "off", FLAG
-    ),
-    "rs_lora": NetworkArg(
-        "Scale by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023).", "flag", "off", FLAG
-    ),
-    "unbalanced_factorization": NetworkArg("LoKr: let the factors be of unlike size.", "flag", "off", FLAG),
-    "rank_dropout_scale": NetworkArg("Does nothing: LyCORIS does not pass it on.", "flag", "off", TEXT),
-    "train_on_input": NetworkArg("Does nothing: LyCORIS does not pass it on.", "flag", "off", TEXT),
-}
+        "full, convolutions included", TEXT, LYCORIS, said="name or path"),
+    "use_tucker": NetworkArg("Tucker decomposition of 3x3 convolutions.", "off", FLAG, BY_LYCORIS),
+    "use_cp": NetworkArg("Old name of use_tucker; beside it, it decides.", "off", FLAG, LYCORIS),
+    "use_conv_cp": NetworkArg("An older name still of use_tucker; beside the others, it decides.",
+        "off", FLAG, LYCORIS),
+    "use_scalar": NetworkArg("A learned factor on each module.", "off", FLAG, LYCORIS),
+    "block_size": NetworkArg("Ranks trained together by LyCORIS's DyLoRA.", "4", RANK, LYCORIS),
+    "factor": NetworkArg("LoKr: size of the small factor; -1 splits as evenly as it goes.",
+        "-1", Argument("whole", ge=-1), BY_LYCORIS[1:]),
+    "decompose_both": NetworkArg("LoKr: decompose the small factor too; any text is yes, False too.",
+        "off", Argument("any"), LYCORIS),
+    "train_norm": NetworkArg("Train normalisation layers too.", "off", FLAG, LYCORIS),
+    "constraint": NetworkArg("OFT: largest size of the rotation.", "0, none", SIZE, LYCORIS),
+    "rescaled": NetworkArg("OFT: a learned scale on each module.", "off", FLAG, LYCORIS),
+    "dora_wd": NetworkArg("DoRA: learn the weights' length apart from their direction (Liu et al. 2024).",
+        "off", FLAG, LYCORIS),
+    "wd_on_output": NetworkArg("DoRA: take the length over the output side.", "on since LyCORIS 3.2", FLAG, LYCORIS),
+    "full_matrix": NetworkArg("LoKr: keep the large factor whole, whatever the rank.", "off", FLAG, LYCORIS),
+    "bypass_mode": NetworkArg("Run the adapter beside the layer instead of adding it to the weight.",
+        "off", FLAG, LYCORIS),
+    "rs_lora": NetworkArg("Scale by alpha / sqrt(rank) instead of alpha / rank (Kalajdzievski 2023).",
+        "off", FLAG, LYCORIS),
+    "unbalanced_factorization": NetworkArg("LoKr: let the factors be of unlike size.", "off", FLAG, LYCORIS),
+    "rank_dropout_scale": NetworkArg("Does nothing: LyCORIS does not pass it on.", "off", TEXT, LYCORIS, said="flag"),
+    "train_on_input": NetworkArg("Does nothing: LyCORIS does not pass it on.", "off", TEXT, LYCORIS, said="flag"),
+}  # fmt: skip
+# module -> its network_args, and those that it does nothing with (reference sections 7.4 and 7.10)
+MODULES = {m: tuple(name for name, row in NETWORK_ARGS.items() if m in (*row.modules, *row.idle)) for m in SUPPORTED}
+NO_EFFECT = {m: tuple(name for name, row in NETWORK_ARGS.items() if m in row.idle) for m in SUPPORTED}
 
 
 def modules_with(name: str) -> list[str]:
     """The network modules that take the key and do something with it."""
-    return [module for module, names in MODULES.items() if name in names and name not in NO_EFFECT.get(module, ())]
+    return list(NETWORK_ARGS[name].modules)
 
 
 def typed(module: str, texts: Mapping[str, str], family: str | None = None) -> tuple[dict[str, Any], list[Problem]]:
@@ -189,7 +143,7 @@ def typed(module: str, texts: Mapping[str, str], family: str | None = None) -> t
     """
     if module not in MODULES:
         return dict(texts), []
-    idle, values, problems = NO_EFFECT.get(module, ()), {}, []
+    idle, values, problems = NO_EFFECT[module], {}, []
     for name, text in texts.items():
         if name not in MODULES[module] or name in idle or text == "":
             continue
@@ -211,8 +165,8 @@ def typed(module: str, texts: Mapping[str, str], family: str | None = None) -> t
         except ValueError as fault:
             problems.append(bad(name, text, f"{name} {fault}", texts))
     if RATES[0] in MODULES[module] and RATES[0] not in idle:
-        weights, found = lr_weights(values, values.get("block_lr_zero_threshold", 0.0), family)
-        problems += [_with_way_out(one, texts) for one in found]
+        weights, found, wrong = lr_weights(values, values.get("block_lr_zero_threshold", 0.0), family)
+        problems += [*found, *(bad(name, texts[name], must, texts) for name, must in wrong.items())]
         if weights is not None:
             values["lr_weight"] = weights
     if module == "lycoris.kohya" and "algo" in values:
@@ -224,6 +178,13 @@ def typed(module: str, texts: Mapping[str, str], family: str | None = None) -> t
     return values, problems
 
 
+def network_values(config: NetworkOptions, family: str | None = None) -> tuple[dict[str, Any], list[Problem]]:
+    """name -> typed value of the options' network_args, with every finding: no pair, wrong kind, out of bounds."""
+    texts, problems = name_values(config.network_args, "network_args")
+    values, found = typed(config.adapter, texts, family)
+    return values, problems + found
+
+
 def _block_counts() -> dict[int, str]:
     """How long a block list may be -> for whom."""
     counts: dict[int, list[str]] = {}
@@ -231,12 +192,6 @@ def _block_counts() -> dict[int, str]:
         if isinstance(facts.network, UNet):
             counts.setdefault(facts.network.blocks, []).append(facts.title)
     return {count: ", ".join(titles) for count, titles in counts.items()}
-
-
-def _with_way_out(problem: Problem, texts: Mapping[str, str]) -> Problem:
-    """An error about one key with the --set that leaves the key out."""
-    name = str(problem.got).partition("=")[0]
-    return problem if problem.severity != "error" else replace(problem, fix=f"correct it, or {without(texts, name)}")
 
 
 def bad(name: str, text: str, must: str, texts: Mapping[str, str], *, fix: str = "") -> Problem:
@@ -248,6 +203,19 @@ def bad(name: str, text: str, must: str, texts: Mapping[str, str], *, fix: str =
     return Problem(code="bad-network-arg", key="network_args", got=f"{name}={text}", must=must, fix=way_out)
 
 
+def nothing_to_adapt(options: NetworkOptions) -> Problem:
+    """The error that no layer of the base model is left to adapt."""
+    both = "--set network_train_unet_only=false --set network_train_text_encoder_only=false"
+    fix = both if options.adapter == "networks.lora" else "--set network_module=networks.lora"
+    return Problem(
+        code="nothing-to-train",
+        key="network_args" if options.network_args else "network_module",
+        got=" ".join(options.network_args) or options.network_module,
+        must="leaves no layer of the base model to adapt",
+        fix="--set network_args=" if options.network_args else fix,
+    )
+
+
 def without(texts: Mapping[str, str], *names: str) -> str:
     """The --set that leaves keys of network_args out."""
     return setting("network_args", {name: text for name, text in texts.items() if name not in names})
@@ -256,12 +224,6 @@ def without(texts: Mapping[str, str], *names: str) -> str:
 def with_it(texts: Mapping[str, str], name: str, text: str) -> str:
     """The --set that gives a key of network_args another value."""
     return setting("network_args", {**texts, name: text})
-
-
-def setting(key: str, pairs: Mapping[str, str]) -> str:
-    """The --set of a list of name=value; in quotes where there are several."""
-    words = " ".join(f"{name}={text.replace(' ', '')}" for name, text in pairs.items())
-    return f'--set {key}="{words}"' if " " in words or '"' in words else f"--set {key}={words}"
 
 
 def deciding_tucker(given: Mapping[str, Any]) -> str:

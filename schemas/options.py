@@ -72,6 +72,16 @@ class NetworkOptions:
     base_weights: tuple[str, ...] = opt((), "LoRA files merged into the base model before training.", path=True)
     base_weights_multiplier: tuple[float, ...] = opt((), "Strength of each of those files.")
 
+    @property
+    def rank(self) -> int:
+        """Rank of the adapter, the reference's where it is not given."""
+        return self.network_dim or 4
+
+    @property
+    def adapter(self) -> str:
+        """The module that makes the adapter, the usual LoRA where none is named."""
+        return self.network_module or "networks.lora"
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerOptions:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from schemas.terminal import plain
 
 Severity = Literal["error", "warning", "note"]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,13 @@ def error(code: str, must: str, **facts: Any) -> ConfigError:
 def errors(problems: Iterable[Problem]) -> list[Problem]:
     """The findings that stop a run."""
     return [problem for problem in problems if problem.severity == "error"]
+
+
+def taken(read: tuple[Value, Iterable[Problem]]) -> Value:
+    """The value of a parser for a config that has passed the rules, which have said what the parser says."""
+    value, problems = read
+    assert not errors(problems), str(ConfigError(errors(problems)))
+    return value
 
 
 # Words that mean the same in names of options; a name that differs in one of OPPOSITES means something else.

@@ -364,7 +364,7 @@ def _lora_fits(resolved: Resolved, header: Header, facts: LoraFacts) -> Iterable
             fix="--set dim_from_weights=true, or the same conv_dim in network_args",
         )
     for name, mine, theirs in (
-        ("network_dim", config.network_dim or 4, facts.dim),
+        ("network_dim", config.rank, facts.dim),
         ("network_alpha", interop.file_alpha(config), facts.alpha),
     ):
         if theirs is not None and not math.isclose(float(mine), float(theirs), rel_tol=1e-3):

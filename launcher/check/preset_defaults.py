@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.check.resolve import Resolved
-from schemas.problems import ConfigError, Problem
+from schemas.datasets import parse_resolution
+from schemas.problems import Problem
 
 if TYPE_CHECKING:
     from trainer.dataset.files import Sample, Scan
@@ -25,7 +26,6 @@ CAPTIONS = 2  # of the data, beside the trigger word alone and a prompt without 
 LONGEST = 300  # characters of a prompt, about 75 tokens
 WITHOUT = "a photo"  # where a caption is nothing but the trigger word
 FOLDER = re.compile(r"\d+_.")
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 PREVIEWS = ("sample_prompts", "sample_every_n_epochs", "sample_every_n_steps")
 VALIDATION = ("validation_split", "validate_every_n_epochs", "validate_every_n_steps")
 
@@ -55,11 +55,13 @@ def with_validation(resolved: Resolved) -> tuple[Resolved, list[Problem]]:
 
 def _images(folder: Path) -> int:
     """Images in the REPEATS_NAME folders, by name alone; the scan reads them."""
-    count = 0
+    from trainer.dataset.pictures import extensions
+
+    count, images = 0, tuple(extensions())
     try:
         for place in os.scandir(folder):
             if place.is_dir() and FOLDER.match(place.name):
-                count += sum(name.lower().endswith(IMAGES) for name in os.listdir(place.path))
+                count += sum(name.lower().endswith(images) for name in os.listdir(place.path))
     except OSError:
         return 0  # said by the scan
     return count
@@ -100,12 +102,7 @@ def _note(code: str, key: str, message: str, fix: str) -> Problem:
 
 def _size(resolved: Resolved) -> str:
     """Options of a prompt line: previews of the size that is trained on; of none, the family's own."""
-    from trainer.dataset.spec import parse_resolution
-
-    try:
-        size = parse_resolution(resolved.config.resolution)
-    except ConfigError:
-        return ""  # said by the rules
+    size, _ = parse_resolution(resolved.config.resolution)
     return f" --w {size[0]} --h {size[1]}" if size else ""
 
 

@@ -75,7 +75,7 @@ def _network(plan: Plan) -> list[str]:
     )
     args = f", {' '.join(config.network_args)}" if config.network_args else ""
     start = [f"starts from {config.network_weights}"] if config.network_weights else []
-    dim = config.network_dim or 4
+    dim = config.rank
     return [f"{config.network_module}, rank {dim}, alpha {config.network_alpha or dim:g}{args}; {parts}", *start]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from launcher.commands.examples import epilog
-from schemas.problems import ConfigError, Problem, errors
+from schemas.problems import ConfigError, Problem
 from schemas.terminal import say, say_document, style
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -126,9 +126,3 @@ def bundled(problems: Iterable[Problem]) -> list[Problem]:
             else [replace(group[0], must=f"{group[0].must}, and {len(group) - 1} more like it (--json has all)")]
         )
     ]
-
-
-def stop_on_errors(problems: list[Problem]) -> None:
-    """ConfigError with all findings when there is an error among them."""
-    if errors(problems):
-        raise ConfigError(problems)

@@ -5,26 +5,16 @@ Facts: reference section 2.6.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from launcher.formats import json_text, toml_text
 from launcher.formats.base import DraftBuilder, Fate
 from launcher.formats.registry import Keys
+from schemas.datasets import SETTINGS, Setting, may_stand
 from schemas.problems import Problem
 
-CAPTIONS = (
-    "num_repeats", "shuffle_caption", "caption_separator", "keep_tokens", "keep_tokens_separator",
-    "secondary_separator", "enable_wildcard", "caption_prefix", "caption_suffix", "caption_dropout_rate",
-    "caption_dropout_every_n_epochs", "caption_tag_dropout_rate", "token_warmup_min", "token_warmup_step", "color_aug",
-    "flip_aug", "face_crop_aug_range", "random_crop", "resize_interpolation", "custom_attributes", "caption_extension",
-    "class_tokens", "cache_info",
-)  # fmt: skip
-DATASET = (
-    "batch_size", "resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso", "bucket_reso_steps",
-    "bucket_no_upscale", "resize_interpolation", "network_multiplier", "validation_seed", "validation_split",
-)  # fmt: skip
-SUBSET = ("image_dir", "is_reg", "alpha_mask", "metadata_file", "conditioning_data_dir")
+IN_A_DATASET, IN_A_SUBSET = may_stand("dataset"), may_stand("subset")
 
 
 def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> DraftBuilder:
@@ -46,7 +36,7 @@ def judge(draft: DraftBuilder, values: Mapping[str, Any], prefix: str = "") -> N
     for name, value in values.items():
         path = f"{prefix}{name}"
         if name == "general" and isinstance(value, Mapping):
-            _table(draft, path, value, (*CAPTIONS, *DATASET))
+            _table(draft, path, value, IN_A_DATASET)
         elif name == "datasets" and isinstance(value, list):
             for place, dataset in enumerate(value):
                 _dataset(draft, f"{path}.{place}", dataset)
@@ -55,7 +45,7 @@ def judge(draft: DraftBuilder, values: Mapping[str, Any], prefix: str = "") -> N
         elif path == "$schema":
             draft.keys[path] = Fate("gui-only", None, None, "tells editors the schema")
         else:
-            _unknown(draft, path, name, ("general", "datasets"))
+            _unknown(draft, path, name, dict.fromkeys(("general", "datasets")))
 
 
 def _dataset(draft: DraftBuilder, path: str, dataset: Any) -> None:
@@ -72,11 +62,11 @@ def _dataset(draft: DraftBuilder, path: str, dataset: Any) -> None:
             )
         )
         return
-    _table(draft, path, {name: value for name, value in dataset.items() if name != "subsets"}, (*CAPTIONS, *DATASET))
+    _table(draft, path, {name: value for name, value in dataset.items() if name != "subsets"}, IN_A_DATASET)
     subsets = dataset.get("subsets")
     for place, subset in enumerate(subsets if isinstance(subsets, list) else []):
         if isinstance(subset, Mapping):
-            _table(draft, f"{path}.subsets.{place}", subset, (*CAPTIONS, *SUBSET))
+            _table(draft, f"{path}.subsets.{place}", subset, IN_A_SUBSET)
     if not subsets:
         draft.problems.append(
             Problem(
@@ -90,17 +80,19 @@ def _dataset(draft: DraftBuilder, path: str, dataset: Any) -> None:
         )
 
 
-def _table(draft: DraftBuilder, path: str, values: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def _table(draft: DraftBuilder, path: str, values: Mapping[str, Any], known: Mapping[str, Setting]) -> None:
     for name, value in values.items():
-        if name in known:
+        if name in known and known[name].idle:
+            draft.keys[f"{path}.{name}"] = Fate("no-effect", None, value, known[name].idle)
+        elif name in known:
             draft.keys[f"{path}.{name}"] = Fate("used", None, value)
         else:
             _unknown(draft, f"{path}.{name}", name, known)
 
 
-def _unknown(draft: DraftBuilder, path: str, name: str, known: tuple[str, ...]) -> None:
+def _unknown(draft: DraftBuilder, path: str, name: str, known: Iterable[str]) -> None:
     """The reference refuses any key that its schema does not hold; so an error."""
-    places = {"general": (*CAPTIONS, *DATASET), "a dataset": (*CAPTIONS, *DATASET), "a subset": (*CAPTIONS, *SUBSET)}
+    places = {"general": IN_A_DATASET, "a dataset": IN_A_DATASET, "a subset": IN_A_SUBSET}
     right = [place for place, names in places.items() if name in names]
     guess = draft.guess(name, known)
     fix = f"move it to {right[-1]}" if right else f"did you mean {guess}?" if guess else f"remove {name}"
@@ -126,10 +118,5 @@ def write(datasets: Mapping[str, Any]) -> str:
 
 def documented() -> Keys:
     """The keys of a dataset file for the page of formats."""
-    from trainer.dataset.document import DATASET_KEYS, KIND_KEYS, OWN_KEYS, SUBSET_KEYS
-
-    own = [name for group in (*KIND_KEYS.values(), *OWN_KEYS.values()) for name in group]
-    found = Keys.arguments(dict.fromkeys([*DATASET_KEYS, *SUBSET_KEYS, *own]))
-    found.used |= {"general", "datasets", "subsets", *(found.idle.keys() & {"conditioning_data_dir"})}
-    found.idle.pop("conditioning_data_dir", None)
-    return found
+    idle = {name: row.idle for name, row in SETTINGS.items() if row.idle}
+    return Keys(used={"general", "datasets", "subsets", *(SETTINGS.keys() - idle.keys())}, idle=idle)

@@ -146,7 +146,7 @@ def _dataset_args(draft: DraftBuilder, panel: str, values: Mapping[str, Any]) ->
         else:
             sd_scripts.unknown(draft, path, name, draft.lines.get(path))
             continue
-        if known in (*dataset_toml.DATASET, *dataset_toml.CAPTIONS):
+        if known in dataset_toml.IN_A_DATASET:
             found[known] = value
     return found
 
@@ -200,7 +200,7 @@ def _subsets(draft: DraftBuilder, subsets: Any, dataset: Mapping[str, Any]) -> N
                 draft.keys[path] = Fate("gui-only", None, None, "for that tool's window only")
             elif name in FORK_KEYS:
                 draft.keys[path] = Fate("no-effect", None, None, FORK_KEYS[name])
-            elif name in (*dataset_toml.CAPTIONS, *dataset_toml.SUBSET):
+            elif name in dataset_toml.IN_A_SUBSET:
                 draft.keys[path] = Fate("used", None, value)
                 if value not in ("", None):
                     clean[name] = value

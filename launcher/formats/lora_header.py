@@ -26,6 +26,7 @@ from schemas.files.weights import (
 )
 from schemas.optimizers import OPTIMIZERS, TORCH
 from schemas.problems import Problem
+from schemas.schedulers import SCHEDULERS
 
 # ss_ key -> argument, where the name is not ss_ + argument
 OTHER_NAMES = {
@@ -168,7 +169,7 @@ def _reconcile(draft: DraftBuilder) -> None:
         draft.arguments["network_module"] = Setting(OLD_MODULES[module.value], "file", module.key)
     shape = draft.arguments.get("lr_scheduler", Setting("constant")).value
     warmup = draft.arguments.get("lr_warmup_steps")
-    if warmup is not None and warmup.value and str(shape) in ("constant", "adafactor"):
+    if warmup is not None and warmup.value and str(shape) in SCHEDULERS and SCHEDULERS[str(shape)].warmup == "refused":
         said = f"the schedule {shape} had no warmup; it is left out"
         _note(draft, "warmup-without-use", warmup.key, warmup.value, said, None)
         draft.keys[warmup.key or ""] = Fate("no-effect", "lr_warmup_steps", 0, said)

@@ -230,10 +230,10 @@ def too_long(case: Case) -> Suggestion | None:
 
 def same_rates(case: Case) -> Suggestion | None:
     """The text encoder's highest rate equals the U-Net's, under an optimizer that does not find the rate itself."""
-    from schemas.optimizers import resolve, sets_its_own_rate
+    from schemas import optimizers
 
     run = case.run
-    if sets_its_own_rate(resolve(run.config.optimizer_type) or ""):
+    if optimizers.read(run.config)[0].own_rate:
         return None
     peaks: dict[str, float] = {}
     for step in run.steps:

@@ -111,7 +111,7 @@ def _summary(shown: Page) -> str:
         ("Peak memory", size(memory)),
         ("Images", f"{data['images']}" if data.get("images") else "unknown"),
         ("Exposures an image", f"{run.looks:.0f}" if run.looks is not None else "unknown"),
-        ("Network", f"rank {run.config.network_dim or 4}, alpha {run.config.network_alpha:g}"),
+        ("Network", f"rank {run.config.rank}, alpha {run.config.network_alpha:g}"),
     ]
     family = f"{text(run.family)} on " if run.family else ""
     model = last_name(run.config.pretrained_model_name_or_path or "an unknown model")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from schemas.config import TrainConfig
 from schemas.problems import Problem
 from schemas.rules import data, hub, interop, model, names, network, optimizers, schedule, unsupported
-from schemas.rules.arguments import parse_literal_args, parse_network_args
 from schemas.rules.registry import RULES, Rule, rule
 from schemas.rules.rewrites import Rewrite, effective
 from schemas.rules.unsupported import UNSUPPORTED, WITHOUT_EFFECT
@@ -28,8 +27,6 @@ __all__ = [
     "names",
     "network",
     "optimizers",
-    "parse_literal_args",
-    "parse_network_args",
     "rule",
     "schedule",
     "unsupported",

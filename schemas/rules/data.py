@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from schemas.config import TrainConfig
+from schemas.datasets import parse_range, parse_resolution
 from schemas.families import FAMILIES, SMALLEST_STEP, facts_of
 from schemas.problems import Problem
 from schemas.rules.registry import rule
@@ -19,48 +20,11 @@ CAPTION_CHANGES = (
 )
 
 
-def size(resolution: str) -> tuple[int, int]:
-    """(width, height) of `resolution`, "512" or "512,768"; ValueError when it is neither."""
-    sides = [int(side) for side in resolution.split(",")]
-    if len(sides) not in (1, 2) or min(sides) < 64:
-        raise ValueError(resolution)
-    return sides[0], sides[-1]
-
-
 @rule
-def resolution_form(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """resolution is one number or width,height."""
-    if config.resolution:
-        try:
-            size(config.resolution)
-        except ValueError:
-            yield Problem(
-                code="bad-resolution",
-                key="resolution",
-                got=config.resolution,
-                must="must be one number or width,height, each at least 64",
-                fix="--set resolution=512,512",
-            )
-
-
-@rule
-def face_range(config: TrainConfig, family: str | None) -> Iterator[Problem]:
-    """face_crop_aug_range is two numbers above 0, the smaller first."""
-    text = config.face_crop_aug_range
-    if not text:
-        return
-    try:
-        ends = [float(part) for part in text.split(",")]
-    except ValueError:
-        ends = []
-    if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
-        yield Problem(
-            code="bad-range",
-            key="face_crop_aug_range",
-            got=text,
-            must="must be two numbers above 0, the smaller first",
-            fix="write for example 2.0,4.0",
-        )
+def sizes(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """resolution is one number or width,height; face_crop_aug_range two numbers, the smaller first."""
+    yield from parse_resolution(config.resolution)[1]
+    yield from parse_range(config.face_crop_aug_range)[1]
 
 
 @rule
@@ -134,11 +98,8 @@ def bucket_limits(config: TrainConfig, family: str | None) -> Iterator[Problem]:
 def _resolution_among_buckets(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     facts = facts_of(family)
     wide = facts if facts and facts.side > 512 else None  # trained on shapes around its usual resolution
-    try:
-        sides = size(config.resolution or "")
-    except ValueError:
-        return
-    if config.dataset_config:
+    sides, _ = parse_resolution(config.resolution)
+    if sides is None or config.dataset_config:
         return
     if min(sides) < config.bucket_reso_steps:
         yield Problem(

@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterator
 
 from schemas import interop
-from schemas.argument import whole_of
+from schemas.argument import name_values, whole_of
 from schemas.config import TrainConfig
 from schemas.files.weights import Header, LoraFacts
 from schemas.network_args import LORAS, SUPPORTED, deciding_tucker
 from schemas.problems import Problem
-from schemas.rules.arguments import network_args
 from schemas.rules.network import NO_DORA, switched_on
 
 WHOLE_FACTORS = {"lokr-whole"}  # whose rank and alpha say nothing
@@ -20,12 +19,12 @@ WHOLE = 10000  # a rank from which on LyCORIS keeps both factors of any LoKr who
 
 def kinds(config: TrainConfig) -> tuple[str, ...]:
     """The rows of `schemas.interop` for the file of a run; none for a plug-in's."""
-    module = config.network_module or "networks.lora"
+    module = config.adapter
     if module in LORAS:
         return ("lora",)
     if module not in SUPPORTED:
         return ()
-    given, _ = network_args(config.network_args)
+    given, _ = name_values(config.network_args, "network_args")
     lycoris = module == "lycoris.kohya"
     on = switched_on(given) if lycoris else set()
     algo = given.get("algo", "").lower() or "lora" if lycoris else module.removeprefix("networks.")
@@ -33,7 +32,7 @@ def kinds(config: TrainConfig) -> tuple[str, ...]:
     found = interop.kind(
         algo,
         side if "dora_wd" in on and algo not in NO_DORA else None,
-        whole="full_matrix" in on or (config.network_dim or 4) >= WHOLE,
+        whole="full_matrix" in on or config.rank >= WHOLE,
         bounded=lycoris and ("rescaled" in on or given.get("constraint", "0") not in ("", "None", "0", "0.0")),
     )
     return tuple(name for name in (found, *(("full",) if "train_norm" in on else ())) if name in interop.KINDS)
@@ -46,7 +45,7 @@ def continues(config: TrainConfig, header: Header, facts: LoraFacts) -> bool:
         return True  # a plug-in reads its own; peft's names are read for what they are
     if config.network_module == "lycoris.kohya" and config.dim_from_weights:
         return theirs != ("oft",)
-    given, _ = network_args(config.network_args)
+    given, _ = name_values(config.network_args, "network_args")
     algo = given.get("algo", "").lower() if config.network_module == "lycoris.kohya" else ""
     if mine[0] == theirs[0] == "product-dora":
         return algo == facts.algo
@@ -60,16 +59,16 @@ def continues(config: TrainConfig, header: Header, facts: LoraFacts) -> bool:
 
 def file_conv_dim(config: TrainConfig) -> int | None:
     """The rank on 3x3 convolutions; None where they are not adapted, or where it is not a plain number."""
-    given, _ = network_args(config.network_args)
-    usual = str(config.network_dim or 4) if config.network_module == "lycoris.kohya" else ""
+    given, _ = name_values(config.network_args, "network_args")
+    usual = str(config.rank) if config.network_module == "lycoris.kohya" else ""
     rank = given.get("conv_dim") or usual
     return whole_of(rank) if "conv_block_dims" not in given else None
 
 
 def file_alpha(config: TrainConfig) -> float:
     """The alpha that a file of this config has: alpha / rank is its scale, however LyCORIS came to it."""
-    given, _ = network_args(config.network_args)
-    rank = config.network_dim or 4
+    given, _ = name_values(config.network_args, "network_args")
+    rank = config.rank
     alpha = config.network_alpha or rank
     if config.network_module != "lycoris.kohya":
         return alpha

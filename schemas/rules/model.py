@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
 from schemas.config import TrainConfig
 from schemas.families import FAMILIES, facts_of, titles
 from schemas.files.weights import PICKLES
+from schemas.packages import needs
 from schemas.problems import Problem
 from schemas.rules.registry import rule
 
@@ -295,11 +295,4 @@ def logging_options(config: TrainConfig, family: str | None) -> Iterator[Problem
             fix="--set logging_dir=FOLDER, or --set log_with= to go without",
         )
     for package in trackers:
-        if importlib.util.find_spec(package) is None:
-            yield Problem(
-                code="missing-package",
-                key="log_with",
-                got=config.log_with,
-                must=f"needs the package {package}, which is not installed",
-                fix=f"pip install {package}",
-            )
+        yield from needs(package, "log_with", config.log_with)

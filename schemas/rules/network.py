@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+from schemas import optimizers
+from schemas.argument import name_values
 from schemas.config import TrainConfig
 from schemas.families import facts_of, unet_of
 from schemas.network_args import (
+    BLOCKS,
     BY_LYCORIS,
+    LORA_PLUS,
     LORAS,
     MODULES,
+    NO_EFFECT,
     RATES,
     SUPPORTED,
+    bad,
     deciding_tucker,
+    network_values,
     typed,
     with_it,
     without,
 )
-from schemas.optimizers import resolve
+from schemas.packages import needs, trusted, untrusted
 from schemas.problems import Problem, Severity, nearest
-from schemas.rules.arguments import network_args, network_values
-from schemas.rules.optimizers import installed
-from schemas.rules.rates import rates_of, trained_parts
-from schemas.rules.registry import rule, trusted
-from schemas.terminal import shell_word
+from schemas.rules.rates import WITH_UPS, rates_of, trained_parts
+from schemas.rules.registry import rule
 
 OTHER_FAMILIES = (
     "networks.lora_flux",
@@ -41,16 +46,10 @@ BIASED = ("ia3", "diag-oft", "boft")  # whose bypass_mode works on outputs, bias
 @rule
 def network_module(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """The adapter's module is one that the trainer has; a foreign one needs trust."""
-    module = config.network_module or "networks.lora"
+    module = config.adapter
     supported = ", ".join(SUPPORTED)
-    if module in BY_LYCORIS and not installed("lycoris"):
-        yield Problem(
-            code="missing-package",
-            key="network_module",
-            got=module,
-            must="needs the package lycoris-lora, which is not installed",
-            fix="pip install lycoris-lora",
-        )
+    if module in BY_LYCORIS:
+        yield from needs("lycoris", "network_module", module)
     if module in SUPPORTED or trusted(config, module):
         return
     facts: dict[str, Any] = {"key": "network_module", "got": module}
@@ -62,23 +61,16 @@ def network_module(config: TrainConfig, family: str | None) -> Iterator[Problem]
             fix="--set network_module=networks.lora",
         )
     else:
-        guess = nearest(module, MODULES)
-        named = all(part.isidentifier() for part in module.split("."))
-        yield Problem(
-            code="untrusted-module",
-            **facts,
-            must=f"is not a known adapter; supported are {supported}",
-            fix=f"--set network_module={guess or 'networks.lora'}"
-            + (f", or if you trust it: --trust {shell_word(module)}" if named else ""),
-        )
+        fix = f"--set network_module={nearest(module, MODULES) or 'networks.lora'}"
+        yield untrusted(module, "network_module", f"is not a known adapter; supported are {supported}", fix)
 
 
 @rule
 def known_network_args(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """Unknown names in network_args do nothing, here and in the reference (traps T22); each is named."""
-    given, problems = network_args(config.network_args)
+    given, problems = name_values(config.network_args, "network_args")
     yield from problems
-    module = config.network_module or "networks.lora"
+    module = config.adapter
     known = MODULES.get(module, tuple(given))
     for name in given:
         if name not in known:
@@ -96,9 +88,61 @@ def known_network_args(config: TrainConfig, family: str | None) -> Iterator[Prob
 @rule
 def network_arg_values(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """Every value has its kind and lies within its bounds; block lists are as long as the model has blocks."""
-    texts, _ = network_args(config.network_args)
-    _, problems = typed(config.network_module or "networks.lora", texts, family)
+    texts, _ = name_values(config.network_args, "network_args")
+    _, problems = typed(config.adapter, texts, family)
     yield from problems
+
+
+@rule
+def idle_network_args(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """Settings that the chosen adapter takes and does nothing with are named."""
+    texts, _ = name_values(config.network_args, "network_args")
+    for name, why, fix in _idle(config, texts, network_values(config, family)[0]):
+        key = "network_args" if name in texts else name
+        got = f"{name}={texts[name]}" if name in texts else getattr(config, name)
+        must = f"{name} does nothing: {why}"
+        yield Problem(code="no-effect", severity="warning", key=key, got=got, must=must, fix=fix)
+
+
+def _idle(config: TrainConfig, texts: Mapping[str, str], given: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(option or key of network_args, why it does nothing, what to do)."""
+    module, algo = config.adapter, given.get("algo", config.adapter.removeprefix("networks."))
+    own_preset = str(given.get("preset", "")).endswith(".toml")  # it may name other algorithms
+    for name in NO_EFFECT.get(module, ()):
+        if texts.get(name, "") not in ("", "None", "0"):
+            instead = f"--set network_dropout={texts[name]} " if name == "dropout" else ""
+            yield name, f"{module} does not take it", instead + without(texts, name)
+    if module == "networks.dylora" or module == "networks.oft":
+        for name in ("network_dropout",) if module == "networks.dylora" else ("network_dropout", "scale_weight_norms"):
+            if getattr(config, name):
+                yield name, f"{module} does not know it", f"--set {name}="
+    if module in BY_LYCORIS and algo in ("loha", "lokr") and not own_preset:
+        for name, value in (("dropout", given.get("dropout")), ("network_dropout", config.network_dropout)):
+            if value:
+                fix = without(texts, name) if name in texts else f"--set {name}="
+                yield name, f"{algo} has no dropout of activations", fix
+    if module in BY_LYCORIS and algo not in WITH_UPS and not own_preset:
+        for name in LORA_PLUS:
+            if name in given:
+                yield name, f"{algo} has no up matrices", without(texts, name)
+    if module not in LORAS or "lr_weight" in given:
+        return
+    for name in BLOCKS[1:] if "block_dims" not in given else ():
+        if name in given:
+            yield name, "it counts only beside block_dims or an lr weight", without(texts, name)
+    if "block_lr_zero_threshold" in given:
+        yield "block_lr_zero_threshold", "it counts only beside an lr weight", without(texts, "block_lr_zero_threshold")
+
+
+@rule
+def switches_of_oft(config: TrainConfig, family: str | None) -> Iterator[Problem]:
+    """networks.oft's switches are off where they say so; the reference takes any text for on."""
+    texts, _ = name_values(config.network_args, "network_args")
+    for name, on in network_values(config)[0].items() if config.adapter == "networks.oft" else ():
+        if not on:
+            must = "is off here as it says; Kohya takes any text for on, this one too"
+            got, fix = f"{name}={texts[name]}", without(texts, name)
+            yield Problem(code="unusual-spelling", severity="note", key="network_args", got=got, must=must, fix=fix)
 
 
 def switched_on(given: Mapping[str, str]) -> set[str]:
@@ -109,7 +153,7 @@ def switched_on(given: Mapping[str, str]) -> set[str]:
 @rule
 def traits_of_lycoris(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """LyCORIS reads some of its network_args otherwise than they look (GUI notes, section 2.2)."""
-    given, _ = network_args(config.network_args)
+    given, _ = name_values(config.network_args, "network_args")
     if config.network_module != "lycoris.kohya":
         return
     on = switched_on(given)
@@ -145,24 +189,20 @@ def traits_of_lycoris(config: TrainConfig, family: str | None) -> Iterator[Probl
 @rule
 def ranks_of_dylora(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """DyLoRA trains several ranks at a time, of which every rank is a multiple (reference section 7.10)."""
-    texts, _ = network_args(config.network_args)
+    texts, _ = name_values(config.network_args, "network_args")
     given, _ = network_values(config)
     by_lycoris = config.network_module == "lycoris.kohya" and given.get("algo") == "dylora"
     if config.network_module != "networks.dylora" and not by_lycoris:
         return
     name, usual = ("block_size", 4) if by_lycoris else ("unit", 1)
     unit = given.get(name, usual)
-    for key, rank in (("network_dim", config.network_dim or 4), ("conv_dim", given.get("conv_dim", 0))):
+    for key, rank in (("network_dim", config.rank), ("conv_dim", given.get("conv_dim", 0))):
         if rank % unit:
             fitting = -(-rank // unit) * unit
             set_it = f"--set network_dim={fitting}" if key == "network_dim" else with_it(texts, key, str(fitting))
-            yield Problem(
-                code="bad-network-arg",
-                key="network_dim" if key == "network_dim" else "network_args",
-                got=rank,
-                must=f"{key} must be a multiple of {name}={unit}",
-                fix=f"{set_it}, or change {name}",
-            )
+            must, fix = f"{key} must be a multiple of {name}={unit}", f"{set_it}, or change {name}"
+            wrong = bad(key, str(rank), must, texts, fix=fix)
+            yield replace(wrong, key="network_dim", got=rank) if key == "network_dim" else wrong
 
 
 @rule
@@ -194,7 +234,7 @@ def peft_copies(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """A copy for diffusers can be made of plain LoRAs and DoRAs only."""
     if not config.save_peft:
         return
-    module = config.network_module or "networks.lora"
+    module = config.adapter
     given, _ = network_values(config)
     algo = given.get("algo", "lora")
     tucker = bool(given.get(deciding_tucker(given)))
@@ -217,7 +257,7 @@ def average_of_the_weights(config: TrainConfig, family: str | None) -> Iterator[
         yield Problem(
             code="no-effect", severity="note", key="ema_previews", got=True, must=must, fix="--set ema_previews=false"
         )
-    if config.ema_decay and (resolve(config.optimizer_type) or "").endswith("ScheduleFree"):
+    if config.ema_decay and optimizers.read(config)[0].schedule_free:
         must = f"does not go with {config.optimizer_type}, which keeps an average of its own and saves that"
         yield Problem(code="two-averages", key="ema_decay", got=config.ema_decay, must=must, fix="--set ema_decay=")
 
@@ -228,7 +268,7 @@ def text_encoder_that_stops(config: TrainConfig, family: str | None) -> Iterator
     name, end = "stop_text_encoder_training", config.stop_text_encoder_training
     if end <= 0:
         return
-    if (config.network_module or "networks.lora") not in SUPPORTED:
+    if config.adapter not in SUPPORTED:
         must = f"works for {', '.join(SUPPORTED)}: nobody knows which weights of another module are a text encoder's"
         yield Problem(code="stop-of-unknown-parts", key=name, got=end, must=must, fix=f"--set {name}=0")
     elif config.network_train_text_encoder_only:
@@ -270,13 +310,13 @@ def something_is_trained(config: TrainConfig, family: str | None) -> Iterator[Pr
 
 def _no_block(config: TrainConfig, family: str | None) -> Iterator[Problem]:
     """Where the U-Net alone trains, its block lists must leave something of it."""
-    texts, _ = network_args(config.network_args)
+    texts, _ = name_values(config.network_args, "network_args")
     given, problems = network_values(config, family)
     if problems or not isinstance(given.get("lr_weight", given.get("block_dims")), tuple):
         return
     conv = "conv_dim" in given or "conv_block_dims" in given
     weights = given.get("lr_weight", (1.0,) * 25)
-    dims = given.get("block_dims", (config.network_dim or 4,) * 25)
+    dims = given.get("block_dims", (config.rank,) * 25)
     threes = given.get("conv_block_dims", (given.get("conv_dim", 0),) * 25)
     blocks = [
         block for block in unet_of(family).adapted(conv=conv) if block < min(len(weights), len(dims), len(threes))

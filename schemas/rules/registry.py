@@ -15,8 +15,3 @@ def rule(function: Rule) -> Rule:
     """Registers `function(config, family)`; its docstring documents it. `family` is None while unknown."""
     RULES.append(function)
     return function
-
-
-def trusted(config: TrainConfig, dotted: str) -> bool:
-    """Whether `dotted`, or a module above it, is named in `trust`."""
-    return any(dotted == name or dotted.startswith(f"{name}.") for name in config.trust)

@@ -6,9 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from schemas import optimizers
 from schemas.config import TrainConfig
-from schemas.optimizers import resolve
-from schemas.rules.arguments import parse_literal_args
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,8 @@ def _old_names(config: TrainConfig) -> list[Rewrite]:
         done += _change(config, "caption_extension", config.caption_extention, "caption_extention is its old spelling")
         done += _change(config, "caption_extention", None, "moved to caption_extension")
     if not config.optimizer_type and config.use_8bit_adam != config.use_lion_optimizer:
-        old, name = ("use_8bit_adam", "AdamW8bit") if config.use_8bit_adam else ("use_lion_optimizer", "Lion")
+        old = "use_8bit_adam" if config.use_8bit_adam else "use_lion_optimizer"
+        name = optimizers.OLD[old]
         done += _change(config, "optimizer_type", name, f"{old} is its old form")
         done += _change(config, old, False, "moved to optimizer_type")
     return done
@@ -94,10 +94,7 @@ def _bucket_limits(config: TrainConfig) -> list[Rewrite]:
 
 def _adafactor(config: TrainConfig) -> list[Rewrite]:
     """Relative steps: Adafactor makes its own rate, learning_rate is only what is reported first (section 8.3)."""
-    if resolve(config.optimizer_type) != "transformers.optimization.Adafactor" or "." in config.optimizer_type:
-        return []
-    given, _ = parse_literal_args(config.optimizer_args, "optimizer_args")
-    if not (given.get("relative_step", True) or given.get("warmup_init")):
+    if not optimizers.read(config)[0].relative_step:
         return []
     why = "Adafactor's relative_step makes its own rate"
     done: list[Rewrite] = []

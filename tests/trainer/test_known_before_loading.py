@@ -130,7 +130,7 @@ def test_optimizers(name: str, args: dict[str, str], own: st.DataObject, rate: f
     name=st.sampled_from(sorted(SCHEDULERS)),
     kind=st.sampled_from(["", *TORCH_SCHEDULERS]),
     args=st.dictionaries(
-        st.sampled_from(sorted({name for taken in SCHEDULERS.values() for name in taken})),
+        st.sampled_from(sorted({name for row in SCHEDULERS.values() for name in row.args})),
         st.sampled_from([*LITERALS, "'1:2,0.5'", "'linear'"]),
         max_size=2,
     ),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import io
 import json
 import math
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from schemas import ConfigError, TrainConfig, from_flat
+from schemas import ConfigError, TrainConfig, from_flat, packages, rules
 from schemas.derive import add_flags
 from schemas.optimizers import OPTIMIZERS as NAMES
 from trainer.learning.optimizers import build_optimizer, build_scheduler, optimizer_class
@@ -66,6 +67,13 @@ def test_rates_afterwards_are_the_references(case: dict[str, Any]) -> None:
     assert config.lr_scheduler == case["lr_scheduler_after"]
 
 
+def refusals(config: TrainConfig) -> list[Any]:
+    """What the rules refuse of the optimizer and its schedule."""
+    keys = ("optimizer_type", "optimizer_args", "use_8bit_adam", "use_lion_optimizer", "fused_backward_pass",
+            "lr_scheduler_type")  # fmt: skip
+    return [problem for problem in rules.check(config) if problem.severity == "error" and problem.key in keys]
+
+
 def refused(case: dict[str, Any]) -> bool:
     """Refused by the reference and here; bare words such as true are read here, with a note."""
     return "refused" in case and case["meaning"] != ABSENT and not case["args"].endswith("=true")
@@ -73,9 +81,9 @@ def refused(case: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("case", [c for c in OPTIMIZERS if refused(c)], ids=lambda c: c["args"])
 def test_what_the_reference_refuses_is_refused(case: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        build_optimizer(groups_of(case["group_lrs_in"]), config_of(case["args"]))
-    assert caught.value.problems[0].fix
+    wrong = refusals(config_of(case["args"], learning_rate=1e-4))
+    assert wrong
+    assert wrong[0].fix
 
 
 @pytest.mark.parametrize(
@@ -96,6 +104,8 @@ def test_missing_package_names_the_pip_line(monkeypatch: Any, args: str, package
     with pytest.raises(ConfigError) as caught:
         build_optimizer(groups_of([1.0]), config_of(args))
     assert (caught.value.problems[0].code, caught.value.problems[0].fix) == ("missing-package", line)
+    monkeypatch.setattr(packages, "installed", lambda name: name != package)
+    assert [(one.code, one.fix) for one in refusals(config_of(args))] == [("missing-package", line)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -183,16 +193,15 @@ def test_whole_number_warmup_is_the_same_on_two_processes() -> None:
 
 
 def test_dotted_names_need_a_known_package_or_trust() -> None:
-    with pytest.raises(ConfigError) as caught:
-        optimizer_class("collections.OrderedDict", TrainConfig())
-    assert caught.value.problems[0].fix == "if you trust it: --trust collections.OrderedDict"
-    with pytest.raises(ConfigError, match="is not an optimizer"):
+    (wrong,) = refusals(TrainConfig(optimizer_type="collections.OrderedDict"))
+    assert wrong.fix == "if you trust it: --trust collections.OrderedDict"
+    with pytest.raises(ConfigError, match="dotted class name"):
         optimizer_class("collections.OrderedDict", TrainConfig(trust=("collections",)))
 
 
 def test_trust_covers_a_class_or_a_module_but_no_prefix_of_a_word() -> None:
-    with pytest.raises(ConfigError, match="known packages"):
-        optimizer_class("collectionsx.Optimizer", TrainConfig(trust=("collections",)))
+    config = TrainConfig(optimizer_type="collectionsx.Optimizer", trust=("collections",))
+    assert refusals(config)[0].code == "untrusted-module"
 
 
 def test_schedule_free_is_told_by_what_it_can_do() -> None:
@@ -229,10 +238,22 @@ def test_nothing_to_train() -> None:
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [("ReduceLROnPlateau", "measured loss"), ("NoSuch", "not a scheduler"), ("os.path.join", "known packages")],
+    [
+        ("ReduceLROnPlateau", "must be one of"),
+        ("NoSuch", "must be one of"),
+        ("torch.optim.lr_scheduler.NoSuch", "must be one of"),
+        ("LambdaLR", "wants a function"),
+        ("os.path.join", "would run its code"),
+    ],
 )
 def test_scheduler_classes_that_cannot_be_used(name: str, word: str) -> None:
-    config = TrainConfig(lr_scheduler_type=name)
+    assert word in refusals(TrainConfig(lr_scheduler_type=name))[0].must
+
+
+@pytest.mark.parametrize(("name", "word"), [("Plateau", "measured loss"), ("Counter", "not a scheduler class")])
+def test_trusted_scheduler_classes_that_cannot_be_used(monkeypatch: Any, name: str, word: str) -> None:
+    monkeypatch.setattr(collections, "Plateau", torch.optim.lr_scheduler.ReduceLROnPlateau, raising=False)
+    config = TrainConfig(lr_scheduler_type=f"collections.{name}", trust=("collections",))
     with pytest.raises(ConfigError, match=word):
         build_scheduler(build_optimizer(groups_of([1.0]), config).optimizer, config, steps_of(config))
 

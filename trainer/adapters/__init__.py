@@ -50,7 +50,7 @@ def attach(
     ConfigError for a network module that is neither (`unsupported-network-module`), for bad network_args, and for
     weights that do not fit.
     """
-    module = options.network_module or "networks.lora"
+    module = options.adapter
     if module in LORAS:
         return attach_lora(models, targets, options, weights, LORAS[module])
     if module == "networks.oft":

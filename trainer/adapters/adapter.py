@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from schemas.problems import Problem, error
+from schemas.problems import Problem
 from schemas.rules.rates import Rates, part_rates
 from trainer.adapters.network_args import LoraPlus
 
@@ -195,9 +195,7 @@ def find_modules(models: Models, targets: Sequence[Target]) -> dict[str, nn.Modu
 
 def chosen_parts(options: Any) -> set[str]:
     """The parts that the options let train."""
-    if options.network_train_unet_only and options.network_train_text_encoder_only:
-        raise error("nothing-to-train", "excludes network_train_unet_only", key="network_train_text_encoder_only",
-                    got=True, fix="set only one of them")  # fmt: skip
+    assert not (options.network_train_unet_only and options.network_train_text_encoder_only)
     parts = {"te", "te1", "te2", "unet"}
     if options.network_train_unet_only:
         parts = {"unet"}

@@ -9,16 +9,15 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
+from schemas.network_args import nothing_to_adapt
 from schemas.options import NetworkOptions
-from schemas.problems import Problem, error
+from schemas.problems import ConfigError, Problem, error
 from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, find_modules, freeze, model_of
 from trainer.adapters.lora_layers import NAME, ConvLora, Dropouts, KohyaLayer, LinearLora, Shape
 from trainer.adapters.network_args import LoraArgs, lora_args
 
 if TYPE_CHECKING:
     from trainer.families import Models, Target
-
-DEFAULT_DIM = 4
 
 
 class Lora(Adapter):
@@ -129,7 +128,7 @@ def _not_plain(key: str) -> Exception:
 def planned_shapes(targets: Sequence[Target], options: NetworkOptions, args: LoraArgs) -> dict[str, Shape]:
     """kohya key -> rank and alpha of every module to adapt (reference sections 7.3 to 7.5)."""
     parts, shapes = chosen_parts(options), {}
-    dim = options.network_dim or DEFAULT_DIM
+    dim = options.rank
     for target in targets:
         if target.part not in parts or (target.place in ("resnet", "sampler") and not args.conv):
             continue
@@ -178,8 +177,7 @@ def attach_lora(
     from_file = options.dim_from_weights and weights is not None
     shapes = file_shapes(targets, options, weights) if from_file and weights else planned_shapes(targets, options, args)
     if not shapes:
-        raise error("nothing-to-train", "leaves no module to adapt", key="network_args", got=list(options.network_args),
-                    fix="raise the ranks or the block weights")  # fmt: skip
+        raise ConfigError([nothing_to_adapt(options)])
     adapted = [target for target in targets if target.key in shapes]
     dropouts = Dropouts(options.network_dropout or 0.0, args.rank_dropout, args.module_dropout)
     freeze(models)
@@ -188,7 +186,6 @@ def attach_lora(
     for _, parameter in adapter.named_parameters():
         parameter.requires_grad_(True)
     adapter.lr_weight = args.lr_weight
-    adapter.notes += args.notes
     if weights is not None:
         _load(adapter, weights)
     return adapter

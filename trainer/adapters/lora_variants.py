@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from schemas.problems import error
+from schemas.network_args import bad
+from schemas.problems import ConfigError
 from trainer.adapters.lora import Lora
 from trainer.adapters.lora_layers import ConvLora, Dropouts, KohyaLayer, LinearLora, Shape
 from trainer.adapters.network_args import LoraArgs
@@ -54,8 +55,8 @@ class DyLora(Lora):
     @staticmethod
     def layer(base: Any, shape: Shape, dropouts: Dropouts, args: LoraArgs) -> KohyaLayer:
         if shape.rank % args.unit:
-            raise error("bad-network-arg", f"must be a multiple of unit={args.unit}", key="network_dim", got=shape.rank,
-                        fix=f"set it to {math.ceil(shape.rank / args.unit) * args.unit}")  # fmt: skip
+            must = f"the rank is {shape.rank} in network_weights, which unit must divide"
+            raise ConfigError([bad("unit", str(args.unit), must, {}, fix="set unit to a divisor")])
         kind = RandomRankLinear if isinstance(base, nn.Linear) else RandomRankConv
         made = kind(base, shape, Dropouts())
         made.unit = args.unit

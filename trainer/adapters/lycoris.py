@@ -10,11 +10,11 @@ import torch
 from lycoris.wrapper import network_module_dict
 from torch import Tensor, nn
 
-from schemas.network_args import deciding_tucker
+from schemas.network_args import bad, deciding_tucker, nothing_to_adapt
 from schemas.options import NetworkOptions
 from schemas.problems import ConfigError, Problem, error
-from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, freeze, is_up, model_of
-from trainer.adapters.lora import DEFAULT_DIM, loading_notes, module_names
+from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, freeze, model_of
+from trainer.adapters.lora import loading_notes, module_names
 from trainer.adapters.lycoris_modules import (
     PRODUCTS,
     DyLoraModule,
@@ -29,7 +29,7 @@ from trainer.adapters.lycoris_modules import (
     with_strength,
 )
 from trainer.adapters.lycoris_targets import Choice, Preset, choose, extra_targets, read_preset
-from trainer.adapters.network_args import LoraPlus, arguments, lora_plus, no_effect
+from trainer.adapters.network_args import arguments, lora_plus
 
 if TYPE_CHECKING:
     from trainer.families import Models, Target
@@ -67,7 +67,7 @@ def settings(options: NetworkOptions, given: Mapping[str, Any], preset: Preset) 
     Read as its kohya module reads them, which passes rank_dropout_scale and train_on_input to nobody.
     """
     algo = given.get("algo", "lora")
-    dim, alpha = options.network_dim or DEFAULT_DIM, options.network_alpha
+    dim, alpha = options.rank, options.network_alpha
     extra: dict[str, Any] = {name: given.get(name, False) for name in TRUTHS}
     extra |= {
         "block_size": given.get("block_size", 4),
@@ -196,7 +196,7 @@ def attach_product(
     given = arguments(options)
     conv_dim = given.get("conv_dim", 0)
     said = Settings(
-        module.removeprefix("networks."), options.network_dim or DEFAULT_DIM, options.network_alpha, conv_dim=conv_dim,
+        module.removeprefix("networks."), options.rank, options.network_alpha, conv_dim=conv_dim,
         conv_alpha=given.get("conv_alpha", 1.0), dropout=given.get("dropout") or options.network_dropout or 0.0,
         rank_dropout=given.get("rank_dropout", 0.0), module_dropout=given.get("module_dropout", 0.0),
         tucker=given.get("use_tucker", False), train_norm=False,
@@ -236,16 +236,18 @@ def _attach(
         if layer is not None:
             layers[choice.key] = _apply(layer, base)
     if not layers:
-        raise error("nothing-to-train", "leaves no module to adapt", key="network_args", got=list(options.network_args),
-                    fix="choose other places or weights")  # fmt: skip
+        raise ConfigError([nothing_to_adapt(options)])
     adapted = {choice.key: choice.target for choice in choices if choice.key in layers}
     adapter = Lycoris(adapted, layers, lora_plus(given))
-    adapter.notes += _without_effect(adapter, said)
     if getattr(options, "save_peft", False):
         _check_peft(adapter)
     if from_file is not None:
         unused = tuple(key for key in module_names(from_file) if key not in layers)
         adapter.notes += loading_notes(Loaded(len(layers), (), unused))
+        if said.dropout and all(isinstance(layer, PRODUCTS) for layer in layers.values()):
+            must = "network_dropout does nothing: the file's kind has no dropout of activations"
+            adapter.notes.append(Problem(code="no-effect", severity="warning", key="network_dropout", got=said.dropout,
+                                         must=must, fix="--set network_dropout="))  # fmt: skip
     elif weights is not None:
         adapter.notes += loading_notes(adapter.load_state_dict(weights))
     return adapter
@@ -260,26 +262,12 @@ def _check_peft(adapter: Lycoris) -> None:
                         got=True, fix="--set save_peft=false, or another preset")  # fmt: skip
 
 
-def _without_effect(adapter: Lycoris, said: Settings) -> list[Problem]:
-    """What these algorithms do not know, although it was asked for."""
-    notes = []
-    if said.dropout and all(isinstance(layer, PRODUCTS) for layer in adapter.layers.values()):
-        notes.append(no_effect("dropout", f"{said.algo} has no dropout of activations", "use rank_dropout",
-                               key="network_dropout"))  # fmt: skip
-    ups = any(is_up(name.partition(".")[2]) for name, _ in adapter.named_parameters())
-    if adapter.loraplus != LoraPlus() and not ups:
-        notes.append(no_effect("loraplus_lr_ratio", f"{said.algo} has no up matrices", "remove it"))
-    return notes
-
-
 def _built(choice: Choice, base: nn.Module, said: Settings) -> nn.Module | None:
     try:
         return build(choice, base, said)
     except (AssertionError, ValueError) as fault:
-        raise ConfigError([
-            Problem(code="bad-network-arg", key="network_args", got=f"algo={choice.algo or said.algo}",
-                    must=f"does not work on {choice.key}: {fault}", fix="change the algo, the preset or the ranks")
-        ]) from fault  # fmt: skip
+        must, fix = f"does not work on {choice.key}: {fault}", "change the algo, the preset or the ranks"
+        raise ConfigError([bad("algo", choice.algo or said.algo, must, {}, fix=fix)]) from fault
 
 
 def _apply(layer: Any, base: nn.Module) -> nn.Module:

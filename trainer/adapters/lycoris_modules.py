@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from schemas.problems import error
+from schemas.network_args import bad
+from schemas.problems import ConfigError, error
 
 try:
     from lycoris.modules.boft import ButterflyOFTModule
@@ -154,8 +155,8 @@ def _built(
         said |= {"rescaled": "rescale" in own, "constraint": float(own.get("alpha", 0.0))}
     elif kind is LoConModule and blocks:
         if rank % blocks:
-            raise error("bad-network-arg", f"is {rank} in the file, which block_size={blocks} must divide",
-                        key="network_args", got=f"block_size={blocks}", fix="set block_size to a divisor")  # fmt: skip
+            must = f"the rank is {rank} in the file, which block_size must divide"
+            raise ConfigError([bad("block_size", str(blocks), must, {}, fix="set block_size to a divisor")])
         kind, said["block_size"] = RankBlocks, blocks
     scale = own.get("dora_scale")
     if scale is not None:

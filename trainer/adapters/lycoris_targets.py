@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from schemas.families import FAMILIES
-from schemas.problems import error
+from schemas.network_args import bad
+from schemas.problems import ConfigError
 from trainer.adapters.adapter import model_of
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ def read_preset(name: str) -> Preset:
     else:
         found = read_file(name) if Path(name).is_file() else None
     if found is None:
-        raise error("bad-network-arg", f"preset must be one of {', '.join(PRESET)}, or a preset file that can be read",
-                    key="network_args", got=f"preset={name}", fix="correct preset")  # fmt: skip
+        must = f"preset must be one of {', '.join(PRESET)}, or a preset file that can be read"
+        raise ConfigError([bad("preset", name, must, {}, fix="correct preset")])
     full = PRESET["full"]
 
     def words(key: str) -> tuple[str, ...]:

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.network_args import BLOCKS, LORA_PLUS, NO_EFFECT, typed
+from schemas.network_args import BLOCKS, LORA_PLUS, network_values
 from schemas.options import NetworkOptions
-from schemas.problems import ConfigError, Problem, errors
-from schemas.rules.arguments import network_args
+from schemas.problems import taken
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,6 @@ class LoraArgs:
     lr_weight: tuple[float, ...] | None = None
     loraplus: LoraPlus = LoraPlus()
     unit: int = 1  # of networks.dylora: ranks trained at once
-    notes: tuple[Problem, ...] = ()
 
     @property
     def by_block(self) -> bool:
@@ -55,13 +53,8 @@ class LoraArgs:
 
 
 def arguments(options: NetworkOptions, family: str | None = None) -> dict[str, Any]:
-    """name -> typed value of the options' network_args; ConfigError with everything that is wrong with them."""
-    texts, problems = network_args(options.network_args)
-    values, found = typed(options.network_module or "networks.lora", texts, family)
-    wrong = errors([*problems, *found])
-    if wrong:
-        raise ConfigError(wrong)
-    return values
+    """name -> typed value of the options' network_args, which have passed the rules."""
+    return taken(network_values(options, family))
 
 
 def lora_plus(given: Mapping[str, Any]) -> LoraPlus:
@@ -72,32 +65,9 @@ def lora_plus(given: Mapping[str, Any]) -> LoraPlus:
 def lora_args(options: NetworkOptions, family: str, module: str = "networks.lora") -> LoraArgs:
     """`network_args` of networks.lora, dylora or lora_fa for a model of `family`."""
     given = arguments(dataclasses.replace(options, network_module=module), family)
-    texts, _ = network_args(options.network_args)
-    notes = []
-    for name in NO_EFFECT[module]:
-        if texts.get(name, "") not in ("", "None", "0"):
-            notes.append(no_effect(name, f"{module} does not take it", f"remove {name}"))
-    if module == "networks.dylora" and options.network_dropout:
-        notes.append(no_effect("network_dropout", f"{module} has no dropouts", "remove it", key="network_dropout"))
-    if "dropout" in given:
-        notes.append(no_effect("dropout", f"{module} takes network_dropout", "set network_dropout"))
-    weights = given.get("lr_weight")
-    if weights is None and "block_dims" not in given:
-        for name in BLOCKS[1:]:
-            if name in given:
-                notes.append(no_effect(name, "it counts only beside block_dims or an lr weight", "give block_dims"))
-    if weights is None and "block_lr_zero_threshold" in given:
-        notes.append(no_effect("block_lr_zero_threshold", "it counts only beside an lr weight", "remove it"))
     plain = ("conv_dim", "conv_alpha", "rank_dropout", "module_dropout", "unit", *BLOCKS)
     return LoraArgs(
         **{name: given[name] for name in plain if name in given},  # conv_dim 0: of the resnets, only layers not 3x3
-        lr_weight=weights,
+        lr_weight=given.get("lr_weight"),
         loraplus=lora_plus(given),
-        notes=tuple(notes),
     )
-
-
-def no_effect(name: str, why: str, fix: str, *, key: str = "network_args") -> Problem:
-    """The warning that a setting changes nothing here."""
-    must = f"does nothing: {why}"
-    return Problem(code="no-effect", severity="warning", key=key, got=name, must=must, fix=fix)

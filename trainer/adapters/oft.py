@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from schemas.network_args import nothing_to_adapt
 from schemas.options import NetworkOptions
-from schemas.problems import Problem, error
+from schemas.problems import ConfigError, error
 from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, find_modules, freeze
-from trainer.adapters.lora import DEFAULT_DIM, loading_notes, module_names
-from trainer.adapters.network_args import LoraPlus, arguments, no_effect
+from trainer.adapters.lora import loading_notes, module_names
+from trainer.adapters.network_args import LoraPlus, arguments
 
 if TYPE_CHECKING:
     from trainer.families import Models, Target
@@ -146,19 +147,16 @@ def attach_oft(
 ) -> Oft:
     """Freeze `models`, let the layers take over the chosen modules' forward, load `weights`."""
     given = arguments(options)
-    if "unet" not in chosen_parts(options):
-        raise error("nothing-to-train", "networks.oft adapts the U-Net only", got=True,
-                    key="network_train_text_encoder_only", fix="remove it, or use networks.lora")  # fmt: skip
+    assert "unet" in chosen_parts(options), "networks.oft adapts the U-Net only"
     chosen = oft_targets(targets, given)
     from_file = weights is not None and options.dim_from_weights
     if weights is not None and from_file:
         in_file = module_names(weights)
         chosen = [replace(target, key=oft_key(target.key)) for target in targets if oft_key(target.key) in in_file]
     if not chosen:
-        raise error("nothing-to-train", "leaves no module to adapt", key="network_module", got="networks.oft",
-                    fix="use weights of networks.oft")  # fmt: skip
+        raise ConfigError([nothing_to_adapt(options)])
     freeze(models)
-    count = options.network_dim or DEFAULT_DIM
+    count = options.rank
     bases: dict[str, Any] = find_modules(models, chosen)
     counts = {key: weights[f"{key}.oft_blocks"].shape[0] if weights and from_file else count for key in bases}
     _check_divides(bases, counts)
@@ -166,7 +164,6 @@ def attach_oft(
     for key, base in bases.items():
         base.add_module("oft", layers[key])  # so that it follows the model to a device
     adapter = Oft({target.key: target for target in chosen}, layers, LoraPlus())
-    adapter.notes += _notes(options, given)
     if weights is not None:
         adapter.notes += loading_notes(adapter.load_state_dict(weights))
     return adapter
@@ -179,16 +176,3 @@ def _check_divides(bases: Mapping[str, Any], counts: Mapping[str, int]) -> None:
             fitting = max(divisor for divisor in range(1, counts[key]) if common % divisor == 0)
             must = f"is the number of blocks here and must divide the {base.weight.shape[0]} channels of {key}"
             raise error("bad-network-dim", must, key="network_dim", got=counts[key], fix=f"set it to {fitting}")
-
-
-def _notes(options: NetworkOptions, given: Mapping[str, Any]) -> list[Problem]:
-    notes = []
-    for name in ("network_dropout", "scale_weight_norms"):
-        if getattr(options, name):
-            notes.append(no_effect(name, "networks.oft does not know it", f"remove {name}", key=name))
-    for name, on in given.items():
-        if not on:
-            must = "is off here as it says; Kohya takes any text for on, this one too"
-            notes.append(Problem(code="unusual-spelling", severity="note", key="network_args", got=f"{name}={on}",
-                                 must=must, fix=f"remove {name}"))  # fmt: skip
-    return notes

@@ -20,13 +20,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from schemas.argument import name_values
 from schemas.network_args import SUPPORTED
 from schemas.options import NetworkOptions
-from schemas.problems import error
-from schemas.rules.arguments import parse_network_args
+from schemas.problems import Problem, error, taken
 from schemas.rules.rates import Rates
 from trainer.adapters.adapter import Adapter, Loaded, chosen_parts, freeze
-from trainer.adapters.network_args import LoraPlus, no_effect
+from trainer.adapters.network_args import LoraPlus
 
 if TYPE_CHECKING:
     from trainer.families import Models
@@ -105,11 +105,11 @@ class Plugin(Adapter):
                 given.pop()  # older networks know no default rate
             found = network.prepare_optimizer_params(*given)
         found, names = found if isinstance(found, tuple) else (found, None)
-        groups = [
-            {"lr": options.learning_rate, "name": names[index] if names else f"group{index}", **group}
-            | {"params": list(group["params"])}
-            for index, group in enumerate(found)
-        ]
+        groups = []
+        for index, group in enumerate(found):
+            said = {name: value for name, value in group.items() if name != "lr" or value is not None}
+            usual = {"lr": options.learning_rate, "name": names[index] if names else f"group{index}"}
+            groups.append({**usual, **said, "params": list(group["params"])})
         network.prepare_grad_etc(self.text, self.unet)
         trained = {id(parameter) for group in groups for parameter in group["params"]}
         for _, parameter in self.named_parameters():
@@ -193,7 +193,7 @@ def text_encoders(models: Models) -> Any:
 def attach_plugin(models: Models, options: NetworkOptions, module: ModuleType) -> Plugin:
     """Freeze `models`, let the module create and apply its network, and read network_weights with it (section 7.2)."""
     name, text, parts = module.__name__, text_encoders(models), chosen_parts(options)
-    settings: dict[str, Any] = dict(parse_network_args(options.network_args))
+    settings: dict[str, Any] = taken(name_values(options.network_args, "network_args"))
     settings.setdefault("dropout", options.network_dropout)
     freeze(models)
     if options.dim_from_weights and options.network_weights:
@@ -217,8 +217,9 @@ def attach_plugin(models: Models, options: NetworkOptions, module: ModuleType) -
         network.enable_gradient_checkpointing()
     adapter = Plugin(network, models)
     if options.scale_weight_norms and not hasattr(network, "apply_max_norm_regularization"):
-        adapter.notes.append(no_effect("scale_weight_norms", f"{name} does not know it", "remove it",
-                                       key="scale_weight_norms"))  # fmt: skip
+        adapter.notes.append(Problem(code="no-effect", severity="warning", key="scale_weight_norms",
+                                     got=options.scale_weight_norms, must=f"does nothing: {name} does not know it",
+                                     fix="--set scale_weight_norms="))  # fmt: skip
     return adapter
 
 

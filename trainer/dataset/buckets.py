@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from schemas.datasets import Size
 from schemas.families import FAMILIES, SMALLEST_STEP
 from schemas.problems import ConfigError, Problem, error
-from trainer.dataset.spec import DatasetSpec, Size
+from trainer.dataset.spec import DatasetSpec
 
 
 @dataclass(frozen=True)

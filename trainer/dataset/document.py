@@ -4,85 +4,15 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from schemas.config import TrainConfig, table
+from schemas.config import TrainConfig
+from schemas.datasets import SETTINGS, Kind, Setting, may_stand, wrong
 from schemas.files.documents import check_depth, parse_json, parse_toml
 from schemas.files.places import fault_of_path
 from schemas.files.textfile import CONFIG, read_text
 from schemas.problems import Problem, error, nearest
-
-Kind = Literal["dreambooth", "finetuning", "controlnet"]
-
-LARGEST_DOCUMENT = 1 << 26  # bytes
-FILTERS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
-
-DATASET_KEYS = {
-    "batch_size": "int",
-    "resolution": "resolution",
-    "enable_bucket": "bool",
-    "min_bucket_reso": "int",
-    "max_bucket_reso": "int",
-    "bucket_reso_steps": "int",
-    "bucket_no_upscale": "bool",
-    "resize_interpolation": "filter",
-    "network_multiplier": "float",
-    "validation_seed": "int",
-    "validation_split": "float",
-}
-SUBSET_KEYS = {
-    "num_repeats": "int",
-    "shuffle_caption": "bool",
-    "caption_separator": "str",
-    "keep_tokens": "int",
-    "keep_tokens_separator": "str",
-    "secondary_separator": "str",
-    "enable_wildcard": "bool",
-    "caption_prefix": "str",
-    "caption_suffix": "str",
-    "caption_dropout_rate": "float",
-    "caption_dropout_every_n_epochs": "int",
-    "caption_tag_dropout_rate": "float",
-    "token_warmup_min": "int",
-    "token_warmup_step": "float",
-    "color_aug": "bool",
-    "flip_aug": "bool",
-    "face_crop_aug_range": "pair",
-    "random_crop": "bool",
-    "resize_interpolation": "filter",
-    "custom_attributes": "table",
-}
-# Allowed at every level, but only for this kind of dataset.
-KIND_KEYS: dict[Kind, dict[str, str]] = {
-    "dreambooth": {"caption_extension": "str", "class_tokens": "str", "cache_info": "bool"},
-    "finetuning": {},
-    "controlnet": {"caption_extension": "str", "cache_info": "bool"},
-}
-# Allowed in a subset only.
-OWN_KEYS: dict[Kind, dict[str, str]] = {
-    "dreambooth": {"image_dir": "path", "is_reg": "bool", "alpha_mask": "bool"},
-    "finetuning": {"metadata_file": "path", "image_dir": "path", "alpha_mask": "bool"},
-    "controlnet": {"image_dir": "path", "conditioning_data_dir": "path"},
-}
-NEEDED: dict[Kind, tuple[str, ...]] = {
-    "dreambooth": ("image_dir",),
-    "finetuning": ("metadata_file",),
-    "controlnet": ("image_dir", "conditioning_data_dir"),
-}
-# Names that the command line spells differently.
-ARGUMENTS = {"batch_size": "train_batch_size", "num_repeats": "dataset_repeats"}
-MUST = {
-    "int": "must be a whole number",
-    "bool": "must be true or false",
-    "str": "must be text",
-    "path": "must be text",
-    "float": "must be a number",
-    "pair": "must be two numbers",
-    "table": "must be a table",
-    "filter": "must be one of " + ", ".join(FILTERS),
-    "resolution": "must be a whole number or [width, height]",
-}
 
 
 def read_document(path: str, problems: list[Problem]) -> dict[str, Any]:
@@ -147,8 +77,7 @@ def document_problems(document: Mapping[str, Any], config: TrainConfig) -> Itera
             "fix": "write [[datasets]] with [[datasets.subsets]] in it",
         }
         return
-    everywhere = DATASET_KEYS | SUBSET_KEYS | KIND_KEYS["dreambooth"]
-    yield from _table_problems(general, everywhere, "general")
+    yield from _table_problems(general, may_stand("general"), "general")
     for number, dataset in enumerate(datasets):
         yield from _dataset_problems(dataset, f"datasets/{number}", config)
 
@@ -173,14 +102,13 @@ def _dataset_problems(dataset: Mapping[str, Any], place: str, config: TrainConfi
             "fix": "put them into two [[datasets]]",
         }
         return
-    shared = SUBSET_KEYS | KIND_KEYS[kind]
     only_here = {name: value for name, value in dataset.items() if name != "subsets"}
-    yield from _table_problems(only_here, DATASET_KEYS | shared, place)
+    yield from _table_problems(only_here, may_stand("dataset", kind), place)
     for number, subset in enumerate(subsets):
         here = f"{place}/subsets/{number}"
-        yield from _table_problems(subset, shared | OWN_KEYS[kind], here)
-        for name in NEEDED[kind]:
-            if not subset.get(name):
+        yield from _table_problems(subset, may_stand("subset", kind), here)
+        for name, setting in SETTINGS.items():
+            if kind in setting.needed and not subset.get(name):
                 yield {"code": "missing-key", "key": f"{here}/{name}", "must": "must be given", "fix": f"add {name}"}
 
 
@@ -194,35 +122,25 @@ def dataset_kind(subsets: list[Mapping[str, Any]], config: TrainConfig) -> Kind 
     return None if any(described) else "dreambooth"
 
 
-def _table_problems(values: Mapping[str, Any], known: Mapping[str, str], place: str) -> Iterator[dict[str, Any]]:
+def _table_problems(values: Mapping[str, Any], known: Mapping[str, Setting], place: str) -> Iterator[dict[str, Any]]:
     for name, value in values.items():
         key = f"{place}/{name}"
         if name not in known:
             yield _unknown(key, name, known)
-        elif known[name] == "path" and isinstance(value, str):
-            yield from _path_problems(name, key, value)
-        elif value is not None and not (_fits(known[name], value) and _in_bounds(name, value)):
-            yield {
-                "code": "bad-value",
-                "key": key,
-                "got": value,
-                "must": MUST[known[name]] + _bounds(name),
-                "fix": f"remove {name} for the default, or write what is allowed",
-            }
+        elif value is not None and (must := wrong(name, value)):
+            fix = f"remove {name} for the default, or write what is allowed"
+            if known[name].form == "path":
+                mended = (fault_of_path(value) or ("", ""))[1] if isinstance(value, str) else ""
+                plain = f"write {name} without quotes, blanks at the ends and control characters"
+                fix = f"{name} = '{mended}'" if mended else plain
+            yield {"code": "bad-value", "key": key, "got": value, "must": must, "fix": fix}
+        elif known[name].idle:
+            must = f"has no effect: {known[name].idle}"
+            yield {"code": "no-effect", "severity": "warning", "key": key, "got": value, "must": must,
+                   "fix": f"remove {name}"}  # fmt: skip
 
 
-def _path_problems(name: str, key: str, value: str) -> Iterator[dict[str, Any]]:
-    fault = fault_of_path(value)
-    if fault is not None:
-        fix = (
-            f"{name} = '{fault[1]}'"
-            if fault[1]
-            else f"write {name} without quotes, blanks at the ends and control characters"
-        )
-        yield {"code": "bad-value", "key": key, "got": value, "must": fault[0], "fix": fix}
-
-
-def _unknown(key: str, name: str, known: Mapping[str, str] | tuple[str, ...]) -> dict[str, Any]:
+def _unknown(key: str, name: str, known: Iterable[str]) -> dict[str, Any]:
     places = {
         "conditioning_data_dir": "set masked_loss, and give every subset of the dataset one",
         "validation_split": "put it into [[datasets]]",
@@ -233,37 +151,3 @@ def _unknown(key: str, name: str, known: Mapping[str, str] | tuple[str, ...]) ->
     guess = nearest(name, known)
     fix = places.get(name) or (f"did you mean {guess}?" if guess else "remove it")
     return {"code": "unknown-option", "key": key, "must": "is not known at this place", "fix": fix}
-
-
-def _fits(kind: str, value: Any) -> bool:
-    """Whether a file's value has the strict type; whole numbers pass as floats, other than in the reference."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    number = whole or isinstance(value, float)
-    pair = isinstance(value, (list, tuple)) and len(value) == 2
-    match kind:
-        case "resolution":
-            return (whole and value > 0) or (pair and all(type(side) is int and side > 0 for side in value))
-        case "pair":
-            return pair and all(type(end) in (int, float) for end in value)
-        case "filter":
-            return value in FILTERS
-        case "table":
-            return isinstance(value, Mapping)
-    return {"int": whole, "float": number, "bool": isinstance(value, bool)}.get(kind, isinstance(value, str))
-
-
-def _marks(name: str) -> Mapping[str, Any]:
-    option = table().get(ARGUMENTS.get(name, name))
-    return option.marks if option else {}
-
-
-def _in_bounds(name: str, value: Any) -> bool:
-    marks = _marks(name)
-    return not isinstance(value, (int, float)) or marks.get("ge", value) <= value <= marks.get("le", value)
-
-
-def _bounds(name: str) -> str:
-    said = [
-        f"{word} {_marks(name)[mark]}" for mark, word in (("ge", "at least"), ("le", "at most")) if mark in _marks(name)
-    ]
-    return (" of " + " and ".join(said)) if said else ""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
+from schemas.datasets import Size
 from trainer.dataset.buckets import Choice
 from trainer.dataset.captions import process
 from trainer.dataset.faces import Face, cut_around, face_in
 from trainer.dataset.files import Sample
-from trainer.dataset.spec import DatasetSpec, Size, SubsetSpec
+from trainer.dataset.spec import DatasetSpec, SubsetSpec
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from trainer.dataset.spec import Size
+from schemas.datasets import Size
 
 LARGE = 0.1  # of a side of the cut: from there on a face is moved a little where the range leaves room
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import TrainConfig
-from schemas.problems import ConfigError, Problem
+from schemas.problems import Problem
 from trainer.dataset import checks
 from trainer.dataset.buckets import refusals
 from trainer.dataset.pictures import Facts, read_all
@@ -241,11 +241,3 @@ def tag_frequency(scan: Scan, dataset: int) -> dict[str, dict[str, int]]:
             tags = (tag.strip().lower() for tag in sample.caption.split(","))
             counts.setdefault(sample.path.parent.name, Counter()).update(tag for tag in tags if tag)
     return {name: dict(found) for name, found in counts.items()}
-
-
-def raise_errors(found: Scan) -> Scan:
-    """`found` itself; ConfigError with its errors when it has any."""
-    wrong = [problem for problem in found.problems if problem.severity == "error"]
-    if wrong:
-        raise ConfigError(wrong)
-    return found

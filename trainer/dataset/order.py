@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.config import TrainConfig
+from schemas.datasets import Size
 from trainer.dataset.buckets import Choice, choose
 from trainer.dataset.files import Scan
-from trainer.dataset.spec import Size
 
 BucketKey = tuple[int, int, int]  # dataset, width, height
 

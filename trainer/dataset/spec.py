@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from schemas.config import TrainConfig
-from schemas.problems import ConfigError, Problem, Severity, error
-from trainer.dataset.document import ARGUMENTS, Kind, dataset_kind, document_problems, read_document
+from schemas.datasets import Kind, Size, option_of, parse_range, parse_resolution
+from schemas.problems import ConfigError, Problem, Severity, Value, error, errors
+from trainer.dataset.document import dataset_kind, document_problems, read_document
 
-Size = tuple[int, int]
 TRAINING_IMAGES = "training_images"  # where `kohyakit dataset prepare` puts the numbered folders
 
 
@@ -63,8 +63,6 @@ class DatasetSpec:
     bucket_reso_steps: int = 64
     bucket_no_upscale: bool = False
     resize_interpolation: str | None = None
-    network_multiplier: float = 1.0
-    debug_dataset: bool = False
     validation_seed: int | None = None
     validation_split: float = 0.0
     prior_loss_weight: float = 1.0
@@ -101,8 +99,9 @@ def resolve_document(
 ) -> list[DatasetSpec]:
     """The datasets of a dataset_config document: every value from subset, dataset, general, command line or default."""
     found = list(document_problems(document, config))
-    problems.extend(Problem(file=file, **facts) for facts in found)
-    if found:
+    told = [Problem(file=file, **facts) for facts in found]
+    problems.extend(told)
+    if errors(told):
         return []
     general = document.get("general") or {}
     try:
@@ -259,7 +258,7 @@ def _dataset(dataset: Mapping[str, Any], general: Mapping[str, Any], config: Tra
     kind = dataset_kind(dataset["subsets"], config) or "dreambooth"
     values = _searched(DatasetSpec, (dataset, general), config, skip=("kind", "subsets"))
     subsets = tuple(_subset(subset, dataset, general, config) for subset in dataset["subsets"])
-    values["resolution"] = parse_resolution(values.get("resolution"))
+    values["resolution"] = _parsed(parse_resolution(values.get("resolution")))
     return DatasetSpec(kind=kind, subsets=subsets, **values)
 
 
@@ -272,8 +271,16 @@ def _subset(
         found = next((place[name] for place in places if place.get(name) is not None), None)
         if found is not None:
             values[name] = found
-    values["face_crop_aug_range"] = parse_range(values.get("face_crop_aug_range"))
+    values["face_crop_aug_range"] = _parsed(parse_range(values.get("face_crop_aug_range")))
     return SubsetSpec(**values)
+
+
+def _parsed(read: tuple[Value, list[Problem]]) -> Value:
+    """The value; ConfigError where a document says another than the config, which the rules have seen."""
+    value, problems = read
+    if problems:
+        raise ConfigError(problems)
+    return value
 
 
 def _searched(
@@ -291,43 +298,5 @@ def _searched(
 def _argument(name: str, config: TrainConfig, default: Any) -> Any:
     if name == "caption_extension" and config.caption_extention:
         return config.caption_extention
-    return getattr(config, ARGUMENTS.get(name, name), default)
-
-
-def parse_resolution(value: Any) -> Size | None:
-    """(width, height) from 512, "512", "512,768" or [512, 768]; None when there is none."""
-    if value is None or value == "":
-        return None
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
-    try:
-        sides = [int(part) for part in parts]
-    except ValueError:
-        sides = []
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise error(
-            "bad-resolution",
-            "must be one number of pixels, or width,height",
-            key="resolution",
-            got=value,
-            fix="write for example 512 or 512,768",
-        )
-    return sides[0], sides[-1]
-
-
-def parse_range(value: Any) -> tuple[float, float] | None:
-    """(least, most) from "2.0,4.0" or [2.0, 4.0]; None when there is none."""
-    if value is None or value == "":
-        return None
-    try:
-        ends = [float(part) for part in (value.split(",") if isinstance(value, str) else value)]
-    except ValueError:
-        ends = []
-    if len(ends) != 2 or not 0 < ends[0] <= ends[1]:
-        raise error(
-            "bad-range",
-            "must be two numbers above 0, the smaller first",
-            key="face_crop_aug_range",
-            got=value,
-            fix="write for example 2.0,4.0",
-        )
-    return ends[0], ends[1]
+    option = option_of(name)
+    return default if option is None else getattr(config, option.name)

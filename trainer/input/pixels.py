@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from schemas.datasets import Size
 from trainer.dataset.buckets import Choice
 from trainer.dataset.images import has_alpha, opened, orientation, upright
-from trainer.dataset.spec import Size
 
 Pixels = np.ndarray  # uint8 [H,W,C]
 

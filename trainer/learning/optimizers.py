@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from schemas import optimizers, schedulers
 from schemas.config import TrainConfig
-from schemas.optimizers import OPTIMIZERS, PACKAGES, TORCH, resolve, row_of
-from schemas.problems import error, nearest
-from schemas.rules.registry import trusted
-from schemas.terminal import shell_word
-from trainer.plan.rates import literal_args, multiplier, uses_relative_step
+from schemas.packages import may_import, missing_package
+from schemas.problems import ConfigError, error, errors, taken
+from schemas.schedulers import Schedule
+from trainer.plan.rates import multiplier
 from trainer.plan.steps import Steps
 
 
@@ -75,8 +75,8 @@ Groups = Sequence[Mapping[str, Any]] | Sequence[torch.nn.Parameter]
 def build_optimizer(groups: Groups, config: TrainConfig) -> BuiltOptimizer:
     """The optimizer of `config` over `groups`: parameters, or dicts with params, lr and name; in train mode.
 
-    Raises ConfigError for two optimizers at once, unknown or untrusted names, missing packages (with the pip line) and
-    arguments that the optimizer does not take.
+    The config has passed the rules. ConfigError for what only the class itself knows: that it is not there, or refuses
+    its arguments.
     """
     if not groups:
         raise error(
@@ -85,34 +85,24 @@ def build_optimizer(groups: Groups, config: TrainConfig) -> BuiltOptimizer:
             key="learning_rate",
             fix="give unet_lr or text_encoder_lr a value above 0, and at most one network_train_*_only",
         )
-    chosen = optimizer_name(config)
-    _check_fused(config, chosen)
-    args = literal_args(config.optimizer_args, "optimizer_args")
+    chosen = taken(optimizers.read(config))
+    args = dict(chosen.args)
     given: list[Any] = [dict(group) if isinstance(group, Mapping) else group for group in groups]
     # some classes refuse a default rate of 0, which no group then uses
-    fixed: dict[str, Any] = {"lr": config.learning_rate or _first_rate(given)}
-    if chosen.lower().startswith("sgdnesterov"):
-        args.setdefault("momentum", 0.9)
-        fixed["nesterov"] = True
-    elif chosen.lower() == "adafactor":
-        args.setdefault("relative_step", True)
-        if uses_relative_step(config, args):
-            args["relative_step"], fixed["lr"] = True, None
-            config = _without_rates(config)
-            for group in given:
-                if isinstance(group, dict):
-                    group.pop("lr", None)
-    made = optimizer_class(chosen, config)
+    fixed: dict[str, Any] = {"lr": config.learning_rate or _first_rate(given), **chosen.fixed}
+    if chosen.relative_step:
+        args["relative_step"], fixed["lr"] = True, None
+        config = _without_rates(config)
+        for group in given:
+            if isinstance(group, dict):
+                group.pop("lr", None)
+    made = optimizer_class(chosen.path, config)
     try:
         optimizer = made(given, **fixed, **args)
     except Exception as fault:  # classes of many packages, each with refusals of its own kind
-        raise error(
-            "bad-optimizer-argument",
-            f"{made.__name__} refuses its arguments: {fault or type(fault).__name__}",
-            key="optimizer_args",
-            got=" ".join(config.optimizer_args),
-            fix="correct or remove them",
-        ) from fault
+        must = f"{made.__name__} refuses its arguments: {fault or type(fault).__name__}"
+        wrong = optimizers.bad_argument(" ".join(config.optimizer_args), must, "correct or remove them")
+        raise ConfigError([wrong]) from fault
     if is_schedule_free(optimizer):
         optimizer.train()  # type: ignore[attr-defined]
     text = ",".join(f"{key}={value}" for key, value in args.items())
@@ -124,54 +114,15 @@ def _first_rate(groups: Sequence[Any]) -> float:
 
 
 def check_rates(groups: Groups, config: TrainConfig) -> None:
-    """ConfigError where groups of different rates meet an optimizer that would end at the first step with them."""
-    row = row_of(resolve(config.optimizer_type))
-    rates = {float(group["lr"]): str(group.get("name")) for group in groups if isinstance(group, Mapping)}
-    if row is None or not row.one_rate or len(rates) < 2:
-        return
-    raise error(
-        "rates-differ",
-        f"{row.path} finds one rate for everything and ends at the first step where rates differ",
-        key="learning_rate",
-        got=", ".join(f"{name} {rate:g}" for rate, name in sorted(rates.items())),
-        fix="--set learning_rate=1 --set unet_lr=1 --set text_encoder_lr=1, and no rates of blocks or halves",
-    )
+    """ConfigError where groups of different rates meet an optimizer that would end at the first step with them.
 
-
-def optimizer_name(config: TrainConfig) -> str:
-    """The optimizer asked for, by optimizer_type or one of the two old switches; AdamW if by none."""
-    asked = [
-        name for name, given in (("AdamW8bit", config.use_8bit_adam), ("Lion", config.use_lion_optimizer)) if given
-    ]
-    asked += [config.optimizer_type] if config.optimizer_type else []
-    if len(asked) > 1:
-        raise error(
-            "two-optimizers",
-            "only one optimizer can be chosen",
-            key="optimizer_type",
-            got=asked,
-            fix="keep optimizer_type and remove use_8bit_adam and use_lion_optimizer",
-        )
-    return asked[0] if asked else "AdamW"
-
-
-def _check_fused(config: TrainConfig, chosen: str) -> None:
-    if config.fused_backward_pass and chosen.lower() != "adafactor":
-        raise error(
-            "fused-backward-pass",
-            "works with AdaFactor only",
-            key="fused_backward_pass",
-            got=chosen,
-            fix="remove fused_backward_pass",
-        )
-    if config.fused_backward_pass and config.gradient_accumulation_steps > 1:
-        raise error(
-            "fused-backward-pass",
-            "does not go with gradient accumulation",
-            key="fused_backward_pass",
-            got=config.gradient_accumulation_steps,
-            fix="set gradient_accumulation_steps to 1",
-        )
+    Of our own adapters the rules know the rates; a module of the user's makes its groups itself.
+    """
+    rates = {str(group.get("name")): float(group["lr"]) for group in groups if isinstance(group, Mapping)}
+    fix = "--set learning_rate=1 --set unet_lr=1 --set text_encoder_lr=1, and no rates of blocks or halves"
+    wrong = errors(optimizers.rates_differ(taken(optimizers.read(config)), rates, "learning_rate", fix))
+    if wrong:
+        raise ConfigError(wrong)
 
 
 def _without_rates(config: TrainConfig) -> TrainConfig:
@@ -182,48 +133,26 @@ def _without_rates(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, lr_scheduler=scheduler, **rates)
 
 
-def optimizer_class(name: str, config: TrainConfig) -> type[torch.optim.Optimizer]:
-    """The class of an optimizer_type: a known name in any case, a class of torch.optim, or a dotted name."""
-    dotted = resolve(name)
-    found = import_class(dotted, "optimizer_type", config) if dotted else None
+def optimizer_class(dotted: str, config: TrainConfig) -> type[torch.optim.Optimizer]:
+    """The class that a dotted name means; ConfigError where its package has no such optimizer."""
+    found = import_class(dotted, "optimizer_type", config)
     if found is None or not issubclass(found, torch.optim.Optimizer):
-        guess = nearest(name, [*OPTIMIZERS, *TORCH]) or "AdamW"
-        raise error(
-            "unknown-optimizer",
-            "is not an optimizer",
-            key="optimizer_type",
-            got=name,
-            fix=f"--set optimizer_type={guess}",
-        )
+        raise ConfigError([optimizers.unknown(dotted)])
     return found
 
 
 def import_class(dotted: str, key: str, config: TrainConfig) -> type | None:
     """The class that `dotted` names, None if there is no such class in its package.
 
-    Only known packages and the names that the config trusts are imported; ConfigError otherwise, and for a package
-    that is not installed.
+    Only known packages and the names that the config trusts are imported; ConfigError for a package that cannot be.
     """
+    assert may_import(config, dotted), dotted
     module, _, name = dotted.rpartition(".")
     package = module.partition(".")[0]
-    if package not in PACKAGES and not trusted(config, dotted):
-        raise error(
-            "untrusted-module",
-            "is not on the list of known packages and would run its code",
-            key=key,
-            got=dotted,
-            fix=f"if you trust it: --trust {shell_word(dotted)}",
-        )
     try:
         importlib.import_module(package)
     except ImportError as fault:
-        raise error(
-            "missing-package",
-            f"needs the package {package}: {fault}",
-            key=key,
-            got=dotted,
-            fix=f"pip install {PACKAGES.get(package, package)}",
-        ) from fault
+        raise ConfigError([missing_package(package, key, dotted, str(fault))]) from fault
     try:
         found = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as fault:
@@ -247,45 +176,19 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, steps
         initial = config.lr_scheduler.partition("adafactor:")[2] or config.learning_rate
         return AdafactorSchedule(optimizer, float(initial))
     if config.lr_scheduler_type:
-        return _torch_scheduler(optimizer, config)
+        return _torch_scheduler(optimizer, config, taken(schedulers.read(config)))
     return LambdaLR(optimizer, multiplier(config, steps.total, steps.processes))
 
 
-def _torch_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LRScheduler:
-    name = config.lr_scheduler_type
-    if config.lr_warmup_steps:
-        raise error(
-            "warmup-without-use",
-            f"must be 0 with the schedule {name}",
-            key="lr_warmup_steps",
-            got=config.lr_warmup_steps,
-            fix="--set lr_warmup_steps=0",
-        )
-    made = import_class(name if "." in name else f"torch.optim.lr_scheduler.{name}", "lr_scheduler_type", config)
+def _torch_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig, schedule: Schedule) -> LRScheduler:
+    custom = config.lr_scheduler_type
+    made = import_class(schedule.name, "lr_scheduler_type", config)
     if made is None or not issubclass(made, LRScheduler):
-        guess = nearest(name, dir(torch.optim.lr_scheduler))
-        raise error(
-            "unknown-scheduler",
-            "is not a scheduler class",
-            key="lr_scheduler_type",
-            got=name,
-            fix=f"did you mean {guess}?" if guess else "use lr_scheduler instead",
-        )
+        raise ConfigError([schedulers.unusable(custom, "is not a scheduler class")])
     if "metrics" in inspect.signature(made.step).parameters:
-        raise error(
-            "unknown-scheduler",
-            "waits for a measured loss, which training does not give it",
-            key="lr_scheduler_type",
-            got=name,
-            fix="use lr_scheduler constant_with_warmup or cosine",
-        )
+        raise ConfigError([schedulers.unusable(custom, "waits for a measured loss, which training does not give it")])
     try:
-        return made(optimizer, **literal_args(config.lr_scheduler_args, "lr_scheduler_args"))
+        return made(optimizer, **schedule.args)
     except (TypeError, ValueError) as fault:
-        raise error(
-            "bad-schedule-argument",
-            f"{name} refuses its arguments: {fault}",
-            key="lr_scheduler_args",
-            got=" ".join(config.lr_scheduler_args),
-            fix="correct or remove them",
-        ) from fault
+        got, must = " ".join(config.lr_scheduler_args), f"{custom} refuses its arguments: {fault}"
+        raise ConfigError([schedulers.bad_argument(got, must, "correct or remove them")]) from fault

@@ -14,11 +14,12 @@ from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from schemas.config import TrainConfig, table, to_flat
+from schemas.datasets import parse_resolution
 from schemas.files.textfile import CONFIG, read_bytes
 from schemas.problems import ConfigError
 from trainer.dataset.files import Scan, tag_frequency
 from trainer.dataset.order import Assignment, bucket_info
-from trainer.dataset.spec import DatasetSpec, parse_resolution
+from trainer.dataset.spec import DatasetSpec
 
 log = logging.getLogger("trainer")
 
@@ -179,7 +180,7 @@ def _plain_data(facts: RunFacts) -> dict[str, Any]:
     return values | {
         "ss_batch_size_per_device": config.train_batch_size,
         "ss_total_batch_size": config.train_batch_size * facts.processes * config.gradient_accumulation_steps,
-        "ss_resolution": first.spec.resolution if first else parse_resolution(config.resolution),
+        "ss_resolution": first.spec.resolution if first else parse_resolution(config.resolution)[0],
         "ss_dataset_dirs": json.dumps(_folders(facts.datasets, reg=False), ensure_ascii=False),
         "ss_reg_dataset_dirs": json.dumps(_folders(facts.datasets, reg=True), ensure_ascii=False),
         "ss_tag_frequency": json.dumps(_tags(facts.datasets), ensure_ascii=False),

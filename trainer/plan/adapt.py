@@ -7,14 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from schemas.config import TrainConfig
-
-WITHOUT_8BIT = {"adamw8bit": "AdamW", "lion8bit": "Lion", "sgdnesterov8bit": "SGDNesterov"}
-WITHOUT_PAGING = {
-    "pagedadamw8bit": "AdamW8bit",
-    "pagedadamw": "AdamW",
-    "pagedadamw32bit": "AdamW",
-    "pagedlion8bit": "Lion8bit",
-}
+from schemas.optimizers import in_32_bit, without_paging
 
 
 @dataclass(frozen=True)
@@ -49,16 +42,13 @@ def adapt_to(config: TrainConfig, *, gpu: bool, packages: Collection[str]) -> tu
         use("fp8_base", False, "8-bit floats need a GPU")
         use("fp8_base_unet", False, "8-bit floats need a GPU")
         use("cpu_offload_checkpointing", False, "there is no GPU memory to relieve")
-        plain = WITHOUT_PAGING.get(config.optimizer_type.lower())
-        if plain:
-            use("optimizer_type", plain, "paged optimizers need a GPU; the same optimizer without paging")
+        plain = without_paging(config.optimizer_type)
+        use("optimizer_type", plain, "paged optimizers need a GPU; the same optimizer without paging")
     if config.xformers and (not gpu or "xformers" not in packages):
         missing = "needs a GPU" if "xformers" in packages else "is not installed"
         use("xformers", False, f"xformers {missing}")
         use("sdpa", True, f"xformers {missing}; PyTorch's own attention computes the same")
     if "bitsandbytes" not in packages:
-        base = WITHOUT_PAGING.get(config.optimizer_type.lower(), config.optimizer_type)
-        plain = WITHOUT_8BIT.get(base.lower())
-        if plain:
-            use("optimizer_type", plain, "bitsandbytes is not installed; the same optimizer in 32 bit")
+        plain = in_32_bit(config.optimizer_type) or config.optimizer_type
+        use("optimizer_type", plain, "bitsandbytes is not installed; the same optimizer in 32 bit")
     return config, changes

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from schemas import optimizers
+from schemas.argument import name_values
 from schemas.config import TrainConfig
 from schemas.families import FAMILIES
-from schemas.network_args import SUPPORTED, with_it
-from schemas.optimizers import resolve, row_of
+from schemas.network_args import SUPPORTED, bad, network_values, nothing_to_adapt, with_it
 from schemas.problems import Problem, errors
-from schemas.rules.arguments import network_args, network_values
 from schemas.rules.rates import rates_of, trained_parts
 from schemas.unet import Layer, Shape
 from trainer.plan.modules import layers_of
@@ -73,7 +73,7 @@ def saved_numbers(config: TrainConfig, family: str, layers: tuple[Layer, ...]) -
 def adapter(config: TrainConfig, family: str, layers: tuple[Layer, ...]) -> Iterator[tuple[Layer, Tensors]]:
     """Each adapted layer with its tensors: kohya's ending -> shape."""
     given, _ = network_values(config, family)
-    module, parts = config.network_module or "networks.lora", trained_parts(config, family)
+    module, parts = config.adapter, trained_parts(config, family)
     layers = tuple(layer for layer in layers if layer.part in parts)
     if module == "networks.oft":
         yield from _oft(config, given, layers)
@@ -85,7 +85,7 @@ def adapter(config: TrainConfig, family: str, layers: tuple[Layer, ...]) -> Iter
 
 def _lora(config: TrainConfig, given: Mapping[str, Any], layers: tuple[Layer, ...]) -> Iterator[tuple[Layer, Tensors]]:
     """networks.lora and its kin; of a module that is not ours, what networks.lora would make."""
-    dim, weights, dims = config.network_dim or 4, given.get("lr_weight"), given.get("block_dims")
+    dim, weights, dims = config.rank, given.get("lr_weight"), given.get("block_dims")
     threes = given.get("conv_block_dims")
     by_block = weights is not None or dims is not None
     conv = "conv_dim" in given or (by_block and threes is not None)
@@ -108,7 +108,7 @@ def low_rank(shape: Shape, rank: int, *, flat_up: bool = False) -> Tensors:
 
 
 def _oft(config: TrainConfig, given: Mapping[str, Any], layers: tuple[Layer, ...]) -> Iterator[tuple[Layer, Tensors]]:
-    count = config.network_dim or 4
+    count = config.rank
     for layer in layers:
         attention = given.get("enable_all_linear") or "_attn1_" in layer.path or "_attn2_" in layer.path
         conv = given.get("enable_conv") and layer.place in ("resnet", "sampler")
@@ -123,7 +123,7 @@ def _oft(config: TrainConfig, given: Mapping[str, Any], layers: tuple[Layer, ...
 def _lycoris(
     config: TrainConfig, given: Mapping[str, Any], layers: tuple[Layer, ...], family: str
 ) -> Iterator[tuple[Layer, Tensors]]:
-    module, dim = str(config.network_module), config.network_dim or 4
+    module, dim = str(config.network_module), config.rank
     if module == "lycoris.kohya":
         preset = PRESETS.get(given.get("preset", "full"), PRESETS["full"])  # a file of one's own: as the usual one
         algo, conv_dim = given.get("algo", "lora"), given.get("conv_dim", dim) if preset.conv else 0
@@ -265,46 +265,24 @@ def butterfly(dimension: int, factor: int) -> tuple[int, int]:
 def misfits(config: TrainConfig, family: str, model: str | None) -> Iterator[Problem]:
     """Ranks and kinds that these layers cannot take, as the trainer would find out once they are loaded."""
     given, problems = network_values(config, family)
-    if errors(problems) or (config.network_module or "networks.lora") not in SUPPORTED or config.dim_from_weights:
+    if errors(problems) or config.adapter not in SUPPORTED or config.dim_from_weights:
         return
     layers = layers_of(family, model)
     if config.network_module == "networks.oft":
         yield from _oft_misfit(config, given, layers)
     made = list(adapter(config, family, layers))
     if not made:
-        plain = config.network_module in (None, "networks.lora")
-        both = "--set network_train_unet_only=false --set network_train_text_encoder_only=false"
-        yield Problem(
-            code="nothing-to-train",
-            key="network_args" if config.network_args else "network_module",
-            got=" ".join(config.network_args) or config.network_module,
-            must="leaves no layer of the base model to adapt",
-            fix="--set network_args="
-            if config.network_args
-            else both
-            if plain
-            else "--set network_module=networks.lora",
-        )
-    texts, _ = network_args(config.network_args)
+        yield nothing_to_adapt(config)
+    texts, _ = name_values(config.network_args, "network_args")
     preset = given.get("preset", "full")
     if config.network_module == "lycoris.kohya" and preset not in PRESETS and not os.path.isfile(preset):
-        yield Problem(
-            code="bad-network-arg",
-            key="network_args",
-            got=f"preset={preset}",
-            must=f"preset must be one of {', '.join(PRESETS)}, or a preset file that can be read",
-            fix=with_it(texts, "preset", "full"),
-        )
+        must = f"preset must be one of {', '.join(PRESETS)}, or a preset file that can be read"
+        yield bad("preset", preset, must, texts, fix=with_it(texts, "preset", "full"))
     hopeless = next((layer for layer, found in made if 0 in found.get("oft_blocks", ())), None)
     if hopeless is not None and given.get("algo") == "boft":
-        yield Problem(
-            code="bad-network-arg",
-            key="network_args",
-            got="algo=boft",
-            must=f"cannot split the {hopeless.shape[0]} channels of {hopeless.path} at rank {config.network_dim or 4}",
-            fix=with_it(texts, "algo", "diag-oft"),
-        )
-    row = row_of(resolve(config.optimizer_type))
+        must = f"cannot split the {hopeless.shape[0]} channels of {hopeless.path} at rank {config.rank}"
+        yield bad("algo", "boft", must, texts, fix=with_it(texts, "algo", "diag-oft"))
+    row = optimizers.read(config)[0].row
     if row is not None and row.matrices and any(len(shape) > 2 for _, found in made for shape in found.values()):
         yield Problem(
             code="matrices-only",
@@ -316,7 +294,7 @@ def misfits(config: TrainConfig, family: str, model: str | None) -> Iterator[Pro
 
 
 def _oft_misfit(config: TrainConfig, given: Mapping[str, Any], layers: tuple[Layer, ...]) -> Iterator[Problem]:
-    count = config.network_dim or 4
+    count = config.rank
     unet = tuple(layer for layer in layers if layer.part == "unet")
     widths = {layer.shape[0] for layer, _ in _oft(config, given, unet)}
     if all(width % count == 0 for width in widths):

@@ -75,10 +75,6 @@ def last_name(config: TrainConfig) -> str:
     return f"{last_base(config)}.{config.save_model_as}"
 
 
-def last_state_name(config: TrainConfig) -> str:
-    return f"{last_base(config)}-state"
-
-
 def preview_name(
     config: TrainConfig, *, index: int, step: int, time: str, epoch: int | None = None, seed: int | None = None
 ) -> str:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from schemas import optimizers
 from schemas.config import TrainConfig
 from schemas.families import FAMILIES, ModelSizes
 from schemas.files.weights import read_header
-from schemas.optimizers import TORCH, resolve, row_of, state_bytes
 from schemas.problems import ConfigError
 from schemas.unet import Layer
 from trainer.plan.adapter import saved_numbers, trained_numbers
@@ -149,10 +149,8 @@ def adapter_parameters(config: TrainConfig, family: str, shape: Shape | None = N
 
 def optimizer_bytes(config: TrainConfig) -> float:
     """Bytes of optimizer state for each trained number, wherever it lies."""
-    name = "AdamW8bit" if config.use_8bit_adam else "Lion" if config.use_lion_optimizer else config.optimizer_type
-    made = (resolve(name) or name).rpartition(".")[2]
-    full = state_bytes(made)
-    return full if made.endswith("8bit") else full * adapter_bytes(config) / 4
+    chosen, _ = optimizers.read(config)
+    return chosen.state if chosen.eight_bit else chosen.state * adapter_bytes(config) / 4
 
 
 def adapter_bytes(config: TrainConfig) -> int:
@@ -175,7 +173,7 @@ def estimate(
     shape, size = shape or Shape.usual(family), number_bytes(config)
     trained = adapter_parameters(config, family, shape)
     states = int(trained * optimizer_bytes(config))
-    paged = (resolve(config.optimizer_type) or "").rpartition(".")[2].startswith("Paged")
+    paged = optimizers.read(config)[0].paged
     copies = size if size < adapter_bytes(config) else 0  # autocast keeps the adapter in half precision too
     parts = {
         "unet": shape.unet * (1 if config.fp8_base or config.fp8_base_unet else size),
@@ -313,12 +311,10 @@ def _offers(config: TrainConfig, family: str) -> Iterator[tuple[str, bool, dict[
         yield "steps take about a third longer", False, {"gradient_checkpointing": True}
     if not _cached(config) and not config.color_aug and not config.random_crop:
         yield "one pass over the pictures before training; steps get faster", False, {"cache_latents": True}
-    optimizer = "Lion" if config.use_lion_optimizer else config.optimizer_type or "AdamW"
-    row = row_of(resolve(optimizer))
-    smaller = row.eight_bit if row and "." not in optimizer and optimizer not in TORCH else None
-    if smaller and not config.use_8bit_adam:
+    chosen, _ = optimizers.read(config)
+    if chosen.by_name and chosen.row is not None and chosen.row.eight_bit:
         switch = {"use_lion_optimizer": False} if config.use_lion_optimizer else {}
-        yield "none; optimizer states are rounded to 8 bit", True, {"optimizer_type": smaller, **switch}
+        yield "none; optimizer states are rounded to 8 bit", True, {"optimizer_type": chosen.row.eight_bit, **switch}
     if config.mixed_precision == "no":
         yield "none, steps get faster; GPUs from before 2020 need fp16 instead", True, {"mixed_precision": "bf16"}
     if FAMILIES[family].caches_text and not config.cache_text_encoder_outputs and _captions_stay(config):

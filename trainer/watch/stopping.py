@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from schemas import TrainConfig
+from schemas import TrainConfig, optimizers
 
 
 class TrainingStopped(RuntimeError):
@@ -30,7 +30,7 @@ def likely_causes(config: TrainConfig) -> list[str]:
     if config.full_fp16:
         causes.append("full_fp16 keeps gradients in fp16: unset it")
     rates = [config.learning_rate, config.unet_lr or 0.0, *config.text_encoder_lr]
-    if max(rates) >= 1e-3 and not config.optimizer_type.lower().startswith(("prodigy", "dadapt")):
+    if max(rates) >= 1e-3 and not optimizers.read(config)[0].own_rate:
         causes.append(f"a learning rate of {max(rates):g} is high: try a tenth of it")
     causes.append("a broken picture or cache file: run `kohyakit dataset check`")
     return causes

@@ -90,11 +90,6 @@ def test_other_modules_are_refused_unless_trusted(trust):
     assert caught.value.problems[0].fix
 
 
-def test_both_only_flags_exclude_each_other(net):
-    with pytest.raises(ConfigError, match="excludes"):
-        net(network_train_unet_only=True, network_train_text_encoder_only=True)
-
-
 class Bare(Adapter):
     """An adapter that knows the names of its parameters and nothing else."""
 

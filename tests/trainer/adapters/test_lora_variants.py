@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from schemas import TrainConfig
 from schemas.options import NetworkOptions
-from schemas.problems import ConfigError
+from schemas.rules.network import idle_network_args, ranks_of_dylora
 from trainer.adapters import attach
 from trainer.adapters.lora import planned_shapes
 from trainer.adapters.network_args import lora_args
@@ -81,15 +81,15 @@ def test_dylora_draws_the_same_rank_when_recomputing(net):
         assert torch.equal(*found)
 
 
-def test_dylora_wants_whole_units(net):
-    with pytest.raises(ConfigError, match="multiple of unit=3") as caught:
-        net(**DYLORA, network_args=("unit=3",))
-    assert caught.value.problems[0].fix == "set it to 6"
+def test_dylora_wants_whole_units():
+    (problem,) = ranks_of_dylora(TrainConfig(**DYLORA, network_args=("unit=3",)), "sd15")
+    assert "multiple of unit=3" in problem.must
+    assert problem.fix == "--set network_dim=6, or change unit"
 
 
-def test_what_dylora_does_not_know_is_said(net):
-    _, adapter = net(**DYLORA, network_dropout=0.1, network_args=("rank_dropout=0.1", "mid_lr_weight=0.5"))
-    assert [note.got for note in adapter.notes] == ["rank_dropout", "mid_lr_weight", "network_dropout"]
+def test_what_dylora_does_not_know_is_said():
+    config = TrainConfig(**DYLORA, network_dropout=0.1, network_args=("rank_dropout=0.1", "mid_lr_weight=0.5"))
+    assert [note.got for note in idle_network_args(config, "sd15")] == ["rank_dropout=0.1", "mid_lr_weight=0.5", 0.1]
 
 
 def test_fa_draws_down_from_a_normal_and_keeps_it(net):
@@ -128,6 +128,7 @@ def test_fa_norm_limit_leaves_down_alone(net):
 
 
 def test_fa_knows_no_lora_plus(net):
-    _, adapter = net(**FA, network_args=("loraplus_lr_ratio=4",))
-    assert [note.code for note in adapter.notes] == ["no-effect"]
+    args = ("loraplus_lr_ratio=4",)
+    assert [note.code for note in idle_network_args(TrainConfig(**FA, network_args=args), "sd15")] == ["no-effect"]
+    _, adapter = net(**FA, network_args=args)
     assert len(adapter.groups(TrainConfig(learning_rate=1e-3))) == 2

@@ -15,6 +15,7 @@ from tests.trainer.adapters.conftest import Net, Text
 from trainer.adapters import attach, merge_by_plugin
 from trainer.adapters.plugin import attach_plugin, import_plugin
 from trainer.families import Models
+from trainer.learning.optimizers import check_rates
 from trainer.output.lora_file import save_weights
 
 # A bias on every Linear of the U-Net, in the form that the reference's plug-in interface asks for.
@@ -204,3 +205,11 @@ def test_norm_hooks_are_asked_and_their_means_logged(plugin):
     adapter.see_gradients()
     assert adapter.norms() == {"norm/avg_key_norm": 1.5, "norm/avg_grad_norm": 5.0}
     assert plugin.CALLS[-2:] == ["gradients", "weights"]
+
+
+def test_a_group_without_a_rate_learns_at_learning_rate(plugin):
+    """Its lr is None where unet_lr is not given, as older networks hand on what they were given."""
+    config = TrainConfig(learning_rate=3e-4)
+    groups = attached(bare()).groups(config)
+    check_rates(groups, config)
+    assert [group["lr"] for group in groups] == [3e-4]

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from schemas.problems import ConfigError
-from schemas.rules import parse_literal_args, parse_network_args
+from schemas.argument import name_values, parse_literal_args
 
 
 def literal(*items: str) -> dict[str, object]:
@@ -44,13 +43,16 @@ def test_repeated_argument_warns_and_the_last_counts() -> None:
 
 
 def test_network_args_are_text_split_at_the_first_sign() -> None:
-    assert parse_network_args(["conv_dim=4", "preset = a=b"]) == {"conv_dim": "4", "preset": "a=b"}
+    texts = {"conv_dim": "4", "preset": "a=b"}
+    assert name_values(["conv_dim=4", "preset = a=b"], "network_args") == (texts, [])
 
 
-def test_network_args_without_a_sign_raise_all_at_once() -> None:
-    with pytest.raises(ConfigError) as fault:
-        parse_network_args(["conv_dim", "=4"])
-    assert [problem.got for problem in fault.value.problems] == ["conv_dim", "=4"]
+def test_network_args_without_a_sign_are_named_all_at_once() -> None:
+    texts, problems = name_values(["conv_dim", "=4"], "network_args")
+    assert texts == {}
+    assert [(problem.severity, problem.key, problem.got) for problem in problems] == [
+        ("error", "network_args", "conv_dim"), ("error", "network_args", "=4"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["weight_decay=0.01 betas=0.9,0.99", "weight_decay=0.01, betas=0.9,0.99"])
