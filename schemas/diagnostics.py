@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from schemas.blanking import blanked, source_without_secrets
+from schemas.files.textfile import CONFIG, read_text
 from schemas.problems import ConfigError, Problem, Severity, shown
 from schemas.terminal import plain, style
-from schemas.textfile import CONFIG, read_text
 
 ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}

@@ -61,7 +61,7 @@ def command(name: str) -> Callable[[Callable[..., int | None]], click.Command]:
 
 
 def _run(function: Callable[..., int | None], as_json: bool, words: dict[str, Any]) -> int:
-    from launcher.resolve import UsageError
+    from launcher.check.resolve import UsageError
 
     try:
         return function(as_json=as_json, **words) or 0
@@ -95,7 +95,7 @@ def refuse(problems: Iterable[Problem], as_json: bool, **document: Any) -> None:
 
 def print_json(document: Any) -> None:
     """The one document, without anything that looks like a secret."""
-    from launcher.files import blanked
+    from launcher.run.files import blanked
 
     say_document(blanked(document))
 

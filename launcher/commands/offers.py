@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 def files_and_presets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The shipped presets by name, and files."""
-    from launcher.resolve import presets
+    from launcher.check.resolve import presets
 
     named = [CompletionItem(path.stem) for path in presets() if incomplete and path.stem.startswith(incomplete)]
     return named if named and not os.path.exists(incomplete) else [CompletionItem(incomplete, type="file")]
@@ -23,7 +23,7 @@ def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[C
 
 def preset_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The shipped presets."""
-    from launcher.resolve import presets
+    from launcher.check.resolve import presets
 
     return [CompletionItem(path.stem) for path in presets() if path.stem.startswith(incomplete)]
 

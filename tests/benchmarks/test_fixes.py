@@ -11,7 +11,7 @@ import pytest
 import toml
 
 from benchmarks import fixes
-from launcher.resolve import presets
+from launcher.check.resolve import presets
 from schemas.config import table
 from schemas.diagnostics import ALIKE_FROM, together
 from schemas.problems import Problem
