@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from docs import generate
 from schemas.config import GROUPS, table
-from schemas.docs import PAGE, reference_page
 
 ROOT = Path(__file__).parent.parent
 OURS = ("schemas", "launcher", "trainer", "presets", "benchmarks")
@@ -249,28 +248,39 @@ def test_no_option_stands_in_two_groups() -> None:
     assert len(names) == len(set(names)) == len(table())
 
 
-def test_options_page_is_fresh() -> None:
-    assert PAGE.read_text(encoding="utf-8") == reference_page(), "run: python -m schemas.docs"
+def test_generated_pages_are_fresh() -> None:
+    assert generate.stale(generate.generated()) == [], "run: python docs/generate.py"
 
 
-def test_tree_in_readme_is_fresh() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    fresh = runpy.run_path(str(ROOT / "docs" / "write_tree.py"))["fresh"](readme)
-    assert readme == fresh, "run: python docs/write_tree.py"
+def test_the_check_of_generated_pages_tells_what_is_stale(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(generate, "generated", lambda: {"README.md": "else", "no/such.md": "new"})
+    assert generate.main(["--check"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "README.md is stale: run python docs/generate.py",
+        "no/such.md is stale: run python docs/generate.py",
+    ]
+    assert generate.main(["--chek"]) == 2
 
 
-def test_readme_names_every_package_and_page() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_architecture_names_every_package_and_page() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     packages = {path.parent.relative_to(ROOT).as_posix() for path in SOURCES if path.name == "__init__.py"}
     names = {f"{package.rpartition('/')[2]}/" for package in packages}
     names |= {path.name for top in OURS for path in (ROOT / top).glob("*.py") if path.name != "__init__.py"}
     names |= {path.name for path in (ROOT / "docs").glob("*.md")}
-    assert sorted(name for name in names if name not in readme) == []
+    assert sorted(name for name in names if name not in page) == []
+
+
+def test_readme_is_short_and_leads_to_every_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 200
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert sorted(name for name in pages if f"(docs/{name})" not in readme) == []
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:
     broken = []
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
             if not link.startswith("http") and not (page.parent / link).exists():
                 broken.append(f"{page.name}: {link}")

@@ -242,7 +242,7 @@ def schema(name: str, as_json: bool) -> int:
     It is JSON with and without --json.
     """
     from launcher.check.resolve import UsageError
-    from launcher.json_schemas import SCHEMAS
+    from launcher.formats.json_schemas import SCHEMAS
     from schemas.problems import nearest
 
     if name not in SCHEMAS:

@@ -49,7 +49,7 @@ def option_names(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 
 def schema_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Formats that have a JSON Schema."""
-    from launcher.json_schemas import SCHEMAS
+    from launcher.formats.json_schemas import SCHEMAS
 
     return [CompletionItem(name) for name in SCHEMAS if name.startswith(incomplete)]
 

@@ -146,7 +146,7 @@ def test_every_command_shows_examples_that_its_own_parser_takes() -> None:
 
 def test_help_of_schema_names_every_format() -> None:
     from launcher.commands.configs import schema
-    from launcher.json_schemas import SCHEMAS
+    from launcher.formats.json_schemas import SCHEMAS
 
     assert all(name in schema.get_help(click.Context(schema)) for name in SCHEMAS)
 

@@ -164,7 +164,7 @@ VALUES = st.recursive(
 @fuzz
 @given(data=st.data())
 def test_any_value_under_a_known_key_is_answered(name: str, format: str, data: st.DataObject) -> None:
-    from launcher.json_schemas import SCHEMAS
+    from launcher.formats.json_schemas import SCHEMAS
 
     keys = st.sampled_from(sorted(SCHEMAS[format]()["properties"]))
     document = data.draw(st.dictionaries(keys, VALUES, max_size=6))

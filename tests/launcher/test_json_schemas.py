@@ -8,7 +8,7 @@ import pytest
 
 from launcher.check.preflight import check_file
 from launcher.check.resolve import presets, resolve
-from launcher.json_schemas import FOLDER, PUBLISHED, SCHEMAS, text
+from launcher.formats.json_schemas import FOLDER, PUBLISHED, SCHEMAS, text
 from schemas.config import table
 
 GOOD = {
