@@ -287,6 +287,38 @@ def test_links_in_the_documents_lead_somewhere() -> None:
     assert broken == []
 
 
+CITED = re.compile(
+    r"(format notes,? |GUI notes,? )?sections? (\d+(?:\.\d+)*(?:(?:, | and | to )\d+(?:\.\d+)*)*)", re.IGNORECASE
+)
+TRAPS = re.compile(r"\btraps? (T\d+(?:(?:, | and )T\d+)*)", re.IGNORECASE)
+
+
+def cited(text: str) -> set[str]:
+    """What a text refers to in docs/reference-behaviour.md: "7.4", "format notes 10", "T27"."""
+    found = {number for match in TRAPS.finditer(text) for number in re.findall(r"T\d+", match[1])}
+    for match in CITED.finditer(text):
+        notes = (match[1] or "").strip(" ,")
+        found |= {f"{notes} {number}".strip() for number in re.findall(r"\d+(?:\.\d+)*", match[2])}
+    return found
+
+
+def test_what_is_cited_of_the_reference_can_be_looked_up() -> None:
+    page = (ROOT / "docs" / "reference-behaviour.md").read_text(encoding="utf-8")
+    anchors = set(re.findall(r"^#{3,4} ((?:format notes |GUI notes )?\d+(?:\.\d+)*)\b", page, re.M))
+    anchors |= set(re.findall(r"^- \*\*(T\d+)\*\* ", page, re.M))
+    here = Path(__file__)
+    texts = {path: path.read_text(encoding="utf-8") for path in [*SOURCES, *TESTS] if path != here}
+    missing = {str(path.relative_to(ROOT)): sorted(cited(text) - anchors) for path, text in texts.items()}
+    assert {path: names for path, names in missing.items() if names} == {}
+    assert len(set().union(*map(cited, texts.values()))) > 60
+
+
+def test_citations_are_found() -> None:
+    assert cited("reference sections 7.4 and 7.10, traps T5, T19") == {"7.4", "7.10", "T5", "T19"}
+    assert cited("format notes sections 1, 9: Trap T2") == {"format notes 1", "format notes 9", "T2"}
+    assert cited("GUI notes, section 2.2") == {"GUI notes 2.2"}
+
+
 # The doors to the world outside
 
 

@@ -1,6 +1,6 @@
 """TOML as people share it: read strictly, else as the `toml` package does, else mended line by line, a warning each.
 
-Facts: reference notes on malformed TOML (section 10 of the format notes).
+Facts: format notes section 10.
 """
 
 from __future__ import annotations
