@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dataset": ("launcher.commands.dataset", "From a folder of photos to a training folder."),
     "report": ("launcher.commands.report", "One page of a run: curves, previews, settings."),
     "schema": ("launcher.commands.configs", "Print the JSON Schema of a format."),
+    "completion": ("launcher.commands.completion", "Print the completion script of bash, zsh or fish."),
 }
 ALIASES = {"train": "launch"}
 

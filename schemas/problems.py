@@ -25,6 +25,7 @@ class Problem:
     fix: str | None = None
     file: str | None = None
     line: int | None = None
+    column: int | None = None  # from 1, where a parser has said it
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -39,7 +40,7 @@ class Problem:
         return [text, f"    fix: {plain(self.fix)}"] if self.fix else [text]
 
     def as_json(self) -> dict[str, Any]:
-        """The Problem of `validate --json`; `file` stays out, the document names it once."""
+        """The Problem of `validate --json`; `file` stays out, the document names it once, and so does `column`."""
         found = asdict(self)
         order = ("severity", "code", "key", "line", "got", "must", "fix")
         return {name: found[name] for name in order}

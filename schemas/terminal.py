@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 import sys
 from collections.abc import Iterable
 from typing import Any, TextIO
@@ -21,6 +22,7 @@ NAMES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 COLOURS = {"red": 31, "green": 32, "yellow": 33, "cyan": 36}
 _MARK = secrets.token_hex(8)  # of a style: cannot be guessed, so that no text can hold it
 _STYLE = re.compile(rf"<{_MARK}:([0-9;]+)>")
+_standing: list[TextIO] = []  # where a line stands that the next one shall replace
 
 
 def plain(text: object) -> str:
@@ -68,6 +70,21 @@ def say(line: object = "", *, err: bool = False, file: TextIO | None = None) -> 
     _write(stream, _STYLE.sub(codes, plain(line)) + "\n")
 
 
+def overwrite(line: object, stream: TextIO) -> None:
+    """A line in the place of the one that a terminal's cursor is in, cut at its width, until the next `say`."""
+    width = shutil.get_terminal_size().columns - 1
+    _write(stream, f"\r{plain(line)[:width]}\x1b[K")
+    _standing.append(stream)
+
+
+def clear() -> None:
+    """Takes away what `overwrite` has left standing."""
+    if _standing:
+        stream = _standing.pop()
+        stream.write("\r\x1b[K")
+        stream.flush()
+
+
 def say_document(document: Any, *, err: bool = False) -> None:
     """One JSON document; what a terminal would obey stands in it as \\uXXXX, which JSON readers turn back."""
     say_file(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n", err=err)
@@ -95,6 +112,7 @@ def _coloured(stream: TextIO) -> bool:
 
 
 def _write(stream: TextIO, text: str) -> None:
+    clear()
     encoding = getattr(stream, "encoding", None) or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
     stream.flush()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from docs import generate
 from schemas.config import GROUPS, table
-from schemas.docs import PAGE, reference_page
 
 ROOT = Path(__file__).parent.parent
 OURS = ("schemas", "launcher", "trainer", "presets", "benchmarks")
@@ -294,32 +293,75 @@ def test_no_option_stands_in_two_groups() -> None:
     assert len(names) == len(set(names)) == len(table())
 
 
-def test_options_page_is_fresh() -> None:
-    assert PAGE.read_text(encoding="utf-8") == reference_page(), "run: python -m schemas.docs"
+def test_generated_pages_are_fresh() -> None:
+    assert generate.stale(generate.generated()) == [], "run: python docs/generate.py"
 
 
-def test_tree_in_readme_is_fresh() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    fresh = runpy.run_path(str(ROOT / "docs" / "write_tree.py"))["fresh"](readme)
-    assert readme == fresh, "run: python docs/write_tree.py"
+def test_the_check_of_generated_pages_tells_what_is_stale(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(generate, "generated", lambda: {"README.md": "else", "no/such.md": "new"})
+    assert generate.main(["--check"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "README.md is stale: run python docs/generate.py",
+        "no/such.md is stale: run python docs/generate.py",
+    ]
+    assert generate.main(["--chek"]) == 2
 
 
-def test_readme_names_every_package_and_page() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_architecture_names_every_package_and_page() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     packages = {path.parent.relative_to(ROOT).as_posix() for path in SOURCES if path.name == "__init__.py"}
     names = {f"{package.rpartition('/')[2]}/" for package in packages}
     names |= {path.name for top in OURS for path in (ROOT / top).glob("*.py") if path.name != "__init__.py"}
     names |= {path.name for path in (ROOT / "docs").glob("*.md")}
-    assert sorted(name for name in names if name not in readme) == []
+    assert sorted(name for name in names if name not in page) == []
+
+
+def test_readme_is_short_and_leads_to_every_page() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 200
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert sorted(name for name in pages if f"(docs/{name})" not in readme) == []
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:
     broken = []
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
             if not link.startswith("http") and not (page.parent / link).exists():
                 broken.append(f"{page.name}: {link}")
     assert broken == []
+
+
+CITED = re.compile(
+    r"(format notes,? |GUI notes,? )?sections? (\d+(?:\.\d+)*(?:(?:, | and | to )\d+(?:\.\d+)*)*)", re.IGNORECASE
+)
+TRAPS = re.compile(r"\btraps? (T\d+(?:(?:, | and )T\d+)*)", re.IGNORECASE)
+
+
+def cited(text: str) -> set[str]:
+    """What a text refers to in docs/reference-behaviour.md: "7.4", "format notes 10", "T27"."""
+    found = {number for match in TRAPS.finditer(text) for number in re.findall(r"T\d+", match[1])}
+    for match in CITED.finditer(text):
+        notes = (match[1] or "").strip(" ,")
+        found |= {f"{notes} {number}".strip() for number in re.findall(r"\d+(?:\.\d+)*", match[2])}
+    return found
+
+
+def test_what_is_cited_of_the_reference_can_be_looked_up() -> None:
+    page = (ROOT / "docs" / "reference-behaviour.md").read_text(encoding="utf-8")
+    anchors = set(re.findall(r"^#{3,4} ((?:format notes |GUI notes )?\d+(?:\.\d+)*)\b", page, re.M))
+    anchors |= set(re.findall(r"^- \*\*(T\d+)\*\* ", page, re.M))
+    here = Path(__file__)
+    texts = {path: path.read_text(encoding="utf-8") for path in [*SOURCES, *TESTS] if path != here}
+    missing = {str(path.relative_to(ROOT)): sorted(cited(text) - anchors) for path, text in texts.items()}
+    assert {path: names for path, names in missing.items() if names} == {}
+    assert len(set().union(*map(cited, texts.values()))) > 60
+
+
+def test_citations_are_found() -> None:
+    assert cited("reference sections 7.4 and 7.10, traps T5, T19") == {"7.4", "7.10", "T5", "T19"}
+    assert cited("format notes sections 1, 9: Trap T2") == {"format notes 1", "format notes 9", "T2"}
+    assert cited("GUI notes, section 2.2") == {"GUI notes 2.2"}
 
 
 # The doors to the world outside

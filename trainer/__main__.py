@@ -19,7 +19,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from schemas import (
     Problem,
     TrainConfig,
     config,
+    diagnostics,
     errors,
     rules,
 )
@@ -43,11 +44,12 @@ from schemas.files import (
 from schemas.files.resuming import state_meant
 from schemas.files.run_lock import in_use
 from schemas.files.writing import disk_advice, disk_fault, disk_words
+from schemas.progress import Progress
 from schemas.rules import names
 from schemas.signals import outlast_terminal
 from schemas.terminal import say
 from trainer.dataset.checks import bucket_steps
-from trainer.dataset.files import Scan, scan, told_now_and_then
+from trainer.dataset.files import CHECKING, Scan, scan
 from trainer.dataset.prompts import read_prompts
 from trainer.output.run_folder import RunFolder
 from trainer.plan.adapt import adapt_to
@@ -130,7 +132,7 @@ def prepare(read: TrainConfig) -> tuple[str, Scan, list[Problem]]:
     # The launcher has decoded them all; of several processes one is enough.
     alone = os.environ.get("RANK", "0") == "0" and not os.environ.get("KOHYAKIT_LAUNCHED")
     verify = alone and not read.skip_image_check and not read.debug_dataset
-    found = scan(read, verify=told_now_and_then(say) if verify else False)
+    found = scan(read, verify=Progress(CHECKING[0], hint=CHECKING[1]) if verify else False)
     problems += [*found.problems, *bucket_steps(found.specs, read, family)]
     if read.sample_prompts:
         read_prompts(read.sample_prompts)  # raises what is wrong with them, long before the first preview
@@ -217,8 +219,7 @@ def main(argv: Sequence[str] | None = None, stop: StopRequest | None = None) -> 
             return write_config(read)
         family, found, problems = prepare(read)
         if first and not os.environ.get("KOHYAKIT_LAUNCHED"):
-            for problem in [*notes, *problems]:
-                tell(problem)
+            tell([*notes, *problems])
         if read.debug_dataset:
             for line in listing(found, read) if first else ():
                 say(line)
@@ -238,8 +239,7 @@ def main(argv: Sequence[str] | None = None, stop: StopRequest | None = None) -> 
     except ConfigError as wrong:
         if not first:
             time.sleep(2)  # what the first process says too it has said by then, and its end has taken this one along
-        for problem in wrong.problems:
-            tell(problem)
+        tell(wrong.problems)
         return 1
     except KeyboardInterrupt:
         if first:
@@ -275,10 +275,9 @@ def failed(fault: Exception, stop: StopRequest) -> int:
     return FAILED
 
 
-def tell(problem: Problem) -> None:
-    """A finding on stderr, with the process that has it."""
-    first, *rest = problem.lines()
-    for line in (f"{problem.severity}: {process()}{first}", *rest):
+def tell(problems: Iterable[Problem]) -> None:
+    """Findings on stderr, with the process that has them."""
+    for line in diagnostics.report(problems, who=process()):
         say(line, err=True)
 
 

@@ -23,6 +23,7 @@ from schemas.files.documents import parse_toml
 from schemas.files.resuming import kept_seed
 from schemas.files.textfile import CONFIG, read_text
 from schemas.problems import error
+from schemas.progress import Progress
 from trainer.adapters import Adapter, import_plugin, is_plugin, merge_by_plugin, merge_weights
 from trainer.dataset.files import Scan, held_out
 from trainer.dataset.order import assign
@@ -216,7 +217,9 @@ def fill_caches(
         for kept, scan in kinds:
             kept.texts = TextCache(scan, config, family)
             with torch.no_grad():
-                kept.texts.fill(lambda captions: family.encode(models, captions, config))
+                kept.texts.fill(
+                    lambda captions: family.encode(models, captions, config), bar("encoding captions", accelerator)
+                )
         for encoder in models.text_encoders:
             encoder.to("cpu")
     if not config.highvram and device.type == "cuda":
@@ -224,11 +227,22 @@ def fill_caches(
     return caches
 
 
+def bar(label: str, accelerator: Accelerator) -> Progress | None:
+    """How far a cache is filled, as the first process sees its own share."""
+    return Progress(label) if accelerator.is_main_process else None
+
+
 def fill_latents(cache: LatentCache, encode: Encode, retry: Encode, accelerator: Accelerator, say: Say) -> None:
     """Encodes what a cache lacks; several processes share the work."""
     missing = len(cache.missing())
     say(f"encoding {missing} images once" if missing else "all latents were cached already")
-    cache.fill(encode, retry=retry, processes=accelerator.num_processes, rank=accelerator.process_index)
+    cache.fill(
+        encode,
+        bar("encoding images", accelerator),
+        retry=retry,
+        processes=accelerator.num_processes,
+        rank=accelerator.process_index,
+    )
     cache.exchange(gather_object)
     accelerator.wait_for_everyone()
     for note in cache.notes:

@@ -47,8 +47,8 @@ class Checked:
 
 def check_file(resolved: Resolved) -> Checked:
     """`validate`: what the file says of itself. Paths may belong to another machine, so they are only warned about."""
-    from launcher import json_schemas
     from launcher.check import consent, data
+    from launcher.formats import json_schemas
 
     resolved, problems = effective(data.unpack(resolved))
     problems += standing(resolved.draft, resolved.sets, json_schemas.problems(resolved.draft, problems))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from launcher.check import paths
 from launcher.check.preflight import Checked
 from launcher.check.processes import load_of
 from launcher.run.command import default_config, quoted
+from schemas.diagnostics import relative
 from schemas.families import facts_of
 from schemas.terminal import style
 
@@ -32,7 +32,7 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     resolved = plan.checked.resolved
     facts = facts_of(plan.family)
     family = facts.title if facts else plan.family or "family unknown"
-    yield style(f"{resolved.draft.file}: a {resolved.draft.kind} for {family}", bold=True)
+    yield style(f"{relative(str(resolved.draft.file))}: a {resolved.draft.kind} for {family}", bold=True)
     config = plan.config
     own = [f"{problem.key} {problem.must}" for problem in plan.problems if problem.code == "from-base-model"]
     own += [one.must for one in plan.checked.problems if one.code.startswith("text-projection")][:1]
@@ -44,7 +44,9 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield from row("average", f"EMA of the weights, decay {config.ema_decay:g}, {beside}")
     yield from _data(plan)
     yield from _steps(plan)
-    yield from row("results", str(paths.output_dir(resolved) / f"{paths.run_name(resolved)}.{config.save_model_as}"))
+    yield from row(
+        "results", relative(f"{paths.output_dir(resolved) / paths.run_name(resolved)}.{config.save_model_as}")
+    )
     if plan.memory is not None:
         device = "" if plan.launch.cpu else f"{_bytes(plan.memory.device_bytes)} GPU, "
         disk = f", {_bytes(plan.disk_bytes)} on disk" if plan.disk_bytes is not None else ""
@@ -106,7 +108,7 @@ def _data(plan: Plan) -> Iterator[str]:
         lines.append(f"{share} (validation_split {plan.config.validation_split:g}){_way_out(plan, 'held-out')}")
     for subset in found["subsets"]:
         reg = " (regularisation)" if subset["is_reg"] else ""
-        lines.append(f"{subset['folder']}: {subset['images']} x {subset['repeats']}{reg}")
+        lines.append(f"{relative(subset['folder'])}: {subset['images']} x {subset['repeats']}{reg}")
     yield from row("data", *lines)
     sizes = [
         f"{width}x{height}: {entry['images']}" for entry in found["buckets"] for width, height in [entry["resolution"]]
@@ -216,12 +218,8 @@ def fit_lines(plan: Plan) -> Iterator[str]:
 def verdict_lines(checked: Checked, *, keys: bool) -> Iterator[str]:
     """`validate` of one file: the verdict, and the keys that do not simply count."""
     draft = checked.resolved.draft
-    counts = Counter(problem.severity for problem in checked.problems)
-    said = ", ".join(_count(counts[name], name) for name in ("error", "warning", "note") if counts[name])
     mark = style("ok", colour="green") if checked.ok else style("not ok", colour="red")
-    yield f"{draft.file}: {draft.format}, {checked.family or 'family unknown'}, {draft.kind}: {mark}" + (
-        f" ({said})" if said else ""
-    )
+    yield f"{relative(str(draft.file))}: {draft.format}, {checked.family or 'family unknown'}, {draft.kind}: {mark}"
     for name, fate in draft.keys.items():
         if keys or fate.status not in ("used", "default"):
             target = f" -> {fate.argument}" if fate.argument and fate.argument != name else ""

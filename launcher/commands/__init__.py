@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import functools
-import re
+import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import click
 
 from launcher.commands.examples import epilog
+from launcher.commands.offers import assignments, files_and_presets, format_names
 from schemas.problems import ConfigError, Problem
 from schemas.terminal import say, say_document, style
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")
-set_option = click.option("--set", "sets", multiple=True, metavar="K=V", help="Override one option; K= unsets it.")
-from_option = click.option(
-    "--from", "format_name", metavar="FORMAT", help="The file's format, if it is not recognised."
+set_option = click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="K=V",
+    shell_complete=assignments,
+    help="Override one option; K= unsets it.",
 )
+from_option = click.option(
+    "--from",
+    "format_name",
+    metavar="FORMAT",
+    shell_complete=format_names,
+    help="The file's format, if it is not recognised.",
+)
+file_argument = click.argument("file", shell_complete=files_and_presets)
 trust_option = click.option(
     "--trust",
     multiple=True,
@@ -88,41 +100,39 @@ def print_json(document: Any) -> None:
     say_document(blanked(document))
 
 
-BUNDLED_FROM = 4  # findings of one kind that are said as one
-COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+def tell(problems: Iterable[Problem], *, notes: bool = True, more: str = "--json lists them", named: str = "") -> None:
+    """Findings as people read them, on stderr, with their number behind them.
+
+    more: what shows the notes, where they are left out. named: the file whose name has just been said on stdout.
+    """
+    problems = list(problems)
+    shown = [problem for problem in problems if notes or problem.severity != "note"]
+    describe(shown, named)
+    if len(problems) > 1 or len(shown) < len(problems):
+        count(problems, "" if notes else more)
 
 
-def tell(problems: Iterable[Problem], *, notes: bool = True, more: str = "--json lists them") -> None:
-    """Findings as people read them, on stderr; `more` says what shows the notes, where they are left out."""
-    from launcher.run.files import blanked
+def describe(problems: Iterable[Problem], named: str = "", *, named_here: bool = False) -> None:
+    """Findings on stderr, without their number; `named_here`: the file's name stands above on stderr itself."""
+    from launcher.formats import read_source
+    from schemas import diagnostics
 
-    problems = [
-        replace(problem, got=blanked(problem.got), must=blanked(problem.must), fix=blanked(problem.fix))
-        for problem in problems
-    ]
-    for problem in bundled(problems):
-        if notes or problem.severity != "note":
-            first, *rest = problem.lines()
-            say(f"{style(problem.severity, colour=COLOURS[problem.severity])}: {first}", err=True)
-            for line in rest:
-                say(line, err=True)
-    hidden = 0 if notes else sum(problem.severity == "note" for problem in problems)
-    if hidden:
-        say(f"({hidden} note{'' if hidden == 1 else 's'} more: {more})", err=True)
+    above = named if named and (named_here or _one_screen()) else None
+    for line in diagnostics.report(diagnostics.together(problems), source=read_source, named=above):
+        say(line, err=True)
 
 
-def bundled(problems: Iterable[Problem]) -> list[Problem]:
-    """Findings that differ only in numbers within their key, value or line as one, with their count."""
-    groups: dict[tuple[str, ...], list[Problem]] = {}
-    for problem in problems:
-        facts = (problem.severity, problem.code, problem.file, problem.key, problem.must)
-        groups.setdefault(tuple(re.sub(r"\d+", "#", str(fact)) for fact in facts), []).append(problem)
-    return [
-        one
-        for group in groups.values()
-        for one in (
-            group
-            if len(group) < BUNDLED_FROM
-            else [replace(group[0], must=f"{group[0].must}, and {len(group) - 1} more like it (--json has all)")]
-        )
-    ]
+def count(problems: Iterable[Problem], more: str = "", *, verdict: str = "") -> None:
+    """How many findings there are, on stderr."""
+    from schemas import diagnostics
+
+    say(verdict + diagnostics.counts(problems, hidden=more), err=True)
+
+
+def _one_screen() -> bool:
+    """Whether stdout and stderr go to the same place, so that a name said on one need not be said on the other."""
+    try:
+        one, other = os.fstat(sys.stdout.fileno()), os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return (one.st_dev, one.st_ino, one.st_rdev) == (other.st_dev, other.st_ino, other.st_rdev)

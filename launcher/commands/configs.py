@@ -9,7 +9,17 @@ from typing import Any
 
 import click
 
-from launcher.commands import command, from_option, print_json, set_option, tell, trust_option, with_trust
+from launcher.commands import (
+    command,
+    file_argument,
+    from_option,
+    print_json,
+    set_option,
+    tell,
+    trust_option,
+    with_trust,
+)
+from launcher.commands.offers import files_and_presets, preset_names, schema_names
 from schemas.files.textfile import CONFIG, read_text
 from schemas.problems import ConfigError, Problem, errors
 from schemas.terminal import say, say_file, style
@@ -33,7 +43,7 @@ class Writable(click.Choice[str]):
 
 
 @command("validate")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", shell_complete=files_and_presets)
 @set_option
 @from_option
 @trust_option
@@ -79,7 +89,7 @@ def validate(
             continue
         for line in show.verdict_lines(checked, keys=keys):
             say(without_secrets(line))
-        tell(checked.problems, notes=keys, more="--keys shows them")
+        tell(checked.problems, notes=keys, more="--keys shows them", named=str(draft.file))
     if as_json:
         print_json({"files": documents})
     return 0 if good else 1
@@ -98,7 +108,7 @@ def _unreadable(file: str, format_name: str | None, problems: list[Problem]) -> 
 
 
 @command("convert")
-@click.argument("file")
+@file_argument
 @click.option("--to", "target", required=True, type=Writable(), help="The format to write.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="The file to write; stdout if not given."
@@ -183,8 +193,8 @@ def write_files(files: dict[Path, str], overwrite: bool) -> None:
 
 
 @command("diff")
-@click.argument("a")
-@click.argument("b")
+@click.argument("a", shell_complete=files_and_presets)
+@click.argument("b", shell_complete=files_and_presets)
 @click.option(
     "--all", "everything", is_flag=True, help="Also what does not touch the training: names, saves, previews, logs."
 )
@@ -207,7 +217,7 @@ def diff(a: str, b: str, everything: bool, as_json: bool) -> int:
 
 
 @command("presets")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=preset_names)
 def presets(name: str | None, as_json: bool) -> int:
     """List the shipped presets, or show the one of that NAME."""
     from launcher.check.resolve import preset_path, resolve, table_of_presets
@@ -241,15 +251,15 @@ def presets(name: str | None, as_json: bool) -> int:
 
 
 @command("schema")
-@click.argument("name", metavar="FORMAT")
+@click.argument("name", metavar="FORMAT", shell_complete=schema_names)
 def schema(name: str, as_json: bool) -> int:
     """Print the JSON Schema of FORMAT: kohya-gui, snapshot, sd-scripts, dataset or civitai.
 
     It is JSON with and without --json.
     """
     from launcher.check.resolve import UsageError
+    from launcher.formats.json_schemas import schema_of
     from launcher.formats.registry import having
-    from launcher.json_schemas import schema_of
     from schemas.problems import nearest
 
     known = having("schema")

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.commands import of_the_system
+from launcher.commands import of_the_system, print_json
 from launcher.commands.examples import epilog
 from launcher.run.command import quoted
+from schemas import diagnostics
 from schemas.argument import whole_of
 from schemas.problems import ConfigError, Problem, error, errors
-from schemas.terminal import say, say_document
+from schemas.progress import Progress, over
+from schemas.terminal import say
 
 if TYPE_CHECKING:
     from launcher.photos.check import Checkup
@@ -49,10 +51,6 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
             sys.exit(1)
 
     return guarded
-
-
-def print_json(document: dict[str, Any]) -> None:
-    say_document(document)
 
 
 @dataset.command(epilog=epilog("prepare"))
@@ -114,9 +112,8 @@ def _repeats(text: str) -> int | None:
 
 
 def _progress(items: list[Any], label: str) -> Iterator[Any]:
-    """The items; with a bar on stderr where that is a terminal."""
-    with click.progressbar(items, label=label, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-        yield from bar
+    """The items; how far they are is shown on stderr."""
+    yield from over(items, Progress(label))
 
 
 def next_command(made: Prepared) -> str:
@@ -242,17 +239,17 @@ def _report(found: Checkup) -> Iterator[str]:
 
 
 def summary(problems: Iterable[Problem]) -> Iterator[str]:
-    """The findings, errors first; of many alike only the first few."""
-    order = {"error": 0, "warning": 1, "note": 2}
-    kinds: dict[tuple[int, str], list[Problem]] = {}
+    """The findings, errors first; of many alike only the first few, the number of the others behind them."""
+    kinds: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
-        kinds.setdefault((order[problem.severity], problem.code), []).append(problem)
-    for (_, code), alike in sorted(kinds.items(), key=lambda item: item[0][0]):
-        for problem in alike[:SHOWN]:
-            first, *rest = problem.lines()
-            yield from [f"{problem.severity}: {first}", *rest]
+        kinds.setdefault((problem.severity, problem.code), []).append(problem)
+    shown = [problem for alike in kinds.values() for problem in alike[:SHOWN]]
+    yield from diagnostics.report(shown)
+    for (severity, code), alike in kinds.items():
         if len(alike) > SHOWN:
-            yield f"{alike[0].severity}: {len(alike) - SHOWN} more of the kind {code} (--json lists all)"
+            yield f"{severity}[{code}]: {len(alike) - SHOWN} more of this kind (--json lists all)"
+    if len(shown) > 1:
+        yield diagnostics.counts(one for alike in kinds.values() for one in alike)
 
 
 @dataset.command(epilog=epilog("caption"))

@@ -29,6 +29,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "presets": ("kohyakit presets", "kohyakit presets sdxl-8gb"),
     "report": ("kohyakit report out/n0m3.run", "kohyakit report out/n0m3.run -o page.html"),
     "schema": ("kohyakit schema kohya-gui",),
+    "completion": ("kohyakit completion bash", "kohyakit completion zsh", "kohyakit completion fish"),
     "prepare": (
         "kohyakit dataset prepare photos --name N0m3",
         "kohyakit dataset prepare photos.zip --name N0m3 --repeats 10",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from launcher.commands import command, print_json
+from launcher.commands.offers import option_names
 from schemas.terminal import say, style
 
 
 @command("explain")
-@click.argument("key")
+@click.argument("key", shell_complete=option_names)
 def explain(key: str, as_json: bool) -> int:
     """One option: meaning, type, defaults, names in other formats, traps. KEY may be any format's name for it."""
     from launcher.about.explain import known_names, lines, lookup

@@ -8,11 +8,12 @@ import click
 
 from launcher.commands import command, print_json, tell
 from launcher.commands.configs import Writable, places, write_files
+from launcher.commands.offers import files
 from schemas.terminal import say
 
 
 @command("inspect")
-@click.argument("lora")
+@click.argument("lora", shell_complete=files)
 @click.option("--to", "target", type=Writable(), help="Also write the recovered config in this format.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to write it.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")

@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from launcher.commands import command, print_json
+from launcher.commands.offers import files
 from schemas.terminal import say
 
 
 @command("report")
-@click.argument("run")
+@click.argument("run", shell_complete=files)
 @click.option(
     "-o",
     "--output",

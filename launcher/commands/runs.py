@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.commands import command, from_option, print_json, refuse, set_option, tell, trust_option, with_trust
+from launcher.commands import (
+    command,
+    count,
+    describe,
+    file_argument,
+    from_option,
+    print_json,
+    refuse,
+    set_option,
+    tell,
+    trust_option,
+    with_trust,
+)
+from launcher.commands.offers import files
 from schemas.problems import ConfigError, Problem, errors
 from schemas.terminal import say
 
@@ -49,7 +62,7 @@ def launch_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @command("plan")
-@click.argument("file")
+@file_argument
 @set_option
 @from_option
 @processes_option
@@ -73,16 +86,20 @@ def plan(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int:
         print_json({**made.as_json(), **({"said": said} if said else {})})
         tell(errors(made.problems))
     else:
-        wrong = errors(made.problems)
-        tell(wrong)  # first, where they are not overlooked
-        for line in (*said, *show.plan_lines(made)):
+        wrong, file = errors(made.problems), str(made.checked.resolved.draft.file)
+        first, *rest = show.plan_lines(made)
+        for line in (*said, first):
+            say(line)
+        describe(wrong, file)  # before the plan, where they are not overlooked
+        for line in rest:
             say(line)
         if made.launch.num_processes > 1:
             for line in show.process_lines(made, make_plan(resolved, machine, LaunchOptions(processes=1), vram=vram)):
                 say(line)
-        tell([problem for problem in made.problems if problem.severity != "error"], notes=False)
-        if wrong:
-            say(f"not ok: {len(wrong)} error{'' if len(wrong) == 1 else 's'}, said above", err=True)
+        warnings = [problem for problem in made.problems if problem.severity == "warning"]
+        describe(warnings, file, named_here=bool(wrong))
+        if made.problems:
+            count(made.problems, "--json lists them", verdict="not ok: " if wrong else "")
     return 1 if errors(made.problems) else 0
 
 
@@ -149,7 +166,7 @@ def _word(value: Any) -> str:
 
 
 @command("launch")
-@click.argument("file")
+@file_argument
 @set_option
 @from_option
 @launch_options
@@ -275,7 +292,7 @@ def _finish(made: Plan, ended: Ended, as_json: bool) -> int:
 
 
 @command("resume")
-@click.argument("path")
+@click.argument("path", shell_complete=files)
 @click.option("--epochs", type=click.IntRange(min=1), help="A new run of so many epochs, from the weights.")
 @click.option("--steps", type=click.IntRange(min=1), help="A new run of so many steps, from the weights.")
 @click.option("--to-end", is_flag=True, help="The same run, exactly, from its newest state to its end.")

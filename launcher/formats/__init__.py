@@ -134,6 +134,11 @@ def _is_safetensors(start: bytes) -> bool:
     return len(start) > 9 and start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") <= 100_000_000
 
 
+def read_source(file: str) -> str:
+    """The text of a config file as its reader counts lines, for showing one of them."""
+    return decode(textfile.read_bytes(file, limit=textfile.CONFIG, what="config file"))[0]
+
+
 def decode(data: bytes) -> tuple[str, str | None]:
     """(text, note) of a text file in UTF-8, UTF-16 or an old Windows encoding; line ends become newlines."""
     said: str | None = None

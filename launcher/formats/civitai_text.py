@@ -48,6 +48,7 @@ def parse(text: str, file: str | None = None) -> Mended:
                     must=f"is not JSON: {fault.msg}",
                     file=file,
                     line=fault.lineno,
+                    column=fault.colno,
                     got=got,
                     fix=fix,
                 ),

@@ -14,10 +14,12 @@ def parse(text: str, file: str | None = None) -> dict[str, Any]:
     try:
         values = parse_json(text)
     except json.JSONDecodeError as fault:
-        must, line = f"is not JSON: {fault.msg}", fault.lineno
+        must, line, column = f"is not JSON: {fault.msg}", fault.lineno, fault.colno
         if fault.msg.startswith("Expecting ',' delimiter") and text[fault.pos :].strip():
-            line = text[: fault.pos].rstrip().count("\n") + 1  # where the comma is missing
-        raise error("not-json", must, file=file, line=line, fix=fix_at(text, fault.pos) or "mend that line") from None
+            before = text[: fault.pos].rstrip()  # where the comma is missing
+            line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        fix = fix_at(text, fault.pos) or "mend that line"
+        raise error("not-json", must, file=file, line=line, column=column, fix=fix) from None
     except ValueError as fault:
         raise error("not-json", str(fault), file=file, fix="correct it") from None
     if not isinstance(values, dict):

@@ -1,6 +1,6 @@
 """TOML as people share it: read strictly, else as the `toml` package does, else mended line by line, a warning each.
 
-Facts: reference notes on malformed TOML (section 10 of the format notes).
+Facts: format notes section 10.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def parse(text: str, file: str | None = None) -> Document:
     """The document in `text`; ConfigError `not-toml` with the line when it cannot be mended safely."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     problems: list[Problem] = []
-    said, number = "", 0
+    said, number, column = "", 0, None
     for turn in range(MOST_REPAIRS):
         try:
             return Document(parse_toml("\n".join(lines)), key_lines(lines), problems)
         except tomllib.TOMLDecodeError as fault:
-            said, number = _place(str(fault), lines)
+            said, number, column = _place(str(fault), lines)
         except ValueError as fault:
             raise error("not-toml", str(fault), file=file, fix="correct it") from None
         values = _as_kohya_reads("\n".join(lines)) if turn == 0 else None
@@ -55,9 +55,9 @@ def parse(text: str, file: str | None = None) -> Document:
             break
         problems.append(Problem(code="mended-toml", severity="warning", must=mended, file=file, line=number + 1))
     fix = "mend that line: text needs quotes, paths single quotes, one key a line"
-    refused = Problem(
-        code="not-toml", must=f"is not TOML: {said}", file=file, line=number + 1, got=lines[number].strip(), fix=fix
-    )
+    got = lines[number].strip()
+    must = f"is not TOML: {said}"
+    refused = Problem(code="not-toml", must=must, file=file, line=number + 1, column=column, got=got, fix=fix)
     raise ConfigError([*problems, refused])
 
 
@@ -72,13 +72,13 @@ def _as_kohya_reads(text: str) -> dict[str, Any] | None:
         return None
 
 
-def _place(message: str, lines: list[str]) -> tuple[str, int]:
-    """(message, index of the line) of a parser's error; an error at the end of a value belongs to the line before."""
+def _place(message: str, lines: list[str]) -> tuple[str, int, int | None]:
+    """(message, index of the line, column from 1) of a parser's error."""
     said = re.sub(r"\s*\(at .*\)$", "", message)
     found = re.search(r"at line (\d+), column (\d+)", message)
     if not found:
-        return said, max((index for index, line in enumerate(lines) if line.strip()), default=0)
-    return said, min(int(found[1]) - 1, len(lines) - 1)
+        return said, max((index for index, line in enumerate(lines) if line.strip()), default=0), None
+    return said, min(int(found[1]) - 1, len(lines) - 1), int(found[2])
 
 
 def _repair(lines: list[str], number: int, said: str) -> str | None:

@@ -325,7 +325,7 @@ PAGE_HEAD = """# When a run fails
 
 `kohyakit launch` and `kohyakit resume` read what the trainer said last and answer with the cause, the options that have
 to do with it, and a command that goes on where the run ended. Exit code 3 means that the run failed; what was saved is
-named. This page is written by `python docs/write_failures.py` from `launcher/run/failures.py`.
+named. This page is written by `python docs/generate.py` from `launcher/run/failures.py`.
 
 | failure | what it means | what helps | options |
 |---|---|---|---|

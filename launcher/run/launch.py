@@ -112,9 +112,10 @@ def refuse_damaged(plan: Plan, say: Callable[[str], Any]) -> None:
     """ConfigError with every image that cannot be decoded whole, where a run would meet it hours later."""
     if plan.config.skip_image_check or plan.checked.scan is None:
         return
-    from trainer.dataset.files import damaged, told_now_and_then
+    from schemas.progress import Progress
+    from trainer.dataset.files import CHECKING, damaged
 
-    found = damaged(plan.checked.scan, told_now_and_then(say))
+    found = damaged(plan.checked.scan, Progress(CHECKING[0], hint=CHECKING[1], tell=say))
     if found:
         raise ConfigError([plan.checked.resolved.placed(problem) for problem in found])
 

@@ -12,8 +12,8 @@ import toml
 
 from benchmarks import fixes
 from launcher.check.resolve import presets
-from launcher.commands import BUNDLED_FROM, bundled
 from schemas.config import table
+from schemas.diagnostics import ALIKE_FROM, together
 from schemas.problems import Problem
 
 STRANGE: tuple[Any, ...] = ("", "yes please", "0,0001", -1, 0, 1e9, True, None, [1], "nan", " 5 ", "auto")
@@ -64,7 +64,7 @@ def test_alternatives_are_told_apart_and_placeholders_left_out() -> None:
 
 def test_near_identical_findings_are_said_as_one() -> None:
     found = [Problem(code="bad", must="must be 1", key=f"datasets[{n}].size", line=n) for n in range(22)]
-    (one,) = bundled(found)
+    (one,) = together(found)
     assert "and 21 more like it" in one.must
-    few = found[: BUNDLED_FROM - 1]
-    assert bundled(few) == few
+    few = found[: ALIKE_FROM - 1]
+    assert together(few) == few

@@ -149,3 +149,43 @@ def test_help_of_schema_names_every_format() -> None:
     from launcher.formats.registry import having
 
     assert all(name in schema.get_help(click.Context(schema)) for name in having("schema"))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_the_script_of_a_shell(shell: str, kohyakit) -> None:
+    said = kohyakit("completion", shell)
+    assert (said.exit_code, said.stderr) == (0, "")
+    assert f"_KOHYAKIT_COMPLETE={shell}_complete" in said.stdout
+
+
+def test_completion_of_no_known_shell_is_a_wrong_command_line(kohyakit) -> None:
+    assert kohyakit("completion", "tcsh").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("va",), "validate"),
+        (("plan", "sdxl-8"), "sdxl-8gb"),
+        (("plan", "x.json", "--set", "network_di"), "network_dim="),
+        (("plan", "x.json", "--set", "cache_latents="), "cache_latents=true"),
+        (("plan", "x.json", "--from", "koh"), "kohya-gui"),
+        (("explain", "min_snr"), "min_snr_gamma"),
+        (("schema", "civ"), "civitai"),
+        (("presets", "toy"), "toy"),
+        (("dataset", "pre"), "prepare"),
+        (("convert", "x.json", "--to", "sd"), "sd-scripts"),
+    ],
+)
+def test_what_the_shell_is_offered(words: tuple[str, ...], offered: str) -> None:
+    from click.shell_completion import ShellComplete
+
+    shell = ShellComplete(cli, {}, "kohyakit", "_KOHYAKIT_COMPLETE")
+    assert offered in [item.value for item in shell.get_completions(list(words[:-1]), words[-1])]
+
+
+def test_a_file_is_completed_by_the_shell() -> None:
+    from click.shell_completion import ShellComplete
+
+    (item,) = ShellComplete(cli, {}, "kohyakit", "_KOHYAKIT_COMPLETE").get_completions(["validate"], "my_pre")
+    assert (item.type, item.value) == ("file", "my_pre")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import runpy
 import signal
 import socket
 import subprocess
@@ -179,10 +178,3 @@ def test_a_wrappers_error_is_not_the_cause() -> None:
 def test_options_named_are_options() -> None:
     words = [*(key for kind in KINDS for key in kind.keys), *(word.split("=")[0] for k in KINDS for word in k.sets)]
     assert set(words) <= set(table())
-
-
-def test_the_page_is_fresh() -> None:
-    written = runpy.run_path(str(ROOT / "docs" / "write_failures.py"))["PAGE"]
-    from launcher.run.failures import page
-
-    assert written.read_text(encoding="utf-8") == page(), "run: python docs/write_failures.py"

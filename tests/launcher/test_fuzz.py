@@ -165,7 +165,7 @@ VALUES = st.recursive(
 @fuzz
 @given(data=st.data())
 def test_any_value_under_a_known_key_is_answered(name: str, format: str, data: st.DataObject) -> None:
-    from launcher.json_schemas import schema_of
+    from launcher.formats.json_schemas import schema_of
 
     keys = st.sampled_from(sorted(schema_of(format)["properties"]))
     document = data.draw(st.dictionaries(keys, VALUES, max_size=6))

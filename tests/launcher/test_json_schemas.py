@@ -8,8 +8,8 @@ import pytest
 
 from launcher.check.preflight import check_file
 from launcher.check.resolve import presets, resolve
+from launcher.formats.json_schemas import FOLDER, schema_of, text
 from launcher.formats.registry import having
-from launcher.json_schemas import FOLDER, schema_of, text
 from schemas.config import table
 
 GOOD = {

@@ -414,7 +414,7 @@ def test_same_stem_twice(tmp_path: Path) -> None:
 def test_many_alike_are_summed_up(tmp_path: Path) -> None:
     for number in range(9):
         photo(tmp_path / "t" / "1_x" / f"{number}.png", number, size=64)
-    assert "3 more of the kind small-image" in run("check", tmp_path / "t").stdout
+    assert "warning[small-image]: 3 more of this kind" in run("check", tmp_path / "t").stdout
 
 
 def test_sheet_is_one_page_with_every_picture(tmp_path: Path) -> None:

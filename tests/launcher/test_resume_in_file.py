@@ -146,7 +146,8 @@ def test_a_damaged_state_in_a_file_is_refused_with_its_line(kohyakit, cut: Path,
     (cut / "state-00000006" / "optimizer.pt").unlink()
     found = kohyakit("launch", *written("gui", cut / "state-00000006"))
     assert (found.exit_code, len(trainer.starts)) == (1, 1)
-    assert "frog.json:" in found.stderr
+    assert "frog.json\n  error[damaged-state]: resume: " in found.stderr
+    assert "\n    1 | …" in found.stderr
     assert "optimizer.pt is missing" in found.stderr
     assert "state-00000004, which is whole" in found.stderr
 

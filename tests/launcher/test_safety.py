@@ -231,4 +231,6 @@ def test_a_file_gives_the_trainer_no_consent(tmp_path: Path, capsys) -> None:
 
     (tmp_path / "a.toml").write_text('network_dim = 4\ntrust = ["evil"]\n')
     assert main(["--config_file", str(tmp_path / "a.toml")]) == 1
-    assert "a.toml:2: trust: is not a file's to give" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "a.toml\n  error[needs-consent]: trust: is not a file's to give" in said
+    assert '    2 | trust = ["evil"]\n      |         ^^^^^^^^\n    fix: ' in said

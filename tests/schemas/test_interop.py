@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 
 import pytest
@@ -23,11 +22,6 @@ def read(module, *args, family="sd15", **more):
 def warned(module, *args, family="sd15", **more):
     config = TrainConfig(network_module=module, network_args=args, **more)
     return [*other_programs(config, family)]
-
-
-def test_the_page_is_fresh():
-    written = runpy.run_path(str(DOCS / "write_interop.py"))
-    assert written["PAGE"].read_text(encoding="utf-8") == written["page"](), "run: python docs/write_interop.py"
 
 
 def test_every_row_has_a_reading_of_every_program():

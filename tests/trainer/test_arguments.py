@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import runpy
 import shutil
 import sys
 import tomllib
@@ -19,6 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from docs.pages import arguments
 from schemas import TrainConfig
 from schemas.config import from_flat, table
 from tests.fake_hub import FakeHub
@@ -33,17 +33,12 @@ from trainer.watch.report import Progress, Record, log_epoch
 from trainer.watch.validation import Validation
 
 ROOT = Path(__file__).parents[2]
-PAGE = runpy.run_path(str(ROOT / "docs" / "write_arguments.py"))
-IMPLEMENTED = [name for name, option in table().items() if not option.kit and PAGE["state"](name) == "implemented"]
+IMPLEMENTED = [name for name, option in table().items() if not option.kit and arguments.state(name) == "implemented"]
 ALONE: Any = SimpleNamespace(device=torch.device("cpu"), local_main_process_first=contextlib.nullcontext)
 Start = Callable[..., int]
 
 
 # The page
-
-
-def test_the_page_is_fresh() -> None:
-    assert PAGE["PAGE"].read_text(encoding="utf-8") == PAGE["page"](), "run: python docs/write_arguments.py"
 
 
 def test_the_reference_has_196_arguments() -> None:
@@ -52,8 +47,8 @@ def test_the_reference_has_196_arguments() -> None:
 
 @pytest.mark.parametrize("name", IMPLEMENTED)
 def test_an_implemented_argument_has_a_reader_and_a_test(name: str) -> None:
-    assert PAGE["readers"](name) or name in PAGE["ALWAYS"]
-    assert PAGE["tests"](name)
+    assert arguments.readers(name) or name in arguments.ALWAYS
+    assert arguments.tests(name)
 
 
 # Every implemented argument is read while training
@@ -108,7 +103,7 @@ def test_everything_is_read(
     bar = Progress(1, TrainConfig(), shown=True)
     bar.begin(0)
     bar.close()
-    assert [name for name in IMPLEMENTED if name not in read and name not in PAGE["ALWAYS"]] == []
+    assert [name for name in IMPLEMENTED if name not in read and name not in arguments.ALWAYS] == []
 
 
 # What those do that no other test covers

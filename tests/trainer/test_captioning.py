@@ -109,7 +109,7 @@ def test_a_folder_of_broken_pictures_is_an_error(folder: Path) -> None:
 
 def test_empty_folder_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--model", str(tmp_path / "missing")]) == 1
-    assert capsys.readouterr().err.startswith("error: --model: is no folder that exists")
+    assert capsys.readouterr().err.startswith("error[no-model]: --model: is no folder that exists")
 
 
 def test_words_are_read() -> None:
@@ -215,7 +215,7 @@ def test_a_model_that_fails_ends_with_3_and_without_a_traceback(
     out, err = capsys.readouterr()
     assert json.loads(out)["problems"][0]["code"] == "model-failed"
     assert "KeyError" in err
-    assert "error: --model: failed on images" in err
+    assert "error[model-failed]: --model: failed on images" in err
     assert "Traceback" not in err
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from schemas import diagnostics
 from schemas.problems import ConfigError, Problem, error, nearest
 from schemas.terminal import say, say_document, shell_word
 from trainer.dataset.captions import caption_path, read_text_of
@@ -358,10 +359,8 @@ def _refused(fault: ConfigError | ModelFailed, as_json: bool) -> int:
     fix = "smaller --batch-size, or another --model; captions written so far stay, the same command goes on from here"
     failed = Problem(code="model-failed", key="--model", must=f"failed on images: {fault}", fix=fix)
     problems = fault.problems if isinstance(fault, ConfigError) else [failed]
-    for problem in problems:
-        first, *rest = problem.lines()
-        for line in (f"{problem.severity}: {first}", *rest):
-            say(line, err=True)
+    for line in diagnostics.report(problems):
+        say(line, err=True)
     if as_json:
         say_document({"ok": False, "problems": [problem.as_json() for problem in problems]})
     return 1 if isinstance(fault, ConfigError) else 3

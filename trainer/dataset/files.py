@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,8 @@ from trainer.dataset.pictures import Facts, read_all
 from trainer.dataset.spec import DatasetSpec, SubsetSpec, resolve_datasets
 from trainer.dataset.subsets import Picture, pictures_of
 
-Progress = Callable[[int, int], object]  # hears (done, of how many)
+Hears = Callable[[int, int], object]  # (done, of how many)
+CHECKING = ("checking images", "skip_image_check leaves this out")  # what a check of all pixels is called
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Scan:
         return self.specs[sample.dataset].subsets[sample.subset]
 
 
-def scan(config: TrainConfig, *, verify: bool | Progress = False, document: Mapping[str, Any] | None = None) -> Scan:
+def scan(config: TrainConfig, *, verify: bool | Hears = False, document: Mapping[str, Any] | None = None) -> Scan:
     """The samples that `config` describes; all faults are in `.problems`, nothing is raised or written.
 
     Reads captions and picture headers; with `verify`, true or what hears (done, of how many), it decodes every
@@ -93,25 +93,12 @@ def scan(config: TrainConfig, *, verify: bool | Progress = False, document: Mapp
     return Scan(specs, samples, problems, tuple(validation))
 
 
-def damaged(scan: Scan, progress: Progress | None = None) -> list[Problem]:
+def damaged(scan: Scan, progress: Hears | None = None) -> list[Problem]:
     """Images and masks of a scan that cannot be decoded whole; each is read once, in parallel."""
     samples = (*scan.samples, *scan.validation)
     paths = [path for sample in samples for path in (sample.path, sample.mask) if path]
     facts = read_all(paths, verify=True, progress=progress)
     return [checks.unreadable(path, fact.fault) for path, fact in facts.items() if fact.fault]
-
-
-def told_now_and_then(say: Callable[[str], Any], seconds: float = 5.0) -> Progress:
-    """A progress that tells `say` of long work every few seconds, and nothing of short work."""
-    told = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= seconds:
-            told = time.monotonic()
-            say(f"checking images: {done} of {total} are whole; skip_image_check leaves this out")
-
-    return progress
 
 
 def held_out(scan: Scan) -> Scan:

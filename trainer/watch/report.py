@@ -18,6 +18,7 @@ import torch
 from schemas.files.run_folder import VALIDATION, record_in
 from schemas.files.writing import write_atomically
 from schemas.options import LoggingOptions
+from schemas.progress import hours
 from schemas.terminal import plain, say
 
 if sys.platform != "win32":
@@ -140,13 +141,13 @@ class Progress:
             return
         mean, rate = self.average, shown_rate(record.lr)
         if self._bar:
-            said = f"loss {mean:.4f}  lr {rate}"
+            said = f"loss {mean:.4f}  lr {rate}  {record.seconds:.2f} s/step"
             self._bar.update(self._bar.task_ids[0], completed=record.step, said=said, epoch=record.epoch)
         elif record.step == self.total or time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
             left = (self._last - self._began) / (record.step - self._first) * (self.total - record.step)
             line = f"step {record.step}/{self.total}  epoch {record.epoch}  loss {mean:.4f}  lr {rate}"
-            self.say(f"{line}  {record.seconds:.2f} s/step  left {clock(left)}")
+            self.say(f"{line}  {record.seconds:.2f} s/step  left {hours(left)}")
 
     def say(self, text: str, severity: str = "note") -> None:
         """A line that does not tear the bar."""
@@ -191,9 +192,3 @@ def _bar(total: int, done: int) -> Any:
     bar.add_task("steps", total=total, completed=done, said="first step", epoch=1)
     bar.start()
     return bar
-
-
-def clock(seconds: float) -> str:
-    """h:mm:ss."""
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"

@@ -155,4 +155,4 @@ def _not_json(message: str, at: int, starts: list[int], file: str | None, text: 
     column = at - starts[line - 1] + 1
     fix = fix_at(text, at) or next((fix for start, fix in FIXES if start in message), "mend that line")
     must = f"is not JSON: line {line}, column {column}: {message[:1].lower()}{message[1:]}"
-    return error("not-json", must, file=file, line=line, fix=fix)
+    return error("not-json", must, file=file, line=line, column=column, fix=fix)

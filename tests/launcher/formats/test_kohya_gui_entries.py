@@ -1,4 +1,4 @@
-"""What Kohya starts: the worked examples of reference section 6, made there by the GUI's own train function."""
+"""What Kohya starts: the worked examples of GUI notes, section 6, made there by the GUI's own train function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA_type and its keys against the table of reference section 2.2."""
+"""LoRA_type and its keys against the table of GUI notes, section 2.2."""
 
 from __future__ import annotations
 

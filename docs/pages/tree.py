@@ -1,16 +1,14 @@
-"""Writes the tree in README.md, one remark a file from its docstring: `python docs/write_tree.py`."""
+"""The tree in ARCHITECTURE.md: every folder with its files, one remark a file from its docstring."""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- tree: python docs/write_tree.py -->\n", "<!-- end of tree -->"
+ROOT = Path(__file__).resolve().parents[2]
 WIDE, REMARK = 30, 96  # columns
 FOLDERS = {
     "schemas": "what an option is, once; imports the standard library only",
@@ -22,7 +20,8 @@ FOLDERS = {
     "tests": "mirrors the tree; golden/ holds the reference's inputs and outputs",
 }
 PAGES = {
-    "README.md": "this page",
+    "README.md": "what it is, and the first LoRA",
+    "ARCHITECTURE.md": "this page",
     "CHANGELOG.md": "what changed, by version",
     "LICENSE": "Apache 2.0",
     "pyproject.toml": "dependencies and the settings of every tool, each exception with its reason",
@@ -72,20 +71,3 @@ def _short(text: str) -> str:
 
 def _line(name: str, said: str, depth: int) -> str:
     return f"{'  ' * depth + name:<{WIDE}} {said}".rstrip()
-
-
-def fresh(readme: str) -> str:
-    """The README with today's tree between its marks."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + BEGIN + tree() + END + after
-
-
-def main() -> int:
-    page = ROOT / "README.md"
-    page.write_text(fresh(page.read_text(encoding="utf-8")), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,18 +1,14 @@
-"""Writes docs/formats.md, the page of every key of every format: `python -m launcher.format_docs`."""
+"""docs/formats.md: every key of every format, and what becomes of it."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from launcher.formats.registry import having
-from schemas.terminal import say
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "formats.md"
 HEAD = """# Formats
 
-What each format may hold, and what becomes of it. Written by `python -m launcher.format_docs` from the tables that the
+What each format may hold, and what becomes of it. Written by `python docs/generate.py` from the tables that the
 readers run on; edit those instead. `kohyakit validate --keys FILE` tells the fate of every key of one file,
 `kohyakit explain KEY` everything about one key, `kohyakit schema FORMAT` prints the JSON Schema.
 
@@ -55,13 +51,3 @@ def _reasons(title: str, reasons: Mapping[str, str]) -> Iterator[str]:
             f"| `{key}` | {why} |" for key, why in sorted(reasons.items(), key=lambda item: (item[0].lower(), item[0]))
         )
         yield ""
-
-
-def main() -> int:
-    PAGE.write_text(page(), encoding="utf-8")
-    say(PAGE)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,24 +1,22 @@
 """The JSON Schema of each format that is a document, made from the tables that its reader runs on.
 
-`python -m launcher.json_schemas` writes them to schemas/*.schema.json, for editors.
+`python docs/generate.py` writes them to schemas/*.schema.json, for editors.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from launcher.formats.base import Draft
-from launcher.formats.registry import FORMATS, having
+from launcher.formats.registry import FORMATS
 from schemas.datasets import Setting
 from schemas.problems import Problem
-from schemas.terminal import say
 
-FOLDER = Path(__file__).resolve().parent.parent / "schemas"
+FOLDER = Path(__file__).resolve().parents[2] / "schemas"
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 MARK: dict[str, Any] = {"$schema": {"type": "string", "description": "Where an editor finds this schema."}}
 SIZE: dict[str, Any] = {
@@ -247,16 +245,3 @@ def _must(rule: str, wanted: Any) -> str:
     return (
         "must be a whole number or [width, height]" if wanted == SIZE["anyOf"] else "does not fit the format's schema"
     )
-
-
-def main() -> int:
-    """Writes every published schema."""
-    for name in having("published"):
-        path = FOLDER / f"{name}.schema.json"
-        path.write_text(text(name), encoding="utf-8")
-        say(path)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

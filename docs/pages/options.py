@@ -1,21 +1,17 @@
-"""Writes docs/options.md, the reference page of every option: `python -m schemas.docs`."""
+"""docs/options.md: every option, and the rules between them."""
 
 from __future__ import annotations
 
 import inspect
 import re
-import sys
-from pathlib import Path
 
 from schemas.config import GROUPS, Option, table
 from schemas.families import only_for
 from schemas.rules import RULES, UNSUPPORTED, WITHOUT_EFFECT, Rule
-from schemas.terminal import say
 
-PAGE = Path(__file__).parent.parent / "docs" / "options.md"
 HEAD = """# Options
 
-Every option of the trainer under its sd-scripts name, with sd-scripts' default. Written by `python -m schemas.docs`
+Every option of the trainer under its sd-scripts name, with sd-scripts' default. Written by `python docs/generate.py`
 from `schemas/options.py` and `schemas/rules/`; edit those instead.
 
 Use them as flags (`--network_dim 16`), as lines of a TOML (`network_dim = 16`), or laid over any preset
@@ -30,7 +26,7 @@ What `kohyakit validate` and the trainer check beyond single values:
 """
 
 
-def reference_page() -> str:
+def page() -> str:
     """The whole page as Markdown: one section a group, one row an option, then the rules between options."""
     options = table().values()
     sections = [_section(group, [one for one in options if one.group is group]) for group in GROUPS]
@@ -86,14 +82,3 @@ def _default(option: Option) -> str:
     if option.default is False:
         return "off"
     return f"`{option.default}`"
-
-
-def main() -> int:
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(reference_page(), encoding="utf-8")
-    say(PAGE)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

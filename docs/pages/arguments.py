@@ -1,26 +1,22 @@
-"""Writes docs/arguments.md, what became of each of the reference's arguments: `python docs/write_arguments.py`."""
+"""docs/arguments.md: what became of each of the reference's arguments, who reads it, which test covers it."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # run as a script, Python looks in docs/ only
+from schemas.config import GROUPS, Option, table
+from schemas.rules import UNSUPPORTED, WITHOUT_EFFECT
 
-from schemas.config import GROUPS, Option, table  # noqa: E402
-from schemas.rules import UNSUPPORTED, WITHOUT_EFFECT  # noqa: E402
-
-PAGE = ROOT / "docs" / "arguments.md"
+ROOT = Path(__file__).resolve().parents[2]
 HEAD = """# The reference's arguments
 
 All {count} arguments of sd-scripts' `train_network.py` and `sdxl_train_network.py`, and what became of them here.
-Written by `python docs/write_arguments.py` from the option table, the trainer's source and the tests; what each one
+Written by `python docs/generate.py` from the option table, the trainer's source and the tests; what each one
 does is in [options.md](options.md).
 
 - **{implemented} implemented**: the module that reads it, and a test that covers it.
@@ -146,12 +142,3 @@ def _golden_names(file: str) -> frozenset[str]:
 
 def _words(pattern: re.Pattern[str], text: str) -> Iterator[str]:
     return ("".join(groups) for groups in pattern.findall(text))
-
-
-def main() -> int:
-    PAGE.write_text(page(), encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

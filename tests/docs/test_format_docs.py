@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from launcher import format_docs, formats
+from docs.pages import formats as format_docs
+from launcher import formats
 from launcher.formats.kohya_gui import keys
-
-
-def test_the_page_is_fresh() -> None:
-    assert format_docs.PAGE.read_text(encoding="utf-8") == format_docs.page()
 
 
 def test_every_format_is_on_it() -> None:

@@ -1,0 +1,1 @@
+"""Pages for reading on, and `python docs/generate.py`, which writes those that are made from tables."""
