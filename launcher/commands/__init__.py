@@ -13,7 +13,7 @@ import click
 from launcher.commands.examples import epilog
 from launcher.commands.offers import assignments, files_and_presets, format_names
 from schemas.problems import ConfigError, Problem
-from schemas.terminal import say, say_document, style
+from schemas.terminal import say, say_document
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else.")

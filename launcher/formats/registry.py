@@ -128,7 +128,8 @@ for row in (
         "kohya-gui", "Form JSON of the Kohya_ss GUI's LoRA tab, of any age; also its config.toml of defaults",
         called="Kohya GUI", reader="launcher.formats.kohya_gui:read", section=True,
         keys="launcher.formats.kohya_gui.fates:documented", schema="launcher.formats.json_schemas:kohya_gui",
-        published=True, faults="launcher.formats.json_schemas:form_faults", vocabulary="launcher.formats.kohya_gui.table:vocabulary",
+        published=True, faults="launcher.formats.json_schemas:form_faults",
+        vocabulary="launcher.formats.kohya_gui.table:vocabulary",
         writer="launcher.about.convert:to_kohya_gui",
     ),
     Format(
