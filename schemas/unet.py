@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from schemas.lora_names import module
+from schemas.files.lora_names import module
 
 Shape = tuple[int, ...]
 TEXT = re.compile(r"encoder_layers_(\d+)_(self_attn_(q|k|v|out)_proj|mlp_fc[12])")

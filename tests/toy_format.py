@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.convert import Written, arguments
+from launcher.about.convert import Written, arguments
+from launcher.check.resolve import Resolved
 from launcher.formats.base import Draft, Fate, Setting
 from launcher.formats.registry import Format, Keys, Vocabulary
-from launcher.resolve import Resolved
 from schemas.problems import Problem, error, nearest
 
 ARGUMENTS = {

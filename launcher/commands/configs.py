@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from launcher.commands import command, from_option, print_json, set_option, tell, trust_option, with_trust
+from schemas.files.textfile import CONFIG, read_text
 from schemas.problems import ConfigError, Problem, errors
 from schemas.terminal import say, say_file, style
-from schemas.textfile import CONFIG, read_text
 
 
 class Writable(click.Choice[str]):
@@ -47,10 +47,10 @@ def validate(
     as_json: bool,
 ) -> int:
     """Format, every problem, and what becomes of every key. Needs neither the images nor the model."""
-    from launcher import show
-    from launcher.files import without_secrets
-    from launcher.preflight import check_file
-    from launcher.resolve import resolve, split_sets
+    from launcher.check import show
+    from launcher.check.preflight import check_file
+    from launcher.check.resolve import resolve, split_sets
+    from launcher.run.files import without_secrets
 
     given, documents, good = with_trust(split_sets(sets), trust), [], True
     for file in files:
@@ -116,9 +116,9 @@ def convert(
     as_json: bool,
 ) -> int:
     """FILE in another format. What the target cannot say is listed, never dropped silently."""
-    from launcher.convert import convert as converted
-    from launcher.files import without_secrets
-    from launcher.resolve import resolve, split_sets
+    from launcher.about.convert import convert as converted
+    from launcher.check.resolve import resolve, split_sets
+    from launcher.run.files import without_secrets
 
     resolved = resolve(file, split_sets(sets), format=format_name)
     if errors(list(resolved.problems)):
@@ -157,7 +157,7 @@ def places(output: Path | None, text: str, beside: dict[str, str]) -> dict[Path,
 
 def write_files(files: dict[Path, str], overwrite: bool) -> None:
     """All or nothing is checked before the first is written."""
-    from launcher.files import write_text
+    from launcher.run.files import write_text
 
     problems = []
     for path in files:
@@ -190,10 +190,10 @@ def write_files(files: dict[Path, str], overwrite: bool) -> None:
 )
 def diff(a: str, b: str, everything: bool, as_json: bool) -> int:
     """What configs A and B train differently; any formats, LoRA files included."""
-    from launcher import show
-    from launcher.compare import compare
-    from launcher.files import without_secrets
-    from launcher.resolve import resolve
+    from launcher.about.diff import compare
+    from launcher.check import show
+    from launcher.check.resolve import resolve
+    from launcher.run.files import without_secrets
 
     training, beside = compare(resolve(a), resolve(b))
     if as_json:
@@ -210,7 +210,7 @@ def diff(a: str, b: str, everything: bool, as_json: bool) -> int:
 @click.argument("name", required=False)
 def presets(name: str | None, as_json: bool) -> int:
     """List the shipped presets, or show the one of that NAME."""
-    from launcher.resolve import preset_path, resolve, table_of_presets
+    from launcher.check.resolve import preset_path, resolve, table_of_presets
 
     if name is None:
         rows = table_of_presets()
@@ -247,9 +247,9 @@ def schema(name: str, as_json: bool) -> int:
 
     It is JSON with and without --json.
     """
+    from launcher.check.resolve import UsageError
     from launcher.formats.registry import having
     from launcher.json_schemas import schema_of
-    from launcher.resolve import UsageError
     from schemas.problems import nearest
 
     known = having("schema")

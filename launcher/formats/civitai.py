@@ -13,7 +13,7 @@ from launcher.formats import civitai_text, sd_scripts
 from launcher.formats.base import Draft, Fate, Setting
 from launcher.formats.registry import Keys, Vocabulary
 from schemas.config import table
-from schemas.documents import parse_json
+from schemas.files.documents import parse_json
 from schemas.problems import Problem
 from schemas.schedulers import SCHEDULERS
 from schemas.terminal import shell_word

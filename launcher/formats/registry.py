@@ -129,18 +129,18 @@ for row in (
         called="Kohya GUI", reader="launcher.formats.kohya_gui:read", section=True,
         keys="launcher.formats.kohya_gui.fates:documented", schema="launcher.json_schemas:kohya_gui", published=True,
         faults="launcher.json_schemas:form_faults", vocabulary="launcher.formats.kohya_gui.table:vocabulary",
-        writer="launcher.convert:to_kohya_gui",
+        writer="launcher.about.convert:to_kohya_gui",
     ),
     Format(
         "snapshot", "kohyakit's own: a form JSON with one more key, `kohyakit_snapshot`",
         reader="launcher.formats.kohya_gui:read", keys="launcher.formats.kohya_gui.fates:documented",
         schema="launcher.json_schemas:kohya_gui", faults="launcher.json_schemas:form_faults",
-        writer="launcher.convert:to_snapshot", whole=True,
+        writer="launcher.about.convert:to_snapshot", whole=True,
     ),
     Format(
         "sd-scripts", "Training TOML, or a command line in a text, .sh, .bat or .ps1 file", called="sd-scripts",
         reader="launcher.formats.sd_scripts:read", keys="launcher.formats.sd_scripts:documented", section=True,
-        schema="launcher.json_schemas:sd_scripts", published=True, writer="launcher.convert:to_sd_scripts",
+        schema="launcher.json_schemas:sd_scripts", published=True, writer="launcher.about.convert:to_sd_scripts",
         counted=True,
     ),
     Format(
@@ -152,7 +152,8 @@ for row in (
         "civitai", "Training parameters of CivitAI's on-site trainer, as people paste them",
         reader="launcher.formats.civitai:read", keys="launcher.formats.civitai:documented", section=True,
         schema="launcher.json_schemas:civitai", published=True, vocabulary="launcher.formats.civitai:vocabulary",
-        writer="launcher.convert:to_civitai", elsewhere=("family", "save_every_n_epochs", "num_repeats", "gui_steps"),
+        writer="launcher.about.convert:to_civitai",
+        elsewhere=("family", "save_every_n_epochs", "num_repeats", "gui_steps"),
     ),
     Format(
         "easy-training", "TOML and old JSON of LoRA_Easy_Training_Scripts",
@@ -169,7 +170,7 @@ for row in (
     ),
     Format("lora", "Header of a LoRA file", reader="launcher.formats.lora_header:read",
            keys="launcher.formats.lora_header:documented"),
-    Format("args", "sd-scripts' command line, as text", writer="launcher.convert:to_args", back="sd-scripts",
+    Format("args", "sd-scripts' command line, as text", writer="launcher.about.convert:to_args", back="sd-scripts",
            counted=True),
 ):  # fmt: skip
     register(row)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from schemas.config import TrainConfig
 from schemas.families import FAMILIES, facts_of, titles
+from schemas.files.weights import PICKLES
 from schemas.problems import Problem
 from schemas.rules.registry import rule
-from schemas.weights import PICKLES
 
 
 @rule

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from launcher import format_docs
-from launcher.convert import Written
+from launcher.about.convert import Written
+from launcher.check.resolve import Resolved, resolve
 from launcher.formats import readable, recognise, registry
-from launcher.resolve import Resolved, resolve
 from schemas.problems import ConfigError
 from tests.toy_format import FORMAT
 

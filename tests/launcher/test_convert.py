@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.compare import compare
-from launcher.convert import convert
+from launcher.about.convert import convert
+from launcher.about.diff import compare
+from launcher.check.resolve import presets, resolve
 from launcher.formats.registry import having
-from launcher.resolve import presets, resolve
-from launcher.snapshot import MARK
+from launcher.run.snapshot import MARK
 
 
 @pytest.mark.parametrize("target", ["kohya-gui", "sd-scripts", "args", "snapshot"])

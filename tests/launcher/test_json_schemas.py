@@ -6,10 +6,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from launcher.check.preflight import check_file
+from launcher.check.resolve import presets, resolve
 from launcher.formats.registry import having
 from launcher.json_schemas import FOLDER, schema_of, text
-from launcher.preflight import check_file
-from launcher.resolve import presets, resolve
 from schemas.config import table
 
 GOOD = {

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from launcher.cli import cli
 from schemas import families
-from schemas.weights import checkpoint_family, lora_facts
+from schemas.files.weights import checkpoint_family, lora_facts
 from tests import toy_flow
 from trainer.families import get
 

@@ -8,11 +8,11 @@ from PIL import Image
 
 from schemas import ConfigError, TrainConfig
 from schemas.families import FAMILIES
-from trainer.cache import LatentCache, TextCache
 from trainer.dataset.files import Sample, Scan
 from trainer.dataset.order import assign
 from trainer.dataset.spec import DatasetSpec, SubsetSpec
 from trainer.families import Conditioning, get
+from trainer.input.cache import LatentCache, TextCache
 
 DISK = TrainConfig(cache_latents=True, cache_latents_to_disk=True)
 

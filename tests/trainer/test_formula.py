@@ -15,9 +15,9 @@ from torch import Tensor
 
 from schemas import config
 from trainer import loop
-from trainer.batches import Batch
 from trainer.dataset.files import scan
 from trainer.families import get
+from trainer.input.batches import Batch
 
 STEPS = 1000
 

@@ -11,7 +11,7 @@ import torch
 
 from trainer import loop
 from trainer.families import Noised
-from trainer.preservation import marked
+from trainer.learning.preservation import marked
 
 Start = Callable[..., int]
 

@@ -1,6 +1,6 @@
 """The noise process of Stable Diffusion: a thousand steps of Gaussian noise (Ho et al. 2020); predicts noise or v.
 
-Its formulas are in `trainer.objective`, its samplers are diffusers'.
+Its formulas are in `trainer.learning.objective`, its samplers are diffusers'.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from schemas import TrainConfig
-from trainer import objective
 from trainer.families import Noised, Predict
+from trainer.learning import objective
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),

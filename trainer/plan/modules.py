@@ -6,10 +6,10 @@ import functools
 from pathlib import Path
 
 from schemas.families import FAMILIES
-from schemas.lora_names import Module
+from schemas.files.lora_names import Module
+from schemas.files.weights import read_header
 from schemas.problems import ConfigError
 from schemas.unet import Layer, Shape
-from schemas.weights import read_header
 
 FOLDERS = {"unet": "unet.", "text_encoder": "text_encoder.", "text_encoder_2": "text_encoder_2."}
 

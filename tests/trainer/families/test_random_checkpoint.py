@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from benchmarks.random_checkpoint import main
 from schemas.families import FAMILIES
-from schemas.weights import checkpoint_family, read_header
+from schemas.files.weights import checkpoint_family, read_header
 from trainer.families.random_checkpoint import spread, write
 
 
