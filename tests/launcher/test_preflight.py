@@ -42,7 +42,7 @@ def test_the_checkpoint_decides_and_a_mismatch_says_both(preset, checkpoint) -> 
     checked = check_run(resolve(str(preset(pretrained_model_name_or_path=str(checkpoint("sdxl"))))))
     (problem,) = [problem for problem in checked.problems if problem.code == "family-mismatch"]
     assert "checkpoint of SDXL" in problem.must
-    assert "SD 1.5 config" in problem.must
+    assert "config for SD 1.5" in problem.must
     assert "--set sdxl=true" in str(problem.fix)
 
 
