@@ -13,6 +13,7 @@ from schemas.problems import Problem
 
 Kind = Literal["dreambooth", "finetuning", "controlnet"]
 Form = Literal["int", "bool", "str", "path", "float", "pair", "table", "filter", "resolution"]
+Level = Literal["general", "dataset", "subset"]
 Size = tuple[int, int]
 FILTERS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
 WORDS: dict[Form, str] = {
@@ -99,7 +100,7 @@ def option_of(name: str) -> Option | None:
     return table().get((setting.argument if setting else "") or name)
 
 
-def may_stand(place: Literal["general", "dataset", "subset"], kind: Kind | None = None) -> dict[str, Setting]:
+def may_stand(place: Level, kind: Kind | None = None) -> dict[str, Setting]:
     """The settings that a table may hold; in [general], and without `kind`, those of any kind of dataset."""
     without = "dataset" if place == "subset" else "subset"
     return {name: row for name, row in SETTINGS.items() if row.level != without and (kind is None or kind in row.kinds)}

@@ -125,9 +125,11 @@ NETWORK_ARGS: dict[str, NetworkArg] = {
     "rank_dropout_scale": NetworkArg("Does nothing: LyCORIS does not pass it on.", "off", TEXT, LYCORIS, said="flag"),
     "train_on_input": NetworkArg("Does nothing: LyCORIS does not pass it on.", "off", TEXT, LYCORIS, said="flag"),
 }  # fmt: skip
-# module -> its network_args, and those that it does nothing with (reference sections 7.4 and 7.10)
-MODULES = {m: tuple(name for name, row in NETWORK_ARGS.items() if m in (*row.modules, *row.idle)) for m in SUPPORTED}
-NO_EFFECT = {m: tuple(name for name, row in NETWORK_ARGS.items() if m in row.idle) for m in SUPPORTED}
+
+
+def known_to(module: str) -> list[str]:
+    """The network_args that one of our modules takes (reference sections 7.4 and 7.10)."""
+    return [name for name, row in NETWORK_ARGS.items() if module in (*row.modules, *row.idle)]
 
 
 def modules_with(name: str) -> list[str]:
@@ -141,11 +143,11 @@ def typed(module: str, texts: Mapping[str, str], family: str | None = None) -> t
     A key without text, or with the text None, is not given. Keys that the module does not know or does nothing with are
     left out; a module that is not ours gets its texts as they are. The three weights of blocks become `lr_weight`.
     """
-    if module not in MODULES:
+    if module not in SUPPORTED:
         return dict(texts), []
-    idle, values, problems = NO_EFFECT[module], {}, []
+    taken, values, problems = {name for name, row in NETWORK_ARGS.items() if module in row.modules}, {}, []
     for name, text in texts.items():
-        if name not in MODULES[module] or name in idle or text == "":
+        if name not in taken or text == "":
             continue
         form = NETWORK_ARGS[name].form
         if text == "None" and form.kind != "any":
@@ -164,7 +166,7 @@ def typed(module: str, texts: Mapping[str, str], family: str | None = None) -> t
             values[name] = value
         except ValueError as fault:
             problems.append(bad(name, text, f"{name} {fault}", texts))
-    if RATES[0] in MODULES[module] and RATES[0] not in idle:
+    if RATES[0] in taken:
         weights, found, wrong = lr_weights(values, values.get("block_lr_zero_threshold", 0.0), family)
         problems += [*found, *(bad(name, texts[name], must, texts) for name, must in wrong.items())]
         if weights is not None:

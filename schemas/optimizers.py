@@ -80,7 +80,7 @@ def _torch(name: str, args: Arguments, state: float = 8.0, *, matrices: bool = F
 
 MOMENTUM, NESTEROV = {"momentum": 0.9}, {"nesterov": True}
 ADAPT_ADAM: Arguments = {**GROWS, **SHARDED, "betas": PAIR, "eps": ABOVE, "decouple": FLAG}
-ROWS: tuple[Optimizer, ...] = (
+ROWS: list[Optimizer] = [
     Optimizer("torch.optim.AdamW", ("AdamW",), eight_bit="AdamW8bit",
               args={**TORCH_ADAM, "amsgrad": FLAG, "fused": MAYBE}),
     _bits("AdamW8bit", {**EIGHT_ADAM, **PAGED}, 2.1),
@@ -144,7 +144,7 @@ ROWS: tuple[Optimizer, ...] = (
     Optimizer("bitsandbytes.optim.AdEMAMix8bit", (), 3.1),
     Optimizer("bitsandbytes.optim.PagedAdEMAMix8bit", (), 3.1),
     Optimizer("prodigyplus.ProdigyPlusScheduleFree", (), 6),
-)  # fmt: skip
+]  # fmt: skip
 
 
 class Options(Protocol):
@@ -160,13 +160,26 @@ class Options(Protocol):
     def use_lion_optimizer(self) -> bool: ...
 
 
-BY_PATH = {row.path: row for row in ROWS}
 # the reference's old switches -> the name they mean
 OLD = {"use_8bit_adam": "AdamW8bit", "use_lion_optimizer": "Lion"}
 # name -> class; these names are taken in any case
-OPTIMIZERS: dict[str, str] = {name: row.path for row in ROWS for name in row.names}
+OPTIMIZERS: dict[str, str] = {}
 TORCH = (*(row.made for row in ROWS if row.path.startswith("torch.optim.") and not row.names), "SGD")
-_FOLDED = {name.lower(): path for name, path in OPTIMIZERS.items()}
+BY_PATH: dict[str, Optimizer] = {}
+_FOLDED: dict[str, str] = {}
+
+
+def register(row: Optimizer) -> None:
+    """Makes an optimizer known to the whole program."""
+    if row not in ROWS:
+        ROWS.append(row)
+    BY_PATH[row.path] = row
+    OPTIMIZERS.update(dict.fromkeys(row.names, row.path))
+    _FOLDED.update({name.lower(): row.path for name in row.names})
+
+
+for _row in ROWS:
+    register(_row)
 # the same optimizer in a package of another tool -> the class that trains it here
 ELSEWHERE = {"LoraEasyCustomOptimizer.came.CAME": "pytorch_optimizer.CAME"}
 

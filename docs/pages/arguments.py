@@ -78,11 +78,16 @@ def readers(name: str) -> list[str]:
     return acting or found
 
 
+# modules of schemas whose parsers give the trainer its values
+PARSERS = ("optimizers", "schedulers", "network_args", "datasets", "options")
+
+
 @functools.cache
 def _modules() -> tuple[tuple[str, frozenset[str], frozenset[str]], ...]:
     """(path, attributes loaded, names in text) of every module of the trainer; the tensor-free parts last."""
     found = []
-    for path in sorted((ROOT / "trainer").rglob("*.py"), key=lambda path: ("plan" in path.parts, path)):
+    paths = sorted((ROOT / "trainer").rglob("*.py"), key=lambda path: ("plan" in path.parts, path))
+    for path in (*paths, *(ROOT / "schemas" / f"{name}.py" for name in PARSERS)):
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         loaded = {node.attr for node in nodes if isinstance(node, ast.Attribute) and _is_config(node.value)}
         texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}

@@ -11,10 +11,10 @@ from typing import Any
 from launcher.formats import json_text, toml_text
 from launcher.formats.base import DraftBuilder, Fate
 from launcher.formats.registry import Keys
-from schemas.datasets import SETTINGS, Setting, may_stand
+from schemas.datasets import SETTINGS, Level, Setting, may_stand
 from schemas.problems import Problem
 
-IN_A_DATASET, IN_A_SUBSET = may_stand("dataset"), may_stand("subset")
+LEVELS: tuple[Level, ...] = ("dataset", "subset")
 
 
 def read(text: str, *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> DraftBuilder:
@@ -36,7 +36,7 @@ def judge(draft: DraftBuilder, values: Mapping[str, Any], prefix: str = "") -> N
     for name, value in values.items():
         path = f"{prefix}{name}"
         if name == "general" and isinstance(value, Mapping):
-            _table(draft, path, value, IN_A_DATASET)
+            _table(draft, path, value, may_stand("dataset"))
         elif name == "datasets" and isinstance(value, list):
             for place, dataset in enumerate(value):
                 _dataset(draft, f"{path}.{place}", dataset)
@@ -62,11 +62,11 @@ def _dataset(draft: DraftBuilder, path: str, dataset: Any) -> None:
             )
         )
         return
-    _table(draft, path, {name: value for name, value in dataset.items() if name != "subsets"}, IN_A_DATASET)
+    _table(draft, path, {name: value for name, value in dataset.items() if name != "subsets"}, may_stand("dataset"))
     subsets = dataset.get("subsets")
     for place, subset in enumerate(subsets if isinstance(subsets, list) else []):
         if isinstance(subset, Mapping):
-            _table(draft, f"{path}.subsets.{place}", subset, IN_A_SUBSET)
+            _table(draft, f"{path}.subsets.{place}", subset, may_stand("subset"))
     if not subsets:
         draft.problems.append(
             Problem(
@@ -92,7 +92,7 @@ def _table(draft: DraftBuilder, path: str, values: Mapping[str, Any], known: Map
 
 def _unknown(draft: DraftBuilder, path: str, name: str, known: Iterable[str]) -> None:
     """The reference refuses any key that its schema does not hold; so an error."""
-    places = {"general": IN_A_DATASET, "a dataset": IN_A_DATASET, "a subset": IN_A_SUBSET}
+    places = {f"a {level}": may_stand(level) for level in LEVELS}
     right = [place for place, names in places.items() if name in names]
     guess = draft.guess(name, known)
     fix = f"move it to {right[-1]}" if right else f"did you mean {guess}?" if guess else f"remove {name}"

@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.formats import dataset_toml, json_text, sd_scripts, toml_text
+from launcher.formats import json_text, sd_scripts, toml_text
 from launcher.formats.base import DraftBuilder, Fate, Setting
 from launcher.formats.registry import Keys, Vocabulary
 from schemas.config import table
+from schemas.datasets import may_stand
 from schemas.problems import Problem
 
 # panels of other model families, there and in forks
@@ -146,7 +147,7 @@ def _dataset_args(draft: DraftBuilder, panel: str, values: Mapping[str, Any]) ->
         else:
             sd_scripts.unknown(draft, path, name, draft.lines.get(path))
             continue
-        if known in dataset_toml.IN_A_DATASET:
+        if known in may_stand("dataset"):
             found[known] = value
     return found
 
@@ -200,7 +201,7 @@ def _subsets(draft: DraftBuilder, subsets: Any, dataset: Mapping[str, Any]) -> N
                 draft.keys[path] = Fate("gui-only", None, None, "for that tool's window only")
             elif name in FORK_KEYS:
                 draft.keys[path] = Fate("no-effect", None, None, FORK_KEYS[name])
-            elif name in dataset_toml.IN_A_SUBSET:
+            elif name in may_stand("subset"):
                 draft.keys[path] = Fate("used", None, value)
                 if value not in ("", None):
                     clean[name] = value

@@ -15,12 +15,12 @@ from schemas.network_args import (
     BY_LYCORIS,
     LORA_PLUS,
     LORAS,
-    MODULES,
-    NO_EFFECT,
+    NETWORK_ARGS,
     RATES,
     SUPPORTED,
     bad,
     deciding_tucker,
+    known_to,
     network_values,
     typed,
     with_it,
@@ -61,7 +61,7 @@ def network_module(config: TrainConfig, family: str | None) -> Iterator[Problem]
             fix="--set network_module=networks.lora",
         )
     else:
-        fix = f"--set network_module={nearest(module, MODULES) or 'networks.lora'}"
+        fix = f"--set network_module={nearest(module, SUPPORTED) or 'networks.lora'}"
         yield untrusted(module, "network_module", f"is not a known adapter; supported are {supported}", fix)
 
 
@@ -71,7 +71,7 @@ def known_network_args(config: TrainConfig, family: str | None) -> Iterator[Prob
     given, problems = name_values(config.network_args, "network_args")
     yield from problems
     module = config.adapter
-    known = MODULES.get(module, tuple(given))
+    known = known_to(module) if module in SUPPORTED else list(given)
     for name in given:
         if name not in known:
             guess = nearest(name, known)
@@ -108,7 +108,7 @@ def _idle(config: TrainConfig, texts: Mapping[str, str], given: Mapping[str, Any
     """(option or key of network_args, why it does nothing, what to do)."""
     module, algo = config.adapter, given.get("algo", config.adapter.removeprefix("networks."))
     own_preset = str(given.get("preset", "")).endswith(".toml")  # it may name other algorithms
-    for name in NO_EFFECT.get(module, ()):
+    for name in (name for name, row in NETWORK_ARGS.items() if module in row.idle):
         if texts.get(name, "") not in ("", "None", "0"):
             instead = f"--set network_dropout={texts[name]} " if name == "dropout" else ""
             yield name, f"{module} does not take it", instead + without(texts, name)

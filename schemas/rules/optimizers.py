@@ -54,7 +54,6 @@ def rates_fit_the_optimizer(config: TrainConfig, family: str | None) -> Iterator
                 must=f"{chosen.path} sets its own rate and wants about 1 here",
                 fix="--set learning_rate=1 --set unet_lr=1 --set text_encoder_lr=1",
             )
-        yield from _one_rate(config, family, chosen)
     elif max(rates) >= 0.1:
         yield Problem(
             code="rate-too-high",
@@ -64,6 +63,7 @@ def rates_fit_the_optimizer(config: TrainConfig, family: str | None) -> Iterator
             must="is a rate for Prodigy or D-Adaptation; others usually diverge with it",
             fix=" ".join(_lower(config)) + ", or choose Prodigy",
         )
+    yield from _one_rate(config, family, chosen)
 
 
 def _one_rate(config: TrainConfig, family: str | None, chosen: optimizers.Chosen) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from schemas.config import TrainConfig
 from schemas.families import facts_of, unet_of
-from schemas.network_args import LORA_PLUS, LORAS, NO_EFFECT, network_values
+from schemas.network_args import LORA_PLUS, NETWORK_ARGS, network_values
 
 WITH_UPS = ("lora", "locon", "dylora")  # LyCORIS' algorithms whose up matrices LoRA+ speeds up
 
@@ -73,4 +73,4 @@ def _has_ups(config: TrainConfig, given: dict[str, Any]) -> bool:
     module = config.adapter
     if module == "lycoris.kohya":
         return given.get("algo", "lora") in WITH_UPS
-    return module in LORAS and LORA_PLUS[0] not in NO_EFFECT[module]
+    return module in NETWORK_ARGS[LORA_PLUS[0]].modules

@@ -33,7 +33,7 @@ def found(tmp_path: Path, name: str, text: str) -> list[Problem]:
         ("bare.toml", 'network_module = "a"\nlearning_rate = 0,0003', "write a point: --set learning_rate=0.0003"),
         ("rate.sh", COMMAND + "--learning_rate 0,0003", "write a point: --set learning_rate=0.0003"),
         ("rates.sh", COMMAND + "--text_encoder_lr 0,00005", "write a point: --set text_encoder_lr=0.00005"),
-        ("net.sh", COMMAND + "--network_args dropout=0,1", "write a point: --set network_args=dropout=0.1"),
+        ("net.sh", COMMAND + "--network_args rank_dropout=0,1", "write a point: --set network_args=rank_dropout=0.1"),
         ("optimizer.sh", COMMAND + "--optimizer_args weight_decay=0,01", "write a point: weight_decay=0.01"),
     ],
 )

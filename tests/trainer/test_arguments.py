@@ -54,6 +54,9 @@ def test_an_implemented_argument_has_a_reader_and_a_test(name: str) -> None:
 # Every implemented argument is read while training
 
 
+PARSERS = [f"schemas.{name}" for name in PAGE["PARSERS"]]  # what the trainer takes its values from
+
+
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The options that modules of the trainer ask a config for from now on, those that only describe it aside."""
@@ -64,7 +67,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         if name in names:
             asking = sys._getframe(1).f_globals["__name__"]
             about = name.startswith("metadata_") or name == "training_comment"
-            if asking.startswith("trainer.") and (asking != "trainer.output.metadata" or about):
+            of_trainer = asking.startswith("trainer.") or asking in PARSERS
+            if of_trainer and (asking != "trainer.output.metadata" or about):
                 seen.add(name)
         return object.__getattribute__(config, name)
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schemas import TrainConfig, errors, rules
-from schemas.network_args import ALGOS, MODULES, NETWORK_ARGS, SUPPORTED
+from schemas.network_args import ALGOS, NETWORK_ARGS, SUPPORTED, known_to
 from schemas.optimizers import OPTIMIZERS, ROWS, TORCH
 from schemas.schedulers import SCHEDULERS, TORCH_SCHEDULERS
 from tests.tiny import tiny_checkpoint
@@ -55,7 +55,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Models]:
 @st.composite
 def networks(draw: st.DrawFn) -> TrainConfig:
     module = draw(st.sampled_from(SUPPORTED))
-    names = draw(st.lists(st.sampled_from(MODULES[module]), max_size=3, unique=True))
+    names = draw(st.lists(st.sampled_from(known_to(module)), max_size=3, unique=True))
     texts = {}
     for name in names:
         values = (

@@ -6,7 +6,7 @@ import math
 
 from schemas import optimizers, schedulers
 from schemas.config import TrainConfig
-from schemas.problems import ConfigError, taken
+from schemas.problems import ConfigError, errors, taken
 from schemas.schedulers import Curve, Updates, flat, one_cycle_is_long_enough
 from trainer.plan.steps import Steps, portion
 
@@ -33,14 +33,16 @@ def relative_step(warmup_init: bool) -> Curve:
 def curve(config: TrainConfig, steps: Steps, points: int = 101) -> list[list[float]]:
     """At most `points` pairs [update, rate] over the run: the U-Net's rate, or the text encoders' if only they train.
 
-    Empty for lr_scheduler_type, whose class only the trainer can ask.
+    Empty for lr_scheduler_type, whose class only the trainer can ask, and where the config's schedule is wrong.
     """
     only_text = config.network_train_text_encoder_only and config.text_encoder_lr
     base = config.text_encoder_lr[0] if only_text else config.unet_lr
     base = config.learning_rate if base is None else base
     count = max(2, min(points, steps.total + 1))
     marks = sorted({round(i * steps.total / (count - 1)) for i in range(count)})
-    optimizer = taken(optimizers.read(config))
+    optimizer, wrong = optimizers.read(config)
+    if errors([*wrong, *([] if optimizer.schedule_free else schedulers.read(config)[1])]):
+        return []  # said by the rules
     if optimizer.relative_step:
         rate = relative_step(bool(optimizer.args.get("warmup_init")))
         return [[mark, rate(mark)] for mark in marks]
