@@ -65,8 +65,9 @@ def test_what_is_wrong_in_it_is_said_with_its_line(recipe: Path, kohyakit: Any) 
     recipe.write_text(TEXT.replace("rounds 3", "rounds three\nspead 1"), encoding="utf-8")
     result = kohyakit("validate", recipe)
     assert result.exit_code == 1
-    assert "frog.txt:8: rounds" in result.output
-    assert "frog.txt:9: spead" in result.output
+    assert "error[bad-value]: rounds:" in result.output
+    assert "    8 | rounds three\n" in result.output
+    assert "    9 | spead 1\n      | ^^^^^\n" in result.output
     assert "write speed" in result.output
 
 

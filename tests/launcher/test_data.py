@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,7 @@ def test_a_plan_writes_no_temporary_file(civitai, photos: Path, monkeypatch) -> 
 
 def test_faults_of_a_carried_document_name_the_users_file(civitai, photos: Path) -> None:
     resolved = civitai(photos / "3_frog")
-    resolved.draft.datasets = {"datasets": [{"subsets": [{"image_dir": str(photos / "3_frog"), "no_such": 1}]}]}
+    datasets = {"datasets": [{"subsets": [{"image_dir": str(photos / "3_frog"), "no_such": 1}]}]}
+    resolved = replace(resolved, draft=replace(resolved.draft, datasets=datasets))
     (problem,) = [one for one in scan_pictures(resolved).problems if one.code == "unknown-option"]
     assert problem.file == resolved.draft.file

@@ -54,7 +54,7 @@ def test_an_implemented_argument_has_a_reader_and_a_test(name: str) -> None:
 # Every implemented argument is read while training
 
 
-PARSERS = [f"schemas.{name}" for name in PAGE["PARSERS"]]  # what the trainer takes its values from
+PARSERS = [f"schemas.{name}" for name in arguments.PARSERS]  # what the trainer takes its values from
 
 
 @pytest.fixture
