@@ -44,6 +44,19 @@ class Checked:
     def ok(self) -> bool:
         return not errors(self.problems)
 
+    def as_json(self, file: str) -> dict[str, Any]:
+        """One of the `files` of `validate --json`."""
+        draft = self.resolved.draft
+        return {
+            "file": file,
+            "format": draft.format,
+            "family": self.family,
+            "kind": draft.kind,
+            "ok": self.ok,
+            "problems": [problem.as_json() for problem in self.problems],
+            "keys": {name: fate.as_json() for name, fate in draft.keys.items()},
+        }
+
 
 def check_file(resolved: Resolved) -> Checked:
     """`validate`: what the file says of itself. Paths may belong to another machine, so they are only warned about."""

@@ -294,6 +294,8 @@ OPENING = {
     "launcher/formats/kohya_gui/table.py": "our own table",
     "launcher/pictures/source.py": "images",
     "launcher/cli.py": "the null device",
+    "launcher/ui/runs.py": "the output of a process that it starts",
+    "launcher/ui/start.py": "writes what is sent to it",
     "trainer/dataset/clip_text.py": "our own table",
     "trainer/dataset/images.py": "the door of images",
     "trainer/signals.py": "the null device",

@@ -46,18 +46,7 @@ def validate(
             tell(fault.problems)
             continue
         good = good and checked.ok
-        draft = checked.resolved.draft
-        documents.append(
-            {
-                "file": file,
-                "format": draft.format,
-                "family": checked.family,
-                "kind": draft.kind,
-                "ok": checked.ok,
-                "problems": [problem.as_json() for problem in checked.problems],
-                "keys": {name: fate.as_json() for name, fate in draft.keys.items()},
-            }
-        )
+        documents.append(checked.as_json(file))
         if as_json:
             tell(errors(checked.problems))
             continue
@@ -175,13 +164,14 @@ def write_files(files: dict[Path, str], overwrite: bool) -> None:
 def diff(a: str, b: str, everything: bool, as_json: bool) -> int:
     """What configs A and B train differently; any formats, LoRA files included."""
     from launcher import show
+    from launcher.compare import as_json as as_json_of
     from launcher.compare import compare
     from launcher.files import without_secrets
     from launcher.resolve import resolve
 
     training, beside = compare(resolve(a), resolve(b))
     if as_json:
-        print_json({"a": a, "b": b, "same": not training, "differences": training, "other": beside})
+        print_json(as_json_of(a, b, training, beside))
         return 0
     for line in show.difference_lines([*training, *(beside if everything else [])], a, b):
         say(without_secrets(line))
