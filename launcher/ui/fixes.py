@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from launcher import paths
+from launcher.ui.runs import run_id
 from schemas.config import BadValue, read_value, table
 from schemas.problems import Problem
 
@@ -36,14 +38,18 @@ def buttons(problem: Problem, judged: Judged) -> list[dict[str, Any]]:
     found += [_button(f"trust {one['name']} for the next launch", "trust", one["name"]) for one in TRUST.finditer(fix)
               if one["name"] != "NAME"]  # fmt: skip
     found += [_button(f"fit it into {one[1]} GB", "vram", "vram", one[1]) for one in VRAM.finditer(fix)]
+    if problem.code == "results-exist" and judged.plan is not None:
+        folder = paths.run_folder(judged.plan.checked.resolved)
+        if folder.is_dir():
+            found.append(_button("go to that run", "open", "run", f"/run/{run_id(folder)}"))
     if problem.code == "results-exist" or "--overwrite" in fix:
         found.append(_button("replace the earlier results at the next launch", "overwrite", "overwrite", "true"))
     meant = re.search(r"did you mean (\w+)\?", fix)
     if meant and meant[1] in table():
         found.append(_button(f"go to {meant[1]}", "show", meant[1]))
-    name = judged.about(problem)
-    if not found and name:
-        found.append(_button("go to the field", "show", name))
+    about = judged.about(problem)
+    if not found and about:
+        found.append(_button("go to the field", "show", about))
     seen: dict[tuple[str, str, str], dict[str, Any]] = {}
     for button in found:
         seen.setdefault((button["action"], button["name"], button["value"]), button)

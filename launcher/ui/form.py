@@ -164,7 +164,7 @@ def _field(judged: Judged, option: Option, found: tuple[Mapping[str, Any], ...],
     if made is not None and made.origin in ("computed", "adapted", "--set") and trains != value:
         origin = made.origin
     before = getattr(judged.before.config, name) if judged.before is not None else value
-    changed = before != value and not _stands_as_before(judged, setting.key if setting else None)
+    changed = before != value and not _stands_as_before(judged, (setting.key if setting else None) or name)
     who = "you" if changed and origin in ("file", "preset", "default") else WHO.get(origin, origin)
     text = "" if option.secret else blanked(shown(value))
     raw = judged.resolved.draft.document if judged.resolved is not None else None
@@ -206,6 +206,8 @@ def _stands_as_before(judged: Judged, key: str | None) -> bool:
     """Whether the key says the same as in the file that came: then a value follows from another that was changed."""
     now = judged.plain.draft.document if judged.plain is not None else None
     then = judged.before.draft.document if judged.before is not None else None
+    if key is not None and key in table() and table()[key].many:
+        return False  # put together from several keys
     both = isinstance(now, Mapping) and isinstance(then, Mapping) and key in now and key in then
     return bool(both and now[key] == then[key])  # type: ignore[index]
 

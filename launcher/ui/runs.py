@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import DEVNULL, Popen
 from typing import Any
 
 from launcher.demo import PACKAGES
@@ -95,7 +96,7 @@ class Runs:
 
     def __init__(self, hidden: Path, folders: Folders) -> None:
         self.place, self.folders = hidden / "starts", folders
-        self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._children: dict[int, Popen[bytes]] = {}
         self._logs: dict[Path, GrowingLog] = {}
         self._seen: tuple[float, list[Path]] = (-1e9, [])
         self._lock = threading.Lock()
@@ -257,9 +258,9 @@ class Runs:
         variables = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         handle = os.open(log, os.O_WRONLY | os.O_APPEND)
         try:
-            child = subprocess.Popen(
+            child = Popen(
                 [sys.executable, "-P", "-m", "launcher", *words],
-                stdin=subprocess.DEVNULL,
+                stdin=DEVNULL,
                 stdout=handle,
                 stderr=handle,
                 env=variables,

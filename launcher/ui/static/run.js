@@ -10,15 +10,21 @@
     const held = new Map(data.held_out), steps = Array.from(new Set([...data.step, ...held.keys()])).sort((a, b) => a - b);
     const at = new Map(data.step.map((step, index) => [step, index]));
     const of = (values) => steps.map((step) => (at.has(step) ? values[at.get(step)] : null));
-    return { steps, loss: [steps, of(data.low), of(data.high), of(data.mean), steps.map((step) => (held.has(step) ? held.get(step) : null))],
+    return { steps, loss: [steps, of(data.low), of(data.high), of(data.mean), smooth(of(data.mean)), steps.map((step) => (held.has(step) ? held.get(step) : null))],
       rate: [steps, ...Object.values(data.rates).map(of)] };
   }
-  const small = (value) => (value === null || value === undefined ? "–" : Math.abs(value) >= 0.01 ? Number(value.toPrecision(4)).toString() : value.toExponential(2));
+  // A mean over about a twentieth of the run, so that a trend is seen through the noise of single steps.
+  function smooth(values) {
+    const share = 2 / (Math.max(1, values.length / 20) + 1);
+    let mean = null;
+    return values.map((value) => { if (value !== null) mean = mean === null ? value : mean + share * (value - mean); return value === null ? null : mean; });
+  }
+  const small = (value) => (value === null || value === undefined ? "–" : value === 0 ? "0" : Math.abs(value) >= 0.01 ? Number(value.toPrecision(4)).toString() : value.toExponential(2));
 
   function options(place, series, bands) {
     const axis = { stroke: style("--soft"), grid: { stroke: style("--line"), width: 1 }, ticks: { stroke: style("--line") }, font: "13px system-ui" };
     return { width: Math.max(200, place.clientWidth), height: 260, scales: { x: { time: false } }, series, bands,
-      axes: [{ ...axis, label: "step", labelFont: "13px system-ui", labelSize: 20, size: 32 }, { ...axis, size: 64, values: (u, ticks) => ticks.map(small) }], legend: { live: true }, cursor: { points: { size: 6 } } };
+      axes: [{ ...axis, label: "step", labelFont: "13px system-ui", labelSize: 20, size: 32 }, { ...axis, size: 72, values: (u, ticks) => ticks.map(small) }], legend: { live: true }, cursor: { points: { size: 6 } } };
   }
   function draw() {
     if (!data.step.length) { $("c-loss").textContent = "No step yet: the model is being loaded and the images are prepared."; $("c-rate").textContent = ""; return; }
@@ -32,7 +38,8 @@
     $("c-loss").textContent = $("c-rate").textContent = "";
     const value = (u, raw) => small(raw), faint = { ...gap, stroke: "transparent", points: { show: false }, value };
     charts.loss = new uPlot(options($("c-loss"), [{ label: "step" }, { ...faint, label: "lowest" }, { ...faint, label: "highest" },
-      { ...gap, label: "loss", stroke: line, width: 2, points: { show: false }, value },
+      { ...gap, label: "mean", stroke: line + "66", width: 1, points: { show: false }, value },
+      { ...gap, label: "smooth", stroke: line, width: 2, points: { show: false }, value },
       { label: "held-out", stroke: style("--p3"), width: 1, spanGaps: true, dash: [4, 4], points: { show: true, size: 7, fill: style("--p3") }, value }],
       [{ series: [2, 1], fill: line + "33" }]), now.loss, $("c-loss"));
     const colours = ["--accent", "--p3", "--p4", "--good"];

@@ -163,6 +163,7 @@
     if (set.do) { at.disabled = true; change(`${base}/${set.do}`).then(() => { at.disabled = false; }); }
     if (set.fix === "show" || set.show) { event.preventDefault(); reveal(set.name || set.show); }
     if (set.fix === "set") change(base + "/set", JSON.parse(set.sets));
+    if (set.fix === "open") location.href = set.value;
     if (set.fix === "trust") change(base + "/words", { trust: set.name });
     if (set.fix === "vram") change(base + "/words", { vram: set.value });
     if (set.fix === "overwrite") change(base + "/words", { overwrite: "true" });
