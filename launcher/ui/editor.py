@@ -26,6 +26,7 @@ FIRST_TAG = re.compile(r"<(\w+) ")
 RENDERED: OrderedDict[tuple[str, str], Parts] = OrderedDict()  # what was last sent of each version, to send less
 RENDERED_LOCK = threading.Lock()
 MOST_RENDERED = 16
+BESIDE = ("bar", "plan", "findings", "conflict")  # parts that every view of a config has
 COALESCED = 6.0  # seconds in which further keystrokes in one field are one change
 
 
@@ -75,14 +76,22 @@ def _differs(judged: Judged, found: dict[str, form.Field]) -> Any:
             yield {"name": one.name, "label": one.label, "before": was or "unset", "now": one.value or "unset"}
 
 
-def changed(site: Site, judged: Judged, seen: str) -> Response:
-    """The parts that a page which shows `seen` has to exchange; 204 where there are none."""
+def changed(site: Site, judged: Judged, seen: str, view: str = "form") -> Response:
+    """The parts that a page which shows `seen` has to exchange; 204 where there are none.
+
+    A page without the form gets the parts that it has; one whose file can be read again, or no more, is loaded anew.
+    """
+    if view == ("form" if judged.resolved is None else "unreadable"):
+        return Response(headers={"HX-Refresh": "true"})
     now = parts(site, judged)
+    if view != "form":
+        now = {name: part for name, part in now.items() if name in BESIDE}
     name = judged.entry.id
     with RENDERED_LOCK:
         before = RENDERED.get((name, seen), {})
-        RENDERED[name, token(judged)] = now
-        RENDERED.move_to_end((name, token(judged)))
+        if view == "form":
+            RENDERED[name, token(judged)] = now
+            RENDERED.move_to_end((name, token(judged)))
         while len(RENDERED) > MOST_RENDERED:
             RENDERED.popitem(last=False)
     fresh = [
@@ -122,14 +131,14 @@ def changes(site: Site, request: Request, body: dict[str, Any]) -> Response:
     judged = site.judge.judge(name)
     if seen == token(judged) and (name, seen) in RENDERED:
         return Response(status_code=204)
-    return changed(site, judged, seen)
+    return changed(site, judged, seen, request.query_params.get("view", "form"))
 
 
 def _answer(site: Site, request: Request, body: dict[str, Any], **more: Any) -> Response:
     """After a change: the parts for a page, the document for a script."""
     judged = site.judge.judge(request.path_params["id"], fresh=True)
     if from_htmx(request):
-        return changed(site, judged, json_body(body, "seen"))
+        return changed(site, judged, json_body(body, "seen"), json_body(body, "view", "form"))
     return answer({**document(site, judged), **more})
 
 
@@ -163,7 +172,7 @@ def show(site: Site, request: Request, body: dict[str, Any]) -> Response:
 def set_values(site: Site, request: Request, body: dict[str, Any]) -> Response:
     """`POST /api/config/ID/set`: NAME=VALUE of arguments or of the file's own keys; empty unsets."""
     name = request.path_params["id"]
-    sets = {key: json_body(body, key) for key in body if key != "seen"}
+    sets = {key: json_body(body, key) for key in body if key not in ("seen", "view")}
     if not sets:
         raise error("nothing-to-set", "names no option", fix="send NAME=VALUE")
     judged = site.judge.judge(name)

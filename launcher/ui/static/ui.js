@@ -72,9 +72,10 @@
 
   function change(address, values, field) {
     chain = chain.then(async () => {
-      const response = await send(address, { ...values, seen: $("seen") ? $("seen").value : "" }, true).catch(() => null);
+      const response = await send(address, { ...values, seen: $("seen") ? $("seen").value : "", view: editor.dataset.view }, true).catch(() => null);
       if (!response) return;
       if (response.headers.get("HX-Redirect")) { location.href = response.headers.get("HX-Redirect"); return; }
+      if (response.headers.get("HX-Refresh")) { location.reload(); return; }
       if (response.ok) {
         const html = response.status === 204 ? "" : await response.text();
         if (field) { delete field.dataset.dirty; const place = $("t-" + field.name); if (place) place.textContent = ""; }
