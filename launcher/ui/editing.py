@@ -93,10 +93,14 @@ def _plain_same(one: Resolved, other: Resolved, name: str) -> bool:
 
 def _candidates(before: Resolved, target: Resolved, text: str, name: str, value: str) -> Iterator[str]:
     """Texts that may say it, those that change least first."""
-    if before.draft.format in FORMS and text.lstrip("\ufeff \t\r\n").startswith("{"):
+    is_json = text.lstrip("\ufeff \t\r\n").startswith("{")
+    if before.draft.format in FORMS and is_json:
         yield from _in_form(before, target, text, name, value)
-    elif before.draft.format == "sd-scripts" and isinstance(before.draft.document, Mapping):
-        yield from (_in_json if text.lstrip().startswith("{") else _in_toml)(before, text, name, value)
+    elif before.draft.format not in ("lora", "dataset") and before.draft.format is not None:
+        try:
+            yield from (_in_json if is_json else _in_toml)(before, text, name, value)
+        except ValueError:  # a script, or another text without keys and values
+            return
 
 
 def _in_form(before: Resolved, target: Resolved, text: str, name: str, value: str) -> Iterator[str]:
@@ -224,15 +228,19 @@ def _skip(text: str, at: int) -> int:
 def _in_json(before: Resolved, text: str, name: str, value: str) -> Iterator[str]:
     option, setting = table().get(name), before.settings.get(name)
     typed = read_value(option, value)[0] if option is not None else _typed("str", value)
+    typed = list(typed) if isinstance(typed, tuple) else typed
     yield put(text, (setting.key if setting and setting.key else None) or name, typed)
 
 
 def _in_toml(before: Resolved, text: str, name: str, value: str) -> Iterator[str]:
+    """One line changed, taken out, or added where such keys may stand."""
     import toml
 
-    option = table().get(name)
-    setting = before.settings.get(name)
-    key = setting.key if setting and setting.key else name
+    from schemas.documents import parse_toml
+
+    parse_toml(text)
+    option, setting = table().get(name), before.settings.get(name)
+    key = (setting.key if setting and setting.key else name).rpartition(".")[2]
     line = ""
     if option is not None and value != "":
         typed, _ = read_value(option, value)
@@ -241,14 +249,14 @@ def _in_toml(before: Resolved, text: str, name: str, value: str) -> Iterator[str
         line = toml.dumps({key: value})
     one = re.compile(rf"""^[ \t]*(["']?){re.escape(key)}\1[ \t]*=.*(?:\r?\n|\Z)""", re.M)
     found = list(one.finditer(text))
-    if found:
-        last = found[-1]
+    for last in reversed(found):  # the last one counts where tables are merged; in other dialects only one is read
         comment = re.search(r"""[ \t]+#[^"'\n]*$""", last[0].rstrip("\r\n")) if line else None
         fresh = line.rstrip("\n") + (comment[0] if comment else "") + "\n" if line else ""
         yield text[: last.start()] + fresh + text[last.end() :]
-    if line:
-        tables = re.search(r"^[ \t]*\[", text, re.M)
-        at = tables.start() if tables else len(text)
+    if not line:
+        return
+    places = [len(text), *(table_.start() for table_ in re.finditer(r"^[ \t]*\[", text, re.M))]
+    for at in (min(places), *sorted(places, reverse=True)[:12]):
         head = text[:at]
         yield head + ("" if not head or head.endswith("\n") else "\n") + line + text[at:]
 
@@ -267,7 +275,8 @@ def _other_format(target: Resolved, file: str, name: str, beside: Path) -> Edit:
         files = {place.with_name(f"{place.stem}{ending}"): more for ending, more in written.beside.items()}
         if not same(written.text, place.name, target, name) and not written.lost and not files:
             continue
-        tried.append((len(written.lost), Edit(written.text, place.name, tuple(written.lost)), files))
+        lost = (*written.lost, *_dropped(target, written.text, place.name))
+        tried.append((len(written.lost), Edit(written.text, place.name, lost), files))
     if not tried:
         must = "cannot be said in this file's format"
         raise error("cannot-say", must, key=name, fix="edit the text, or download it as TOML and open that")
@@ -275,6 +284,17 @@ def _other_format(target: Resolved, file: str, name: str, beside: Path) -> Edit:
     for path, more in files.items():
         write_text(path, more)
     return best
+
+
+def _dropped(target: Resolved, text: str, file: str) -> Iterator[str]:
+    """Keys of the old file that trained nothing, and so are not in the new one."""
+    try:
+        kept = resolve(file, text=text).draft.keys
+    except ConfigError:
+        return
+    for key, fate in target.draft.keys.items():
+        if fate.argument is None and key not in kept:
+            yield f"{key}: {fate.why or fate.status}"
 
 
 def hidden(text: str) -> tuple[str, list[str]]:

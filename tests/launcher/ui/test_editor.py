@@ -83,10 +83,31 @@ def test_a_field_means_what_set_means_on_the_command_line(opened, config, site, 
 
 
 def test_a_format_that_is_only_read_becomes_one_that_is_written_and_undo_brings_it_back(opened, config, site) -> None:
-    name = opened(CIVITAI, "site.json")
+    script = ANY[-1][1]
+    name = opened(script, "run.sh")
     found = config(name, "set", {"network_dim": "4"})
     assert json.loads(found["text"])["network_dim"] == 4
-    assert config(name, "undo")["text"] == CIVITAI
+    assert found["file"].endswith("run.json")
+    assert not (site.work.folder / "run.sh").exists()
+    found = config(name, "undo")
+    assert (found["text"], site.work.folder.joinpath("run.sh").read_text()) == (script, script)
+
+
+def test_what_a_change_of_format_leaves_behind_is_said(opened, config) -> None:
+    found = config(opened(FORM), "set", {"caption_prefix": "a photo of"})  # a form has no place for words with blanks
+    assert found["file"].endswith(".toml")
+    assert [one.partition(":")[0] for one in found["lost"]] == ["of_my_own"]
+
+
+@pytest.mark.parametrize(("file", "text"), [
+    ("site.json", CIVITAI),
+    ("easy.toml", '[general_args.args]\nmax_train_steps = 90\n[network_args.args]\nnetwork_dim = 8\nunknown = 1\n[optimizer_args.args]\nlearning_rate = 1e-4\n'),
+    ("colab.toml", '[additional_network_arguments]\nnetwork_dim = 8\nnetwork_module = "networks.lora"\n[training_arguments]\noutput_name = "x"\n'),
+])  # fmt: skip
+def test_a_dialect_of_another_tool_is_changed_in_its_own_words(opened, config, file: str, text: str) -> None:
+    found = config(opened(text, file), "set", {"network_dim": "4"})
+    old = "16" if file == "site.json" else "= 8"
+    assert found["text"] == text.replace(old, old.replace("8", "4").replace("16", "4"))
 
 
 values = {
