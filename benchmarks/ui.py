@@ -57,8 +57,8 @@ def lossless(folders: list[Path]) -> int:
 
 
 def _round_trip(page: Any, site: Any, path: Path) -> Iterator[str]:
-    from launcher.compare import compare
-    from launcher.resolve import resolve
+    from launcher.about.diff import compare
+    from launcher.check.resolve import resolve
 
     content = path.read_bytes()
     answer = page.post("/api/upload", params={"name": path.name}, content=content)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.compare import compare
-from launcher.files import NAMED, TOKEN
+from launcher.about.diff import compare
+from launcher.check.resolve import Resolved, resolve
 from launcher.formats.kohya_gui.fates import SNAPSHOT
-from launcher.resolve import Resolved, resolve
+from launcher.run.files import NAMED, TOKEN
 from schemas.config import BadValue, Option, mend, read_value, table
 from schemas.problems import ConfigError, Problem, error
 
@@ -104,7 +104,7 @@ def _candidates(before: Resolved, target: Resolved, text: str, name: str, value:
 
 
 def _in_form(before: Resolved, target: Resolved, text: str, name: str, value: str) -> Iterator[str]:
-    from launcher.convert import form_text
+    from launcher.about.convert import form_text
     from launcher.formats.kohya_gui import keys
 
     option, rows = table().get(name), keys()
@@ -236,7 +236,7 @@ def _in_toml(before: Resolved, text: str, name: str, value: str) -> Iterator[str
     """One line changed, taken out, or added where such keys may stand."""
     import toml
 
-    from schemas.documents import parse_toml
+    from schemas.files.documents import parse_toml
 
     parse_toml(text)
     option, setting = table().get(name), before.settings.get(name)
@@ -263,8 +263,8 @@ def _in_toml(before: Resolved, text: str, name: str, value: str) -> Iterator[str
 
 def _other_format(target: Resolved, file: str, name: str, beside: Path) -> Edit:
     """The whole config written anew, where its own format cannot say the change or is not one that we write."""
-    from launcher.convert import convert
-    from launcher.files import write_text
+    from launcher.about.convert import convert
+    from launcher.run.files import write_text
 
     tried: list[tuple[int, Edit, dict[Path, str]]] = []
     for kind in ("snapshot", "sd-scripts"):

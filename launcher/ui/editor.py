@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from launcher.files import blanked
+from launcher.run.files import blanked
 from launcher.ui import form
 from launcher.ui.editing import Edit, edit, hidden, restored
 from launcher.ui.judging import Judged, launch_words, texts
@@ -226,7 +226,7 @@ def set_text(site: Site, request: Request, body: dict[str, Any]) -> Response:
 
 def _from_other(site: Site, judged: Judged, text: str, kind: str) -> Edit:
     """The file with what was changed in its other form: only the arguments that differ are touched."""
-    from launcher.resolve import resolve
+    from launcher.check.resolve import resolve
 
     if judged.plain is None or kind not in ("json", "toml"):
         raise error("not-readable", "the file itself cannot be read", fix="mend its own text first")
@@ -321,8 +321,8 @@ def settle(site: Site, request: Request, body: dict[str, Any]) -> Response:
 
 def launch(site: Site, request: Request, body: dict[str, Any]) -> Response:
     """`POST /api/config/ID/launch`: a process of its own that trains this file; refused while the plan has errors."""
-    from launcher import paths
-    from schemas.run_lock import in_use
+    from launcher.check import paths
+    from schemas.files.run_lock import in_use
 
     name = request.path_params["id"]
     with site.work.lock(name):
@@ -348,7 +348,7 @@ def launch(site: Site, request: Request, body: dict[str, Any]) -> Response:
 
 def download(site: Site, request: Request, body: dict[str, Any]) -> Response:
     """`/config/ID/file?as=`: the file as it is, or in another format."""
-    from launcher.convert import TARGETS, convert
+    from launcher.about.convert import TARGETS, convert
 
     judged, target = site.judge.judge(request.path_params["id"]), request.query_params.get("as", "")
     if not target:

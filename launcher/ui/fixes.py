@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from launcher import paths
+from launcher.check import paths
 from launcher.ui.runs import run_id
 from schemas.config import BadValue, read_value, table
 from schemas.problems import Problem

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import data, paths
-from launcher.data import DOCUMENT_PATHS
-from launcher.resolve import PRESETS, Resolved
+from launcher.check import data, paths
+from launcher.check.data import DOCUMENT_PATHS
+from launcher.check.resolve import PRESETS, Resolved
 from schemas.config import table
 from schemas.problems import ConfigError, Problem, error
 from schemas.terminal import shell_words

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from launcher.files import blanked
 from launcher.formats.kohya_gui import keys as form_keys
+from launcher.run.files import blanked
 from launcher.ui.judging import Judged
 from schemas.config import GROUPS, Option, table
 from schemas.derive import EXAMPLES
@@ -261,7 +261,7 @@ def _idle(judged: Judged) -> dict[str, str]:
             found[name] = str(blanked(one.must))
     family = judged.plan.family if judged.plan is not None else None
     if family is not None:
-        from launcher.preflight import FAMILIES
+        from launcher.check.preflight import FAMILIES
 
         if family in FAMILIES and not _takes_sdxl_options(family):
             found |= {name: "counts for SDXL only" for name, option in table().items() if option.marks.get("sdxl")}
@@ -322,7 +322,7 @@ def ignored(judged: Judged) -> list[dict[str, Any]]:
 
 def title_of(judged: Judged) -> dict[str, Any]:
     """The head of the editor: name, where it came from, family and kind."""
-    from launcher.preflight import FAMILIES
+    from launcher.check.preflight import FAMILIES
 
     draft = judged.resolved.draft if judged.resolved else None
     family = judged.plan.family if judged.plan else None

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from launcher import formats, machine
-from launcher.command import LaunchOptions
-from launcher.files import blanked
+from launcher import formats
+from launcher.check import machine
+from launcher.check.plan import Plan, make_plan
+from launcher.check.preflight import Checked, check_file, unique
+from launcher.check.resolve import Resolved, resolve
 from launcher.formats.kohya_gui import keys as form_keys
-from launcher.plan import Plan, make_plan
-from launcher.preflight import Checked, check_file, unique
-from launcher.resolve import Resolved, resolve
+from launcher.run.command import LaunchOptions
+from launcher.run.files import blanked
 from launcher.ui.editing import hidden
 from launcher.ui.folders import Folders, within
 from launcher.ui.work import Conflict, Entry, Work
@@ -152,7 +153,7 @@ def sets_of(entry: Entry) -> dict[str, str]:
 
 def planned(resolved: Resolved, vram: float | None = None) -> Plan:
     """The plan as `kohyakit plan` makes it, going on included where the file asks for that."""
-    from launcher import resume as going_on
+    from launcher.run import resume as going_on
 
     options, found = LaunchOptions(), list[Problem]()
     way = None
@@ -196,7 +197,7 @@ def launch_words(entry: Entry) -> list[str]:
 
 def texts(judged: Judged) -> Mapping[str, Any]:
     """The file's own text and its other form, JSON beside TOML; *** stands for secrets."""
-    from launcher.convert import convert
+    from launcher.about.convert import convert
 
     shown, _ = hidden(judged.text)
     own = (

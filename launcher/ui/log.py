@@ -9,10 +9,10 @@ from bisect import bisect_left
 from pathlib import Path
 from typing import Any
 
-from launcher.page.facts import Step, step_of
+from launcher.report.facts import Step, step_of
+from schemas.files.run_folder import LOG, record_in
+from schemas.files.textfile import open_regular
 from schemas.problems import ConfigError
-from schemas.run_folder import LOG, record_in
-from schemas.textfile import open_regular
 
 POINTS = 1000  # of a curve, each with the mean, the lowest and the highest of its steps
 RECENT = 50  # steps that the present speed is taken from

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from launcher import show
-from launcher.command import quoted
-from launcher.page.write import duration, size
-from launcher.plan import Plan
+from launcher.check import show
+from launcher.check.plan import Plan
+from launcher.report.write import duration, size
+from launcher.run.command import quoted
 from launcher.ui.judging import Judged, command
 from launcher.ui.runs import Runs
 from schemas.problems import errors
@@ -92,7 +92,7 @@ def polyline(points: Iterable[Iterable[float]], width: int = 300, height: int = 
 
 def _word(plan: Plan) -> str | None:
     """The word that will call what is trained, as the captions or the folder say it."""
-    from launcher.preset_defaults import trigger_word
+    from launcher.check.preset_defaults import trigger_word
 
     scan = plan.checked.scan
     if scan is None:

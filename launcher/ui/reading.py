@@ -8,12 +8,18 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from launcher import explain as explaining
-from launcher.compare import as_json as difference
-from launcher.compare import compare
-from launcher.files import blanked
-from launcher.preflight import check_file
-from launcher.resolve import Resolved, preset_path, resolve, split_sets, table_of_presets
+from launcher.about import explain as explaining
+from launcher.about.diff import as_json as difference
+from launcher.about.diff import compare
+from launcher.check.preflight import check_file
+from launcher.check.resolve import (
+    Resolved,
+    preset_path,
+    resolve,
+    split_sets,
+    table_of_presets,
+)
+from launcher.run.files import blanked
 from launcher.ui import form
 from launcher.ui.folders import within
 from launcher.ui.judging import planned, sets_of
@@ -79,9 +85,9 @@ def plan(site: Site, request: Request, body: dict[str, Any]) -> Response:
 
 def convert(site: Site, request: Request, body: dict[str, Any]) -> Response:
     """`/api/convert?config=&to=`: the document of `convert --json`; writes nothing."""
-    from launcher.convert import TARGETS
-    from launcher.convert import convert as converted
-    from launcher.files import without_secrets
+    from launcher.about.convert import TARGETS
+    from launcher.about.convert import convert as converted
+    from launcher.run.files import without_secrets
 
     target = request.query_params.get("to", "")
     if target not in TARGETS:
@@ -148,7 +154,7 @@ def inspect(site: Site, request: Request, body: dict[str, Any]) -> Response:
 
 
 def _inspected(site: Site, request: Request) -> dict[str, Any]:
-    from launcher import lora
+    from launcher.about import inspect as lora
 
     place = site.folders.inside(request.query_params.get("file", ""))
     resolved = resolve(str(place), format="lora")
@@ -161,7 +167,7 @@ def lora_page(site: Site, request: Request, body: dict[str, Any]) -> Response:
     if not request.query_params.get("file"):
         return site.html("lora.html", facts=None, file=None)
     facts = _inspected(site, request)
-    from launcher.lora import HEADER_FACTS
+    from launcher.about.inspect import HEADER_FACTS
 
     known = {name: entry for name, entry in facts["config"].items() if entry["known"] != "unknown"}
     said = {

@@ -13,14 +13,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from launcher.command import quoted
-from launcher.files import blanked
-from launcher.page.advice import Suggestion, advise, trend
-from launcher.page.data import NOTHING
-from launcher.page.facts import Run, read_run
-from launcher.page.sheet import Embedded, moments
-from launcher.page.write import Page, parts
-from launcher.resume import find
+from launcher.report.advice import Suggestion, advise, trend
+from launcher.report.data import NOTHING
+from launcher.report.facts import Run, read_run
+from launcher.report.sheet import Embedded, moments
+from launcher.report.write import Page, parts
+from launcher.run.command import quoted
+from launcher.run.files import blanked
+from launcher.run.resume import find
 from launcher.ui.runs import Found, run_id
 from launcher.ui.site import Site, answer, json_body, refused, site_of
 from schemas.problems import ConfigError, error
@@ -72,7 +72,7 @@ def _shown(site: Site, found: Found) -> dict[str, Any]:
 
 def _settings(found: Found) -> list[dict[str, str]]:
     """What is not at its default, from the run's own record."""
-    from launcher.page.facts import shareable
+    from launcher.report.facts import shareable
     from launcher.ui.form import label, shown
 
     options = found.record.get("options")
@@ -169,7 +169,7 @@ def _advice(run: Run) -> list[Suggestion]:
 
 def preview(site: Site, request: Request, body: dict[str, Any]) -> Response:
     """`/run/ID/preview?file=`: one of its previews, and no other file."""
-    from schemas.textfile import read_bytes
+    from schemas.files.textfile import read_bytes
 
     found = site.runs.get(request.path_params["id"])
     name, run = request.query_params.get("file", ""), site.runs.results(found)
@@ -210,7 +210,7 @@ def compare_page(site: Site, request: Request, body: dict[str, Any]) -> Response
 
 def verdict(found: Found) -> dict[str, Any] | None:
     """What `kohyakit compare` has measured of this run, where it has been asked: compare.json in the run folder."""
-    from schemas.run_folder import read_object
+    from schemas.files.run_folder import read_object
 
     said = read_object(found.folder / "compare.json")
     return blanked(said) if said else None
@@ -232,7 +232,7 @@ def stop(site: Site, request: Request, body: dict[str, Any]) -> Response:
 
 def resume(site: Site, request: Request, body: dict[str, Any]) -> Response:
     """`POST /api/run/ID/resume`: exactly from its state; with epochs= or steps= as a new run from its weights."""
-    from schemas.run_lock import in_use
+    from schemas.files.run_lock import in_use
 
     found = site.runs.get(request.path_params["id"])
     busy = in_use(found.folder)
@@ -255,7 +255,7 @@ def resume(site: Site, request: Request, body: dict[str, Any]) -> Response:
 
 def _known_beforehand(found: Found, words: list[str]) -> None:
     """ConfigError with what `resume` would refuse, before a process is started for it."""
-    from launcher.resume import go_on
+    from launcher.run.resume import go_on
 
     numbers = {words[place][2:]: int(words[place + 1]) for place in range(2, len(words), 2)}
     go_on(str(found.folder), {}, epochs=numbers.get("epochs"), steps=numbers.get("steps"), to_end=False)

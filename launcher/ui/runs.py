@@ -18,20 +18,25 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Any
 
-from launcher.demo import PACKAGES
-from launcher.files import blanked, without_secrets, write_text
-from launcher.page.facts import Run, last_name, read_held_out, read_run
-from launcher.page.facts import Step as LoggedStep
-from launcher.resume import find
+from launcher.commands.demo import PACKAGES
+from launcher.report.facts import (
+    Run,
+    last_name,
+    read_held_out,
+    read_run,
+)
+from launcher.report.facts import Step as LoggedStep
+from launcher.run.files import blanked, without_secrets, write_text
+from launcher.run.resume import find
 from launcher.ui.folders import Folders
 from launcher.ui.log import GrowingLog
 from schemas.config import TrainConfig
 from schemas.config import read as read_config
-from schemas.documents import parse_json
+from schemas.files.documents import parse_json
+from schemas.files.run_folder import CONFIG, LOG, read_record
+from schemas.files.run_lock import launcher_lock, trainer_lock
+from schemas.files.textfile import open_regular, read_text
 from schemas.problems import ConfigError, error
-from schemas.run_folder import CONFIG, LOG, read_record
-from schemas.run_lock import launcher_lock, trainer_lock
-from schemas.textfile import open_regular, read_text
 
 DEEP, MOST_FOLDERS, LOOK_SECONDS = 4, 4000, 1.0  # of the search for run folders
 REMEMBERED = 5.0  # seconds that its result is used again
@@ -416,7 +421,7 @@ def _same(one: Path, other: Path) -> bool:
 def _copy(source: Path, target: Path) -> None:
     import shutil
 
-    from schemas.writing import write_atomically
+    from schemas.files.writing import write_atomically
 
     with open_regular(source, what="LoRA file") as stream:
         write_atomically(target, lambda out: shutil.copyfileobj(stream, out))

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from schemas.files.textfile import read_text
+from schemas.files.writing import write_atomically
 from schemas.problems import ConfigError
-from schemas.textfile import read_text
-from schemas.writing import write_atomically
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

@@ -16,13 +16,18 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from launcher.files import blanked, write_text
-from launcher.pictures.check import Checkup, check
-from launcher.pictures.source import natural
+from launcher.photos.check import Checkup, check
+from launcher.photos.source import natural
+from launcher.run.files import blanked, write_text
 from launcher.ui.site import Site, answer, from_htmx, json_body
-from schemas.documents import parse_json
+from schemas.files.documents import parse_json
+from schemas.files.textfile import (
+    CAPTION,
+    MIB,
+    read_bytes,
+    read_text,
+)
 from schemas.problems import ConfigError, Problem, error
-from schemas.textfile import CAPTION, MIB, read_bytes, read_text
 from trainer.dataset.captions import captions_like
 from trainer.dataset.pictures import deeper, list_folder
 
@@ -260,7 +265,7 @@ THUMBS: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
 def thumb(site: Site, request: Request, body: dict[str, Any]) -> Response:
     """`/images/thumb?file=`: a small JPEG of an image, upright, as it is trained."""
-    from launcher.pictures.picture import open_picture, thumbnail
+    from launcher.photos.image import open_picture, thumbnail
     from trainer.dataset.images import Unreadable
 
     place = site.folders.inside(request.query_params.get("file", ""))

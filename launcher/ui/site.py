@@ -15,14 +15,14 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from launcher.files import blanked
-from launcher.page.write import duration, size
-from launcher.resolve import UsageError
+from launcher.check.resolve import UsageError
+from launcher.report.write import duration, size
+from launcher.run.files import blanked
 from launcher.ui.folders import Folders
 from launcher.ui.judging import Judge
 from launcher.ui.runs import Runs
 from launcher.ui.work import Conflict, Work
-from schemas.documents import parse_json
+from schemas.files.documents import parse_json
 from schemas.problems import ConfigError, Problem, error
 from schemas.terminal import in_strings
 
@@ -108,7 +108,7 @@ def handler(function: Callable[..., Response]) -> Handler:
             )
             return answer({"ok": False, **text, "problems": [problem.as_json()]}, 409)
         except OSError as fault:
-            from schemas.writing import disk_words
+            from schemas.files.writing import disk_words
 
             problems = [
                 Problem(code="not-usable", must=disk_words(fault), fix="check the path, its rights and the disk")

@@ -12,15 +12,15 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from launcher import formats
-from launcher.files import blanked
-from launcher.resolve import preset_path, resolve, table_of_presets
+from launcher.check.resolve import preset_path, resolve, table_of_presets
+from launcher.run.files import blanked
 from launcher.ui.editing import put
 from launcher.ui.safety import MOST_BODY
 from launcher.ui.site import Site, answer, from_htmx, json_body, refused, site_of
 from launcher.ui.work import Entry
+from schemas.files.textfile import CONFIG, is_regular, read_bytes
+from schemas.files.writing import scratch_of
 from schemas.problems import ConfigError, error
-from schemas.textfile import CONFIG, is_regular, read_bytes
-from schemas.writing import scratch_of
 
 LORA = ".safetensors"
 
@@ -38,7 +38,7 @@ def page(site: Site, request: Request, body: dict[str, Any]) -> Response:
 
 def presets() -> list[dict[str, Any]]:
     """The shipped presets as cards, by family."""
-    from launcher.preflight import FAMILIES
+    from launcher.check.preflight import FAMILIES
 
     return [{**row, "family": FAMILIES.get(str(row["family"]), row["family"])} for row in table_of_presets()]
 
@@ -95,7 +95,7 @@ def address_of(site: Site, path: str) -> str:
 def _folder_address(site: Site, place: Path) -> str:
     from urllib.parse import quote
 
-    from launcher.resume import find
+    from launcher.run.resume import find
     from launcher.ui.runs import run_id
 
     try:
@@ -130,7 +130,7 @@ def config_from(site: Site, name: str, content: bytes, source: str | None) -> En
 
 def recover(site: Site, request: Request, body: dict[str, Any]) -> Response:
     """`POST /api/recover` file=LORA: "train like this": the config that a LoRA file tells, in the work folder."""
-    from launcher.convert import convert
+    from launcher.about.convert import convert
 
     place = site.folders.inside(json_body(body, "file"))
     resolved = resolve(str(place), format="lora")
@@ -171,7 +171,7 @@ async def upload(request: Request) -> Response:
 def _uploaded(site: Site, name: str, scratch: Path) -> str:
     from urllib.parse import quote
 
-    from schemas.weights import read_header
+    from schemas.files.weights import read_header
 
     if not name.lower().endswith(LORA):
         content = read_bytes(scratch, limit=CONFIG, what="config file")

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.files import write_bytes
-from schemas.documents import parse_json
+from launcher.run.files import write_bytes
+from schemas.files.documents import parse_json
+from schemas.files.textfile import CONFIG, is_regular, read_bytes
 from schemas.problems import ConfigError, error
-from schemas.textfile import CONFIG, is_regular, read_bytes
 
 HIDDEN = ".kohyakit-ui"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", re.ASCII)

@@ -11,7 +11,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from launcher.resolve import resolve
+from launcher.check.resolve import resolve
 from tests.browser.conftest import ROOT, Browser, Server
 
 MODEL = ROOT / "trainer" / "toy" / "sd15.safetensors"

@@ -22,7 +22,7 @@ from launcher.ui.log import GrowingLog
 from launcher.ui.runs import Runs, run_id
 from launcher.ui.site import Site
 from launcher.ui.work import Work
-from schemas.run_lock import hold_for_launcher
+from schemas.files.run_lock import hold_for_launcher
 from tests.launcher.ui.conftest import OWN, SECRET
 
 
@@ -82,7 +82,7 @@ def test_a_run_at_work_is_known_by_its_lock_and_its_time_left(page, make_run, tm
     code = f"""
 import time
 from pathlib import Path
-from schemas.run_lock import hold_for_launcher
+from schemas.files.run_lock import hold_for_launcher
 lock, token = hold_for_launcher(Path({str(run)!r}))
 print("held", flush=True)
 time.sleep(60)
@@ -324,7 +324,7 @@ def test_what_has_errors_is_not_started(page, opened, config, preset, processes)
 
 def test_a_run_in_use_is_not_started_twice(page, opened, config, preset, processes, tmp_path: Path) -> None:
     name = opened(preset())
-    code = f"import time; from pathlib import Path; from schemas.run_lock import hold_for_launcher; x = hold_for_launcher(Path({str(tmp_path / 'out' / 'frog.run')!r})); print(1, flush=True); time.sleep(60)"
+    code = f"import time; from pathlib import Path; from schemas.files.run_lock import hold_for_launcher; x = hold_for_launcher(Path({str(tmp_path / 'out' / 'frog.run')!r})); print(1, flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
