@@ -395,11 +395,11 @@ def pictures(resolved: Resolved, known: list[Problem]) -> tuple[Scan | None, Ass
     told = [problem.key for problem in errors(known)]
     if any(key in keys or (key or "").removeprefix("--set ") in keys for key in told):
         return None, None, []
-    from launcher.check.data import scan_pictures
+    from launcher.check.data import recent_scan
     from trainer.dataset.order import assign
 
     try:
-        scan = scan_pictures(resolved)
+        scan = recent_scan(resolved)
     except ConfigError as fault:
         return None, None, [resolved.placed(problem) for problem in fault.problems]
     problems = [resolved.placed(problem) for problem in scan.problems]

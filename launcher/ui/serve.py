@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
 
+from launcher.check import data
+from launcher.ui import start as start_page
 from launcher.ui.app import application
 from launcher.ui.folders import Folders
+from launcher.ui.form import search_text
 from launcher.ui.safety import Door, kept_secret, names_of
 from launcher.ui.site import Site
 from launcher.ui.start import address_of
 from launcher.ui.work import HIDDEN, Work
+from schemas.config import table
 from schemas.problems import ConfigError, error
 
 FIRST_PORT, TRIED = 8765, 20
@@ -36,7 +40,7 @@ def prepare(given: Sequence[str], work: Path, *, host: str, port: int | None) ->
     """Everything before the first request. ConfigError where a path, the work folder or the port is of no use."""
     from trainer.dataset import pictures
 
-    pictures.remembered = {}
+    pictures.remembered, data.recent = {}, {}
     folder = Path(os.path.realpath(work))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,6 +51,7 @@ def prepare(given: Sequence[str], work: Path, *, host: str, port: int | None) ->
         ) from None
     folders = Folders(tuple(_roots(given, folder)), ("kohyakit", "ui", *given))
     site = Site(folders, Work(folder))
+    warm(site)
     place = address_of(site, given[0]) if given and (len(given) == 1 or not Path(given[0]).is_dir()) else "/"
     listener = listen(host, port)
     number = int(listener.getsockname()[1])
@@ -55,6 +60,15 @@ def prepare(given: Sequence[str], work: Path, *, host: str, port: int | None) ->
     word = f"{query}&" if query else ""
     address = f"http://{shown}:{number}{path}?{word}{urlencode({'token': secret})}"
     return Served(application(site, secret, number, tuple(names_of(host))), listener, address)
+
+
+def warm(site: Site) -> None:
+    """What the first page would have to wait for: tables that are read, templates that are compiled."""
+    start_page.presets()
+    for name in site.templates.list_templates():
+        site.templates.get_template(name)
+    for name in table():
+        search_text(name)
 
 
 def _roots(given: Sequence[str], work: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from launcher.photos.check import Checkup, check
 from launcher.photos.source import natural
+from launcher.check import data
 from launcher.run.files import blanked, write_text
 from launcher.ui.site import Site, answer, from_htmx, json_body
 from schemas.files.documents import parse_json
@@ -316,6 +317,8 @@ def _saved(site: Site, request: Request, body: dict[str, Any], image: Path) -> R
 
 
 def _mark_edited(image: Path) -> None:
+    if data.recent is not None:
+        data.recent.clear()
     for job in list(JOBS.values()):
         if image.is_relative_to(job.directory):
             job.edited.add(_relative(job.directory, image))
