@@ -81,7 +81,8 @@ def recent_scan(resolved: Resolved) -> Scan:
         return scan_pictures(resolved)
     apart = {name for name, option in table().items() if option.group in APART} | {*APART_TOO}
     flat = {name: value for name, value in to_flat(resolved.config).items() if name not in apart}
-    key = repr((sorted(flat.items()), document(resolved), resolved.draft.file, _changed(resolved.config.train_data_dir)))
+    changed = _changed(resolved.config.train_data_dir)
+    key = repr((sorted(flat.items()), document(resolved), resolved.draft.file, changed))
     kept = recent.get(key)
     if kept is not None and time.monotonic() - kept[0] < KEPT_SECONDS:
         return kept[1]

@@ -59,6 +59,7 @@ CHANGE: dict[str, Answering] = {
     "/api/config/{id}/set": editor.set_values,
     "/api/config/{id}/text": editor.set_text,
     "/api/config/{id}/words": editor.set_words,
+    "/api/config/{id}/prompts": editor.set_prompts,
     "/api/config/{id}/undo": editor.undo,
     "/api/config/{id}/redo": editor.redo,
     "/api/config/{id}/settle": editor.settle,

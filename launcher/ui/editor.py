@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, Response
 
 from launcher.run.files import blanked
 from launcher.ui import form
-from launcher.ui.editing import Edit, edit, hidden, restored
+from launcher.ui.editing import FORMS, Edit, edit, hidden, put, restored
 from launcher.ui.judging import Judged, launch_words, texts
 from launcher.ui.numbers import CARDS, numbers, polyline
 from launcher.ui.runs import run_id
@@ -122,6 +122,8 @@ def page(site: Site, request: Request, body: dict[str, Any]) -> Response:
         title=form.title_of(judged),
         bad_lines=sorted({one.line for one in judged.problems if one.line and one.severity == "error"}),
         token=token(judged),
+        prompts=prompts(site, judged),
+        in_form=holds_prompts(judged),
     )
 
 
@@ -254,6 +256,8 @@ def set_words(site: Site, request: Request, body: dict[str, Any]) -> Response:
         words = dict(entry.words)
         if "vram" in body:
             words["vram"] = _gigabytes(json_body(body, "vram"))
+        if "price" in body:
+            words["price"] = _price(json_body(body, "price"))
         if body.get("trust"):
             words["trust"] = sorted({*(words.get("trust") or ()), *json_body(body, "trust").split()})
         if body.get("distrust"):
@@ -277,6 +281,64 @@ def _checked(sets: dict[str, Any]) -> dict[str, str]:
         except BadValue as bad:
             raise error("bad-value", str(bad), key=name, got=value, fix=bad.fix) from None
     return {name: str(value) for name, value in sets.items()}
+
+
+def set_prompts(site: Site, request: Request, body: dict[str, Any]) -> Response:
+    """`POST /api/config/ID/prompts` text=: the prompts of the previews, in the form itself or in a file beside it."""
+    from launcher.run.files import write_text
+
+    name, text = request.path_params["id"], json_body(body, "text").replace("\r\n", "\n").strip("\n")
+    with site.work.lock(name):
+        entry = site.work.entry(name)
+        before = _decoded(site.work.content(entry))
+        judged = site.judge.judge(name)
+        if judged.plain is None:
+            raise error("not-readable", "the file itself cannot be read", fix="mend its own text first")
+        if holds_prompts(judged):
+            made = Edit(put(before, "sample_prompts", text), entry.file)
+        else:
+            place = site.work.folder / f"{entry.id}-prompts.txt"
+            write_text(place, text + "\n" if text else "")
+            sets = {"sample_prompts": str(place) if text else ""}
+            edited = edit(before, str(site.work.path(entry)), sets, site.work.folder)
+            made = Edit(edited.text, Path(edited.file).name, edited.lost)
+        site.work.save(entry, made.text.encode("utf-8"), "set prompts", file=made.file, within=COALESCED)
+    return _answer(site, request, body)
+
+
+def holds_prompts(judged: Judged) -> bool:
+    """Whether the file is a form, which holds the prompts themselves."""
+    draft = judged.plain.draft if judged.plain is not None else None
+    return draft is not None and draft.format in FORMS
+
+
+def prompts(site: Site, judged: Judged) -> str:
+    """The prompts of the previews as text, wherever they lie."""
+    from schemas.files.textfile import CONFIG, read_text
+
+    if judged.plain is None:
+        return ""
+    if judged.plain.draft.prompts:
+        return judged.plain.draft.prompts.strip("\n")
+    file = judged.plain.config.sample_prompts
+    if not file or not file.endswith(".txt") or not site.folders.holds(file):
+        return ""
+    try:
+        return read_text(file, limit=CONFIG, what="prompt file").strip("\n")
+    except ConfigError:
+        return ""
+
+
+def _price(text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        found = float(text.replace(",", "."))
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= 10_000:
+        raise error("bad-value", "must be what an hour costs, such as 0.4", key="price", got=text[:40], fix="0.4")
+    return found
 
 
 def _gigabytes(text: str) -> float | None:

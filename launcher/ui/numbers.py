@@ -22,7 +22,7 @@ def numbers(judged: Judged, runs: Runs) -> dict[str, Any] | None:
     plan = judged.plan
     if plan is None:
         return None
-    data = plan.dataset_json() or {}
+    data, seconds, price = plan.dataset_json() or {}, _seconds(plan, runs), judged.entry.words.get("price")
     found: dict[str, Any] = {
         "images": data.get("images"),
         "repeats": data.get("repeats_total"),
@@ -45,7 +45,9 @@ def numbers(judged: Judged, runs: Runs) -> dict[str, Any] | None:
         "errors": len(errors(judged.problems)),
         "warnings": sum(one.severity == "warning" for one in judged.problems),
         "word": _word(plan),
-        "time": _time(plan, runs),
+        "time": duration(seconds) if seconds is not None else None,
+        "price": price,
+        "cost": f"{seconds / 3600 * price:.2f}" if seconds is not None and price else None,
         "results": str(plan.config.output_dir or "."),
     }
     return found | _memory(judged, plan)
@@ -100,7 +102,7 @@ def _word(plan: Plan) -> str | None:
     return trigger_word(scan, [sample for sample in scan.samples if not sample.is_reg]) or None
 
 
-def _time(plan: Plan, runs: Runs) -> str | None:
+def _seconds(plan: Plan, runs: Runs) -> float | None:
     """How long it takes, from a run of the same kind that this machine has in its folders."""
-    seconds = runs.seconds_a_step(plan.family, plan.config)
-    return None if seconds is None or plan.steps is None else duration(seconds * plan.steps.total)
+    pace = runs.seconds_a_step(plan.family, plan.config)
+    return None if pace is None or plan.steps is None else pace * plan.steps.total

@@ -16,9 +16,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from launcher.check import data
 from launcher.photos.check import Checkup, check
 from launcher.photos.source import natural
-from launcher.check import data
 from launcher.run.files import blanked, write_text
 from launcher.ui.site import Site, answer, from_htmx, json_body
 from schemas.files.documents import parse_json

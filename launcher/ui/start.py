@@ -104,7 +104,18 @@ def _folder_address(site: Site, place: Path) -> str:
         found = None
     if found is not None and found.run is not None and (place == found.run or place.suffix == ".run"):
         return f"/run/{run_id(found.run)}"
-    return f"/images?dir={quote(str(place), safe='')}"
+    return f"/images?dir={quote(str(place), safe='')}" if _holds_images(place) else "/"
+
+
+def _holds_images(place: Path) -> bool:
+    """Whether images lie in a folder or directly below it; a home folder is not searched through for that."""
+    from trainer.dataset.pictures import list_folder
+
+    try:
+        below = [one for one in sorted(place.iterdir())[:200] if one.is_dir() and not one.name.startswith(".")]
+        return any(list_folder(one).images for one in (place, *below[:50]))
+    except OSError:
+        return False
 
 
 def config_from(site: Site, name: str, content: bytes, source: str | None) -> Entry:

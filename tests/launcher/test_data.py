@@ -114,12 +114,13 @@ def test_faults_of_a_carried_document_name_the_users_file(civitai, photos: Path)
     assert problem.file == resolved.draft.file
 
 
-def test_a_server_scans_once_while_somebody_types_and_anew_when_the_data_have_changed(preset, photos, monkeypatch) -> None:
+def test_a_server_scans_once_while_somebody_types_and_anew_when_data_change(preset, photos, monkeypatch) -> None:
     def scan(**changes: object):
         return data.recent_scan(resolve(str(preset(**changes))))
 
     assert scan() is not scan()  # a command keeps nothing
     monkeypatch.setattr(data, "recent", {})
+    monkeypatch.setattr(data, "KEPT_SECONDS", 600.0)
     first = scan()
     assert scan(network_dim=7, learning_rate=1e-3, epoch=9, optimizer="Prodigy") is first
     assert scan(max_resolution="128,128") is not first

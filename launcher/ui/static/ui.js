@@ -110,6 +110,8 @@
   });
   document.addEventListener("change", (event) => {
     if (event.target.id === "vram") change(base + "/words", { vram: event.target.value });
+    if (event.target.id === "prompts") change(base + "/prompts", { text: event.target.value }, { name: "prompts", dataset: {} });
+    if (event.target.id === "price") change(base + "/words", { price: event.target.value });
     if (event.target.id === "only") filter();
     if (event.target.id === "choose" && event.target.files.length) upload(event.target.files[0]);
   });

@@ -406,3 +406,30 @@ def test_a_damaged_record_hides_one_config_and_no_other(site, page) -> None:
     (site.work.configs / "a" / "meta.json").write_text('{"versions": [{"number": 1}]')
     assert [entry.id for entry in site.work.entries()] == ["b"]
     assert page.get("/").status_code == 200
+
+
+def test_prompts_are_edited_where_they_lie(opened, config, site) -> None:
+    name = opened(FORM)
+    found = config(name, "prompts", {"text": "a frog --d 1\r\na toad --d 2\n"})
+    assert json.loads(found["text"])["sample_prompts"] == "a frog --d 1\na toad --d 2"
+    assert json.loads(found["text"])["of_my_own"]
+    assert config(name, "undo")["text"] == FORM
+    name = opened(TOML, "mine.toml")
+    found = config(name, "prompts", {"text": "a frog"})
+    file = site.work.folder / f"{name}-prompts.txt"
+    assert file.read_text() == "a frog\n"
+    assert resolve(str(site.work.path(site.work.entry(name)))).config.sample_prompts == str(file)
+    assert "sample_prompts" not in config(name, "prompts", {"text": ""})["text"]
+
+
+def test_a_price_an_hour_makes_a_cost_of_a_time(opened, config, preset, tmp_path: Path) -> None:
+    run = tmp_path / "out" / "other.run"
+    run.mkdir(parents=True)
+    (run / "config.toml").write_text('train_batch_size = 2\nresolution = "64,64"\n')
+    (run / "run.json").write_text('{"family": "sd15", "starts": [{"exit": 0}]}')
+    (run / "log.jsonl").write_text('{"step": 1, "epoch": 1, "loss": 1, "seconds": 300.0}\n')
+    name = opened(preset())
+    plan = config(name, "words", {"price": "0,5"})["plan"]
+    assert (plan["time"], plan["cost"]) == ("1:00:00", "0.50")  # 12 steps of five minutes
+    assert config(name)["words"] == []  # it is no word of the command
+    config(name, "words", {"price": "dear"}, status=422)

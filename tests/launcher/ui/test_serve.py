@@ -119,6 +119,7 @@ def test_the_address_leads_to_what_was_given(tmp_path: Path, preset, photos: Pat
         (str(lora()), "/lora?file="),
         (str(photos), "/images?dir="),
         (None, "/?"),
+        (str(tmp_path / "w"), "/?"),
     ):
         served = serve.prepare([given] if given else [], tmp_path / "w", host="127.0.0.1", port=0)
         served.listener.close()
