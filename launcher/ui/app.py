@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from launcher.ui import editor, reading, running, sheet, start
+from launcher.ui import asking, editor, reading, running, sheet, start
 from launcher.ui.safety import LOOPBACK, Door, TooLarge
 from launcher.ui.site import HERE, Site, handler, site_of
 
@@ -35,7 +35,7 @@ READ: dict[str, Answering] = {
     "/run/{id}/part/{part}": running.part,
     "/run/{id}/preview": running.preview,
     "/run/{id}/compare": running.compare_page,
-    "/queue": running.queue_page,
+    "/queue": asking.page,
     "/api/config/{id}": editor.show,
     "/api/folders": start.listing,
     "/api/presets": reading.presets,
@@ -51,7 +51,7 @@ READ: dict[str, Answering] = {
     "/api/run/{id}/curve": running.curve,
     "/api/run/{id}/log": running.output,
     "/api/run/{id}/compare": running.compared,
-    "/api/queue": running.queue,
+    "/api/queue": asking.queue,
 }
 CHANGE: dict[str, Answering] = {
     "/api/open": start.open_one,
@@ -64,6 +64,9 @@ CHANGE: dict[str, Answering] = {
     "/api/config/{id}/redo": editor.redo,
     "/api/config/{id}/settle": editor.settle,
     "/api/config/{id}/launch": editor.launch,
+    "/api/config/{id}/queue": asking.add,
+    "/api/queue/{what}": asking.change,
+    "/api/run/{id}/compare": asking.measure,
     "/api/run/{id}/stop": running.stop,
     "/api/run/{id}/resume": running.resume,
     "/api/run/{id}/keep": running.keep,

@@ -21,6 +21,7 @@ from launcher.report.write import Page, parts
 from launcher.run.command import quoted
 from launcher.run.files import blanked
 from launcher.run.resume import find
+from launcher.ui.asking import measured
 from launcher.ui.runs import Found, run_id
 from launcher.ui.site import Site, answer, json_body, refused, site_of
 from schemas.problems import ConfigError, error
@@ -35,18 +36,6 @@ KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".web
 def runs(site: Site, request: Request, body: dict[str, Any]) -> Response:
     """`/api/runs`"""
     return answer({"runs": [site.runs.about(one) for one in site.runs.all()]})
-
-
-def queue(site: Site, request: Request, body: dict[str, Any]) -> Response:
-    """`/api/queue`: the runs at work; those that wait are listed by `kohyakit queue list`."""
-    return answer({"runs": [site.runs.about(one) for one in site.runs.all() if one.active], "waiting": []})
-
-
-def queue_page(site: Site, request: Request, body: dict[str, Any]) -> Response:
-    """`/queue`"""
-    found = [site.runs.about(one) for one in site.runs.all()]
-    active = [one for one in found if one["state"] in ("running", "starting")]
-    return site.html("queue.html", active=active, over=[one for one in found if one not in active][:40])
 
 
 def page(site: Site, request: Request, body: dict[str, Any]) -> Response:
@@ -204,23 +193,15 @@ def compare_page(site: Site, request: Request, body: dict[str, Any]) -> Response
         right=chosen.get(b),
         held_out=held,
         best=min(held, key=lambda step: held[step]) if held else None,
-        verdict=verdict(found),
+        measured=measured(site, found),
     )
-
-
-def verdict(found: Found) -> dict[str, Any] | None:
-    """What `kohyakit compare` has measured of this run, where it has been asked: compare.json in the run folder."""
-    from schemas.files.run_folder import read_object
-
-    said = read_object(found.folder / "compare.json")
-    return blanked(said) if said else None
 
 
 def compared(site: Site, request: Request, body: dict[str, Any]) -> Response:
     """`/api/run/ID/compare`"""
     found = site.runs.get(request.path_params["id"])
     held = [{"step": step, "loss": loss} for step, loss in site.runs.held_out(found).items()]
-    return answer({"run": found.id, **previews(site, found), "held_out": held, "verdict": verdict(found)})
+    return answer({"run": found.id, **previews(site, found), "held_out": held, **measured(site, found)})
 
 
 def stop(site: Site, request: Request, body: dict[str, Any]) -> Response:

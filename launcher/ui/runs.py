@@ -269,7 +269,7 @@ class Runs:
                 stdout=handle,
                 stderr=handle,
                 env=variables,
-                **_detached(),
+                **detached(),
             )
         finally:
             os.close(handle)
@@ -337,7 +337,8 @@ class Runs:
         return None
 
 
-def _detached() -> dict[str, Any]:
+def detached() -> dict[str, Any]:
+    """Options of a process that goes on when this one, or its terminal, ends."""
     if os.name == "posix":
         return {"start_new_session": True}
     return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}

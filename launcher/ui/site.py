@@ -31,6 +31,17 @@ MISSING = ("no-config", "no-run", "no-file", "no-option")
 REFUSED = ("outside-folders",)
 
 
+@functools.cache
+def known(name: str) -> bool:
+    """Whether there is a command of that name."""
+    import click
+
+    from launcher.cli import cli
+
+    assert isinstance(cli, click.Group)
+    return name in cli.list_commands(click.Context(cli))
+
+
 @dataclass
 class Site:
     """One server's state. Everything that must outlive it is in files."""
@@ -46,6 +57,7 @@ class Site:
         self.runs = Runs(self.work.hidden, self.folders)
         loader = jinja2.FileSystemLoader(HERE / "templates")
         self.templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        self.templates.globals["has_queue"] = lambda: known("queue")
         self.templates.filters |= {
             "size": size,
             "duration": duration,

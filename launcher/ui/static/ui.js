@@ -178,6 +178,7 @@
     if (set.picked !== undefined) { const input = $(set.for); input.value = set.picked; $("picker-" + set.for).textContent = ""; input.dispatchEvent(new Event("input", { bubbles: true })); input.focus(); }
     if (set.close) $("picker-" + set.close).textContent = "";
     if (set.keep) keep(at);
+    if (set.post) { at.disabled = true; send(set.post, set.id ? { id: set.id } : {}).then(async (answer) => { if (answer.ok) location.reload(); else { at.disabled = false; say(told(await answer.json().catch(() => null)), 12); } }); }
     if (set.captionUndo) send("/api/dataset/undo", { dir: set.captionUndo }).then(async (answer) => { const found = await answer.json(); say(answer.ok ? found.said : told(found)); if (answer.ok) setTimeout(() => location.reload(), 600); });
     if (set.recheck) send("/api/dataset/recheck", { dir: set.recheck, extension: set.extension }).then(() => location.reload());
   });
