@@ -42,6 +42,16 @@ def known(name: str) -> bool:
     return name in cli.list_commands(click.Context(cli))
 
 
+@functools.cache
+def environment() -> jinja2.Environment:
+    """The templates, each compiled once; what is put into them is escaped."""
+    loader = jinja2.FileSystemLoader(HERE / "templates")
+    found = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found.globals["has_queue"] = lambda: known("queue")
+    found.filters |= {"size": size, "duration": duration, "address": lambda text: quote(str(text), safe="")}
+    return found
+
+
 @dataclass
 class Site:
     """One server's state. Everything that must outlive it is in files."""
@@ -55,14 +65,7 @@ class Site:
     def __post_init__(self) -> None:
         self.judge = Judge(self.work, self.folders)
         self.runs = Runs(self.work.hidden, self.folders)
-        loader = jinja2.FileSystemLoader(HERE / "templates")
-        self.templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        self.templates.globals["has_queue"] = lambda: known("queue")
-        self.templates.filters |= {
-            "size": size,
-            "duration": duration,
-            "address": lambda text: quote(str(text), safe=""),
-        }
+        self.templates = environment()
 
     def html(self, template: str, status: int = 200, /, **values: Any) -> HTMLResponse:
         """A page or a part of one; everything in it is escaped."""

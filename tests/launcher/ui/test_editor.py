@@ -134,7 +134,7 @@ def edited(text: str, file: str, name: str, value: str, folder: Path) -> editing
         return None
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.sampled_from(ANY[:2]))
 def test_any_value_of_any_option_is_saved_as_the_command_line_would_take_it(tmp_path: Path, data, start) -> None:
     file, text = start
@@ -155,7 +155,7 @@ def test_any_value_of_any_option_is_saved_as_the_command_line_would_take_it(tmp_
         assert "of_my_own" in made.text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.text(max_size=8), st.none() | st.booleans() | st.integers() | st.text(max_size=8), max_size=6),
        st.text(max_size=8), st.integers() | st.text(max_size=8), st.sampled_from([None, 2, "\t"]))  # fmt: skip
 def test_put_changes_one_key_of_any_object(document: dict[str, Any], key: str, value: Any, indent: Any) -> None:

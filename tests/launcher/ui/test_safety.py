@@ -54,10 +54,10 @@ def test_a_name_that_is_turned_to_this_machine_is_refused(page: TestClient, host
 @pytest.mark.parametrize(
     "origin", ["http://evil.example", "null", f"https://{HOST}", "http://127.0.0.1:1", f"http://{HOST}.evil.example"]
 )
-@pytest.mark.parametrize("path", CHANGING)
-def test_another_site_cannot_change_anything(page: TestClient, origin: str, path: str) -> None:
-    answer = page.post(path, headers={"Origin": origin}, json={})
-    assert (answer.status_code, "other pages" in answer.text) == (403, True)
+def test_another_site_cannot_change_anything(page: TestClient, origin: str) -> None:
+    for path in CHANGING:
+        answer = page.post(path, headers={"Origin": origin}, json={})
+        assert (answer.status_code, "other pages" in answer.text) == (403, True), path
 
 
 def test_a_change_must_say_where_it_comes_from(page: TestClient) -> None:
