@@ -15,7 +15,9 @@ from schemas.config import table
 from schemas.problems import ConfigError, Problem, error
 from schemas.terminal import shell_words
 
+DATA_LEVELS = 4  # a folder of data, and as deep below it as images are looked for
 SHOWN = 2000  # entries of a folder that are listed
+DATA = ("train_data_dir", "reg_data_dir", "conditioning_data_dir")
 OUTSIDE = "lies outside the folders that this page was started with, so it is neither read nor listed"
 
 
@@ -41,6 +43,25 @@ class Folders:
         if not self.holds(path):
             raise ConfigError([self.refusal(path)])
         return Path(os.path.realpath(path))
+
+    def leading_out(self, folder: str | os.PathLike[str]) -> str | None:
+        """A link in a folder of data, or in one below it, that leads out of the folders; None where there is none."""
+        level = [os.fspath(folder)]
+        for _ in range(DATA_LEVELS):
+            below: list[str] = []
+            for place in level:
+                try:
+                    entries = list(os.scandir(place))
+                except OSError:
+                    continue
+                for entry in entries:
+                    if entry.is_symlink():
+                        if not self.holds(entry.path):
+                            return entry.path
+                    elif entry.is_dir():
+                        below.append(entry.path)
+            level = below
+        return None
 
     def refusal(self, path: str, key: str | None = None) -> Problem:
         """Says which folder to add, and how."""
@@ -88,14 +109,20 @@ def within(resolved: Resolved, folders: Folders) -> tuple[Resolved, list[Problem
     """The same without the paths that lead outside, which nobody may read then, and a finding for each of them."""
     found: list[Problem] = []
     for name, value in _named(resolved):
-        if paths.foreign(value) or value.startswith("data:") or folders.holds(value) or _of_ours(value):
+        if paths.foreign(value) or value.startswith("data:") or _of_ours(value):
             continue
+        if folders.holds(value):
+            if name not in DATA or (link := folders.leading_out(value)) is None:
+                continue
+            value = link
         if name == "pretrained_model_name_or_path" and not os.path.isabs(value) and ".." not in Path(value).parts:
             continue  # a hub id, or a name that is not here
         found.append(resolved.placed(folders.refusal(value, name)))
         option = table()[name]
         resolved = resolved.change(name, () if option.many else None, resolved.settings[name].origin)
-    beyond = [path for path in _document_paths(_document(resolved)) if not folders.holds(path)]
+    named = list(_document_paths(_document(resolved)))
+    beyond = [path for path in named if not folders.holds(path)]
+    beyond += [link for path in named if folders.holds(path) and (link := folders.leading_out(path))]
     if beyond:
         found += [resolved.placed(folders.refusal(path, "dataset_config")) for path in beyond]
         resolved = replace(resolved, draft=replace(resolved.draft, datasets=None))

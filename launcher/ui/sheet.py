@@ -92,6 +92,8 @@ def _asked(site: Site, request: Request) -> tuple[Path, str]:
     place = site.folders.inside(request.query_params.get("dir", ""))
     if not place.is_dir():
         raise error("no-file", "is no folder", got=str(place), fix="choose a folder of images")
+    if link := site.folders.leading_out(place):
+        raise ConfigError([site.folders.refusal(link)])
     extension = request.query_params.get("extension") or ".txt"
     return place, extension if extension.startswith(".") and extension[1:].isalnum() else ".txt"
 

@@ -181,6 +181,26 @@ def test_a_dataset_file_that_names_a_folder_outside_is_not_followed(config, open
     assert [one["got"] for one in found["findings"] if one["code"] == "outside-folders"] == ["/etc"]
 
 
+@pytest.mark.parametrize("name", ["9.png", "0.txt", "more"])
+def test_links_in_the_data_that_lead_out_are_not_followed(
+    page, config, opened, preset, photos: Path, tmp_path: Path, name: str
+) -> None:
+    outside = tmp_path.parent / f"{tmp_path.name}-{name}"
+    if name == "more":
+        outside.mkdir()
+    else:
+        outside.write_bytes(b"theirs")
+    (photos / "3_frog" / name).unlink(missing_ok=True)
+    (photos / "3_frog" / name).symlink_to(outside)
+    found = config(opened(preset()))
+    assert [(one["argument"], one["got"]) for one in found["findings"] if one["code"] == "outside-folders"] == [
+        ("train_data_dir", str(photos / "3_frog" / name))
+    ]
+    assert found["plan"]["images"] is None
+    for address in ("/images", "/api/dataset/check"):
+        assert page.get(address, params={"dir": str(photos)}).status_code == 403
+
+
 def test_uploads_and_bodies_are_bounded(page: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(safety, "MOST_BODY", 1000)
     monkeypatch.setattr(safety, "MOST_UPLOAD", 5000)
