@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "presets": ("launcher.commands.configs", "List or show the shipped presets."),
     "dataset": ("launcher.commands.dataset", "From a folder of photos to a training folder."),
     "report": ("launcher.commands.report", "One page of a run: curves, previews, settings."),
+    "ui": ("launcher.commands.ui", "The same in the browser, on this machine."),
     "schema": ("launcher.commands.configs", "Print the JSON Schema of a format."),
     "completion": ("launcher.commands.completion", "Print the completion script of bash, zsh or fish."),
 }

@@ -381,6 +381,9 @@ OPENING = {
     "launcher/formats/kohya_gui/table.py": "our own table",
     "launcher/photos/source.py": "images",
     "launcher/cli.py": "the null device",
+    "launcher/ui/asking.py": "the output of a process that it starts",
+    "launcher/ui/runs.py": "likewise",
+    "launcher/ui/start.py": "writes what is sent to it",
     "trainer/dataset/clip_text.py": "our own table",
     "trainer/dataset/images.py": "the door of images",
     "trainer/watch/signals.py": "the null device",
@@ -490,10 +493,14 @@ def test_no_unfinished_work() -> None:
     assert [str(path) for path in SOURCES if marks.search(path.read_text(encoding="utf-8"))] == []
 
 
+# Where tests may be skipped, and why: what they need is no Python package, so that pip cannot bring it.
+SKIPPING = {"tests/browser/conftest.py": "a browser; .ci/run installs one"}
+
+
 def test_no_test_is_skipped() -> None:
     words = re.compile(r"pytest\.(?:skip|xfail|importorskip)|mark\.(?:skip|skipif|xfail)\b")
-    this = Path(__file__)
-    assert [str(path) for path in TESTS if path != this and words.search(path.read_text(encoding="utf-8"))] == []
+    found = {str(path.relative_to(ROOT)) for path in TESTS if words.search(path.read_text(encoding="utf-8"))}
+    assert found - {str(Path(__file__).relative_to(ROOT))} == set(SKIPPING)
 
 
 def test_no_large_files() -> None:

@@ -32,6 +32,11 @@ def compare(a: Resolved, b: Resolved) -> tuple[list[dict[str, Any]], list[dict[s
     return found
 
 
+def as_json(a: str, b: str, training: list[dict[str, Any]], beside: list[dict[str, Any]]) -> dict[str, Any]:
+    """The document of `diff --json`."""
+    return {"a": a, "b": b, "same": not training, "differences": training, "other": beside}
+
+
 def _same_rates(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether both parts learn alike, so that learning_rate itself means nothing (Adafactor's schedule reads it)."""
     adafactor = any("adafactor" in flat["optimizer_type"].lower() for flat in (one, other))

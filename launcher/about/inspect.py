@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.formats.base import Draft
 from launcher.formats.foreign_header import trainer_of
@@ -28,6 +28,9 @@ from schemas.files.weights import (
     module_ranks,
     read_header,
 )
+
+if TYPE_CHECKING:
+    from launcher.check.resolve import Resolved
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,14 @@ def recovered(draft: Draft, config: Any) -> dict[str, dict[str, Any]]:
         )
         found[name] = {"value": None if known == "unknown" else flat[name], "known": known}
     return found
+
+
+def document(path: str, resolved: Resolved) -> dict[str, Any]:
+    """The document of `inspect --json`; `resolved` is the config read from the same file."""
+    config = recovered(resolved.draft, resolved.config)
+    unknown = [name for name, entry in config.items() if entry["known"] == "unknown"]
+    problems = [problem.as_json() for problem in resolved.problems]
+    return {**describe(path), "config": config, "unknown": unknown, "problems": problems}
 
 
 HEADER_FACTS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.check import paths
 from launcher.check.resolve import Resolved
-from schemas.config import table
+from schemas import options as o
+from schemas.config import table, to_flat
 from schemas.problems import Problem
 
 if TYPE_CHECKING:
@@ -61,6 +63,43 @@ def carried_files(resolved: Resolved) -> dict[str, str]:
     if resolved.draft.prompts:
         files[PROMPTS] = resolved.draft.prompts.rstrip("\n") + "\n"
     return files
+
+
+# Scans of the last seconds, by what they depend on. None: nothing is kept, as a command scans once; a server, which
+# plans the same folder again while somebody types a rank, sets it. The trainer's own scan is always a new one.
+recent: dict[str, tuple[float, Scan]] | None = None
+KEPT_SECONDS, MOST_KEPT = 5.0, 4
+# What no image, caption or bucket depends on.
+APART = (o.NetworkOptions, o.SchedulerOptions, o.NoiseOptions, o.SavingOptions, o.LoggingOptions, o.MetadataOptions)
+APART_TOO = ("learning_rate", "unet_lr", "text_encoder_lr", "max_train_steps", "max_train_epochs", "optimizer_type",
+             "optimizer_args")  # fmt: skip
+
+
+def recent_scan(resolved: Resolved) -> Scan:
+    """`scan_pictures`, or what it gave a moment ago for the same data."""
+    if recent is None:
+        return scan_pictures(resolved)
+    apart = {name for name, option in table().items() if option.group in APART} | {*APART_TOO}
+    flat = {name: value for name, value in to_flat(resolved.config).items() if name not in apart}
+    changed = _changed(resolved.config.train_data_dir)
+    key = repr((sorted(flat.items()), document(resolved), resolved.draft.file, changed))
+    kept = recent.get(key)
+    if kept is not None and time.monotonic() - kept[0] < KEPT_SECONDS:
+        return kept[1]
+    found = scan_pictures(resolved)
+    while len(recent) >= MOST_KEPT:
+        recent.pop(next(iter(recent)))
+    recent[key] = time.monotonic(), found
+    return found
+
+
+def _changed(folder: str | None) -> list[int]:
+    """When images were last added to, or taken from, a training folder."""
+    try:
+        places = [folder, *(entry.path for entry in os.scandir(folder) if entry.is_dir())] if folder else []
+        return [os.stat(place).st_mtime_ns for place in places if place]
+    except OSError:
+        return []
 
 
 def scan_pictures(resolved: Resolved, *, verify: bool = False) -> Scan:

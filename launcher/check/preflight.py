@@ -44,6 +44,19 @@ class Checked:
     def ok(self) -> bool:
         return not errors(self.problems)
 
+    def as_json(self, file: str) -> dict[str, Any]:
+        """One of the `files` of `validate --json`."""
+        draft = self.resolved.draft
+        return {
+            "file": file,
+            "format": draft.format,
+            "family": self.family,
+            "kind": draft.kind,
+            "ok": self.ok,
+            "problems": [problem.as_json() for problem in self.problems],
+            "keys": {name: fate.as_json() for name, fate in draft.keys.items()},
+        }
+
 
 def check_file(resolved: Resolved) -> Checked:
     """`validate`: what the file says of itself. Paths may belong to another machine, so they are only warned about."""
@@ -386,11 +399,11 @@ def pictures(resolved: Resolved, known: list[Problem]) -> tuple[Scan | None, Ass
     told = [problem.key for problem in errors(known)]
     if any(key in keys or (key or "").removeprefix("--set ") in keys for key in told):
         return None, None, []
-    from launcher.check.data import scan_pictures
+    from launcher.check.data import recent_scan
     from trainer.dataset.order import assign
 
     try:
-        scan = scan_pictures(resolved)
+        scan = recent_scan(resolved)
     except ConfigError as fault:
         return None, None, [resolved.placed(problem) for problem in fault.problems]
     problems = [resolved.placed(problem) for problem in scan.problems]

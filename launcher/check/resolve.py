@@ -114,8 +114,10 @@ def split_sets(words: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def resolve(file: str, sets: Mapping[str, str] | None = None, *, format: str | None = None) -> Resolved:
-    """Reads `file` (or the shipped preset of that name) and lays `sets` over it.
+def resolve(
+    file: str, sets: Mapping[str, str] | None = None, *, format: str | None = None, text: str | None = None
+) -> Resolved:
+    """Reads `file` (or the shipped preset of that name), or `text` as if it stood there, and lays `sets` over it.
 
     Problems of values are collected, not raised; ConfigError only for a file that cannot be read at all, UsageError for
     a --set key that nobody knows.
@@ -125,10 +127,12 @@ def resolve(file: str, sets: Mapping[str, str] | None = None, *, format: str | N
     if format is not None and format not in formats.readable():
         raise UsageError(f"--from {format}: must be one of {', '.join(formats.readable())}")
     sets = dict(sets or {})
-    path, origin = _find(file)
+    path, origin = _find(file) if text is None else (file, "file")
     overrides = {name: value for name, value in sets.items() if not _is_argument(name, value)}
     typed = {name: value for name, value in sets.items() if name in overrides or name in SHAPING}
-    draft = formats.read(path, {name: value for name, value in typed.items() if name not in ACCELERATE}, format)
+    over = {name: value for name, value in typed.items() if name not in ACCELERATE}
+    draft = formats.read(path, over, format) if text is None else formats.read_text(text, format, path, over)
+    origin = origin if made_from(draft) is None else "preset"
     arguments = {
         name: replace(value, origin=origin) if value.origin == "file" else value
         for name, value in draft.arguments.items()
@@ -138,6 +142,15 @@ def resolve(file: str, sets: Mapping[str, str] | None = None, *, format: str | N
     problems = (*standing(draft, sets, draft.problems), *said)
     draft = replace(draft, arguments=arguments, problems=problems, accelerate={**draft.accelerate, **launch})
     return settle(draft, sets)
+
+
+def made_from(draft: Draft) -> str | None:
+    """The shipped preset that a file says it was made from: what presets leave to the data is left to it then, too."""
+    from launcher.formats.kohya_gui.fates import SNAPSHOT
+
+    kept = draft.document.get(SNAPSHOT) if isinstance(draft.document, Mapping) else None
+    name = kept.get("preset") if isinstance(kept, Mapping) else None
+    return name if isinstance(name, str) and preset_path(name) is not None else None
 
 
 def _find(file: str) -> tuple[str, Origin]:

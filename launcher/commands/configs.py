@@ -72,24 +72,13 @@ def validate(
             tell(fault.problems)
             continue
         good = good and checked.ok
-        draft = checked.resolved.draft
-        documents.append(
-            {
-                "file": file,
-                "format": draft.format,
-                "family": checked.family,
-                "kind": draft.kind,
-                "ok": checked.ok,
-                "problems": [problem.as_json() for problem in checked.problems],
-                "keys": {name: fate.as_json() for name, fate in draft.keys.items()},
-            }
-        )
+        documents.append(checked.as_json(file))
         if as_json:
             tell(errors(checked.problems))
             continue
         for line in show.verdict_lines(checked, keys=keys):
             say(without_secrets(line))
-        tell(checked.problems, notes=keys, more="--keys shows them", named=str(draft.file))
+        tell(checked.problems, notes=keys, more="--keys shows them", named=str(checked.resolved.draft.file))
     if as_json:
         print_json({"files": documents})
     return 0 if good else 1
@@ -200,6 +189,7 @@ def write_files(files: dict[Path, str], overwrite: bool) -> None:
 )
 def diff(a: str, b: str, everything: bool, as_json: bool) -> int:
     """What configs A and B train differently; any formats, LoRA files included."""
+    from launcher.about.diff import as_json as as_json_of
     from launcher.about.diff import compare
     from launcher.check import show
     from launcher.check.resolve import resolve
@@ -207,7 +197,7 @@ def diff(a: str, b: str, everything: bool, as_json: bool) -> int:
 
     training, beside = compare(resolve(a), resolve(b))
     if as_json:
-        print_json({"a": a, "b": b, "same": not training, "differences": training, "other": beside})
+        print_json(as_json_of(a, b, training, beside))
         return 0
     for line in show.difference_lines([*training, *(beside if everything else [])], a, b):
         say(without_secrets(line))

@@ -28,6 +28,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "inspect": ("kohyakit inspect lora.safetensors", "kohyakit inspect lora.safetensors --to kohya-gui -o preset.json"),
     "presets": ("kohyakit presets", "kohyakit presets sdxl-8gb"),
     "report": ("kohyakit report out/n0m3.run", "kohyakit report out/n0m3.run -o page.html"),
+    "ui": ("kohyakit ui", "kohyakit ui old_preset.json", "kohyakit ui my_photos_N0m3 models"),
     "schema": ("kohyakit schema kohya-gui",),
     "completion": ("kohyakit completion bash", "kohyakit completion zsh", "kohyakit completion fish"),
     "prepare": (

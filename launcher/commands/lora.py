@@ -30,23 +30,15 @@ def inspect(
     if (target is None) != (output is None):
         raise UsageError("--to and -o belong together")
     resolved = resolve(lora, format="lora")
-    facts = facts_of.describe(lora)
-    config = facts_of.recovered(resolved.draft, resolved.config)
+    facts = facts_of.document(lora, resolved)
+    config = facts["config"]
     if target is not None and output is not None:
         written = convert(resolved, target, beside=output)
         write_files(places(output, without_secrets(written.text), written.beside), overwrite)
         for entry in written.lost:
             say(f"lost: {entry}", err=True)
     if as_json:
-        unknown = [name for name, entry in config.items() if entry["known"] == "unknown"]
-        print_json(
-            {
-                **facts,
-                "config": config,
-                "unknown": unknown,
-                "problems": [problem.as_json() for problem in resolved.problems],
-            }
-        )
+        print_json(facts)
     else:
         for line in facts_of.lines(facts):
             say(line)

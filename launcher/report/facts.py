@@ -129,12 +129,15 @@ class Run:
         return family if isinstance(family, str) else None
 
 
-def read_run(found: Found, given: str) -> Run:
-    """The run behind a path; ConfigError `no-run` without its folder, `no-log` before its first step."""
+def read_run(found: Found, given: str, steps: list[Step] | None = None) -> Run:
+    """The run behind a path; ConfigError `no-run` without its folder, `no-log` before its first step.
+
+    `steps` are those of its log, where the caller has read them already; the newest one is enough for the results.
+    """
     if found.run is None:
         fix = "name the run folder; of a LoRA alone, kohyakit inspect shows what it says of itself"
         raise error("no-run", "has no run folder beside it", file=given, fix=fix)
-    steps = read_log(found.run / "log.jsonl")
+    steps = read_log(found.run / "log.jsonl") if steps is None else steps
     if not steps:
         fix = "it begins with the first step; kohyakit launch or kohyakit resume starts the training"
         raise error("no-log", "has no step yet, so there is nothing to report", file=str(found.run), fix=fix)
@@ -149,7 +152,7 @@ def read_run(found: Found, given: str) -> Run:
 
 def read_log(path: Path) -> list[Step]:
     """Every whole record in the order of steps; of one that stands there twice, the later."""
-    found = {entry["step"]: _step(entry) for entry in run_folder.read_log(path.parent)}
+    found = {entry["step"]: step_of(entry) for entry in run_folder.read_log(path.parent)}
     return [found[step] for step in sorted(found)]
 
 
@@ -159,7 +162,8 @@ def read_held_out(folder: Path) -> dict[int, float]:
     return {step: found[step] for step in sorted(found)}
 
 
-def _step(entry: dict[str, Any]) -> Step:
+def step_of(entry: dict[str, Any]) -> Step:
+    """One record of the log; what is no number in it is NaN."""
     rates = entry.get("lr") if isinstance(entry.get("lr"), dict) else {}
     return Step(
         entry["step"],

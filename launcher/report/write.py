@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,26 +56,33 @@ def _short(said: str) -> str:
 
 def page(shown: Page) -> str:
     """The document."""
-    run = shown.run
-    title = f"{text(run.name)}: report of a run"
+    title = f"{text(shown.run.name)}: report of a run"
     return MARK + "\n".join(
         [
             f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<style>{STYLE}</style></head><body>",
-            f"<h1>{text(run.name)}</h1>{_summary(shown)}",
-            f"<h2>What to try next</h2>{_advice(shown)}",
-            f"<h2>Curves</h2>{_curves(run)}",
-            f"<h2>Side by side</h2>{_which(shown)}{_sheet(shown)}",
-            f"<h2>Saved files</h2>{_files(shown)}",
-            f"<h2>Training images</h2>{_data(shown.data)}",
-            f"<h2>Settings</h2>{_settings(run)}",
-            f"<h2>Starts</h2>{_starts(run)}",
-            f"<h2>Made with</h2>{_versions(run)}",
+            f"<h1>{text(shown.run.name)}</h1>{_summary(shown)}",
+            *(f"<h2>{heading}</h2>{content()}" for heading, content in parts(shown).items()),
             "</body></html>\n",
         ]
     )
+
+
+def parts(shown: Page) -> dict[str, Callable[[], str]]:
+    """Heading -> what makes its HTML: the sections of the frozen page, which the live one shows too."""
+    run = shown.run
+    return {
+        "What to try next": lambda: _advice(shown),
+        "Curves": lambda: _curves(run),
+        "Side by side": lambda: f"{_which(shown)}{_sheet(shown)}",
+        "Saved files": lambda: _files(shown),
+        "Training images": lambda: _data(shown.data),
+        "Settings": lambda: _settings(run),
+        "Starts": lambda: _starts(run),
+        "Made with": lambda: _versions(run),
+    }
 
 
 def rows(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

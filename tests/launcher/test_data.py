@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from launcher.check import data
 from launcher.check.data import (
     anchored,
     carried_files,
@@ -112,3 +114,21 @@ def test_faults_of_a_carried_document_name_the_users_file(civitai, photos: Path)
     resolved = replace(resolved, draft=replace(resolved.draft, datasets=datasets))
     (problem,) = [one for one in scan_pictures(resolved).problems if one.code == "unknown-option"]
     assert problem.file == resolved.draft.file
+
+
+def test_a_server_scans_once_while_somebody_types_and_anew_when_data_change(preset, photos, monkeypatch) -> None:
+    def scan(**changes: object):
+        return data.recent_scan(resolve(str(preset(**changes))))
+
+    assert scan() is not scan()  # a command keeps nothing
+    monkeypatch.setattr(data, "recent", {})
+    monkeypatch.setattr(data, "KEPT_SECONDS", 600.0)
+    first = scan()
+    assert scan(network_dim=7, learning_rate=1e-3, epoch=9, optimizer="Prodigy") is first
+    assert scan(max_resolution="128,128") is not first
+    assert scan() is first
+    Image.new("RGB", (64, 64)).save(photos / "3_frog" / "new.png")
+    again = scan()
+    assert len(again.samples) == len(first.samples) + 1
+    monkeypatch.setattr(data, "KEPT_SECONDS", 0.0)
+    assert scan() is not again

@@ -113,8 +113,36 @@ def deeper(folder: str | os.PathLike[str]) -> Iterator[tuple[Path, int]]:
             yield here, count
 
 
+# Headers that have been read before, by path and what tells that the file is still the same one. None: nothing is kept,
+# as a command reads each file once; a server, which plans the same folder at every change of a value, sets it.
+remembered: dict[Path, tuple[tuple[int, int, int], Facts]] | None = None
+MOST_REMEMBERED = 100_000
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
 def read_facts(path: Path, *, verify: bool = False) -> Facts:
     """The header of `path`; with `verify` the pixels are decoded too."""
+    if remembered is None or verify:
+        return _read_facts(path, verify=verify)
+    signature, known = _signature(path), remembered.get(path)
+    if signature is not None and known is not None and known[0] == signature:
+        return known[1]
+    found = _read_facts(path)
+    if signature is not None:
+        if len(remembered) >= MOST_REMEMBERED:
+            remembered.clear()
+        remembered[path] = signature, found
+    return found
+
+
+def _read_facts(path: Path, *, verify: bool = False) -> Facts:
     try:
         with opened(path) as image:
             turn = orientation(image)
@@ -137,7 +165,9 @@ def read_all(
     unique = list(dict.fromkeys(paths))
     facts: dict[Path, Facts] = {}
     read = functools.partial(read_facts, verify=verify)
-    for path, found in zip(unique, ahead(read, unique, decoders() if verify else READERS), strict=True):
+    known = remembered is not None and not verify and all(path in remembered for path in unique)
+    results = map(read, unique) if known else ahead(read, unique, decoders() if verify else READERS)
+    for path, found in zip(unique, results, strict=True):
         facts[path] = found
         if progress:
             progress(len(facts), len(unique))
