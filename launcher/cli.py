@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "presets": ("launcher.commands.configs", "List or show the shipped presets."),
     "dataset": ("launcher.photos", "From a folder of photos to a training folder."),
     "report": ("launcher.commands.report", "One page of a run: curves, previews, settings."),
+    "queue": ("launcher.commands.queue", "Runs one after the other, or one a GPU."),
     "schema": ("launcher.commands.configs", "Print the JSON Schema of a format."),
 }
 ALIASES = {"train": "launch"}

@@ -289,6 +289,7 @@ OPENING = {
     "schemas/pickles.py": "members of a zip that came through the door",
     "launcher/machine.py": "the system's own files",
     "launcher/spill.py": "the log of the run that is under way, which grows",
+    "launcher/queue/runner.py": "writes the logs of runs",
     "launcher/record.py": "states that the run itself wrote; images",
     "launcher/formats/recognise.py": "our own table",
     "launcher/formats/kohya_gui/table.py": "our own table",

@@ -38,6 +38,18 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'kohyakit dataset caption photos_N0m3 --model blip --prefix "N0m3, "',
         "kohyakit dataset caption photos_N0m3 --model wd14 --append",
     ),
+    "queue add": (
+        "kohyakit queue add n0m3.json --set network_dim=16",
+        "kohyakit queue add out/n0m3.run --epochs 3",
+    ),
+    "queue list": ("kohyakit queue list", "kohyakit queue list --json"),
+    "queue run": ("kohyakit queue run", "kohyakit queue run --gpus 0,1 --stay"),
+    "queue pause": ("kohyakit queue pause 3", "kohyakit queue pause"),
+    "queue resume": ("kohyakit queue resume 3", "kohyakit queue resume"),
+    "queue retry": ("kohyakit queue retry 3",),
+    "queue move": ("kohyakit queue move 5 --first", "kohyakit queue move 5 --before 3"),
+    "queue remove": ("kohyakit queue remove 3", "kohyakit queue remove --finished"),
+    "queue stop": ("kohyakit queue stop",),
     "pack": ("kohyakit dataset pack photos_N0m3 -o upload.zip",),
 }
 
