@@ -50,6 +50,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "queue move": ("kohyakit queue move 5 --first", "kohyakit queue move 5 --before 3"),
     "queue remove": ("kohyakit queue remove 3", "kohyakit queue remove --finished"),
     "queue stop": ("kohyakit queue stop",),
+    "sweep": (
+        "kohyakit sweep n0m3.json --vary network_dim=8,16,32 --vary unet_lr=1e-4,5e-5",
+        "kohyakit sweep n0m3.json --vary unet_lr=1e-5..1e-3 --trials 12",
+    ),
     "pack": ("kohyakit dataset pack photos_N0m3 -o upload.zip",),
 }
 
