@@ -105,7 +105,7 @@ def _refuse_another(setup: Setup, study: Study) -> None:
         if study.trials:
             raise _not_a_study(setup.storage, "holds trials of another program")
         return
-    now = json.loads(json.dumps(setup.identity))
+    now = setup.identity  # of texts, lists and objects alone, as JSON gives them back
     differs = [
         f"{name} was {_short(kept.get(name))}, is {_short(now[name])}" for name in now if kept.get(name) != now[name]
     ]

@@ -97,7 +97,8 @@ def test_the_options_that_the_measure_hangs_on_are_options() -> None:
 
 
 def test_every_value_is_planned_before_anything_is_written(kohyakit, preset, tmp_path: Path) -> None:
-    found = kohyakit("sweep", preset(), "--vary", "network_dim=4,8", "--vary", "train_batch_size=2,0", "--queue", tmp_path / "q")  # fmt: skip
+    vary = ("--vary", "network_dim=4,8", "--vary", "train_batch_size=2,0")
+    found = kohyakit("sweep", preset(), *vary, "--queue", tmp_path / "q")
     assert (found.exit_code, "train_batch_size" in found.stderr) == (1, True)
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "q").exists()
@@ -267,9 +268,9 @@ def test_the_storage_of_another_sweep_is_named_and_left_alone(setup, tmp_path: P
     with pytest.raises(ConfigError, match="belongs to another sweep: vary was") as refused:
         studies.open_study(setup("network_dim=4,8", storage=storage))
     assert "--storage NEW.db" in str(refused.value)
-    with pytest.raises(ConfigError, match="frog.json was edited since"):
-        given = setup(storage=storage)
-        preset(network_dim=5)
+    given = setup(storage=storage)
+    preset(network_dim=5)
+    with pytest.raises(ConfigError, match=r"frog\.json was edited since"):
         studies.open_study(given)
     assert len(studies.open_study(setup(storage=storage)).trials) == 4
 
