@@ -17,6 +17,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "kohyakit launch preset.json --set output_name=n0m3",
         "kohyakit launch preset.json --processes 2 --gpu-ids 0,1",
         "kohyakit launch preset.json --print-command",
+        "kohyakit launch preset.json --on slurm --gpus-per-node 2 --time 8:00:00 --partition gpu",
     ),
     "resume": ("kohyakit resume out/n0m3.run", "kohyakit resume out/n0m3.safetensors --epochs 3"),
     "convert": (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher.commands import command, from_option, print_json, refuse, set_option, tell, trust_option, with_trust
+from launcher.commands.elsewhere import elsewhere, on_options, refuse_without_on
 from schemas.problems import ConfigError, Problem, errors
 from schemas.terminal import say
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from launcher.command import LaunchOptions
     from launcher.plan import Plan
+    from launcher.queue.add import Wish
     from launcher.resolve import Resolved
     from launcher.resume import Continuation
     from launcher.run import Ended
@@ -161,12 +163,16 @@ def _word(value: Any) -> str:
 @trust_option
 @vram_option
 @strict_option
+@on_options
 def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int:
-    """Validate and plan FILE (or a shipped preset), then train."""
+    """Validate and plan FILE (or a shipped preset), then train: here, or with --on elsewhere."""
     from launcher import paths, run, show
     from launcher import resume as going_on
     from launcher.resolve import resolve, split_sets
 
+    if words["on"]:
+        return elsewhere(_wish(file, sets, words), words, as_json)
+    refuse_without_on(words)
     given = with_trust(split_sets(sets), words["trust"])
     if words["overwrite"]:
         given["overwrite"] = "true"
@@ -191,6 +197,14 @@ def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int
     if way is not None and way.own and not made.config.debug_dataset:
         return _finish(made, going_on.start(made, way, **_outlets(as_json)), as_json)
     return _finish(made, run.launch(made, **_outlets(as_json)), as_json)
+
+
+def _wish(file: str, sets: tuple[str, ...], words: dict[str, Any]) -> Wish:
+    from launcher.queue.add import Wish
+
+    names = ("trust", "processes", "keep_samples", "vram", "overwrite", "strict", "epochs", "steps")
+    given = {name: words[name] for name in names if words.get(name) is not None}
+    return Wish(file, sets, format=words.get("format_name"), **given)
 
 
 def _refuse_in_use(run: Path, words: dict[str, Any], accelerate: Mapping[str, Any] | None = None) -> None:
@@ -283,6 +297,7 @@ def _finish(made: Plan, ended: Ended, as_json: bool) -> int:
 @click.option("--print-command", is_flag=True, help="Print the command and write nothing.")
 @trust_option
 @strict_option
+@on_options
 def resume(
     path: str, epochs: int | None, steps: int | None, to_end: bool, sets: tuple[str, ...], as_json: bool, **words: Any
 ) -> int:
@@ -301,6 +316,9 @@ def resume(
     from launcher.resolve import split_sets
     from launcher.run import refuse_damaged
 
+    if words["on"]:
+        return elsewhere(_wish(path, sets, {**words, "epochs": epochs, "steps": steps}), words, as_json)
+    refuse_without_on(words)
     given = with_trust(split_sets(sets), words["trust"])
     found = going_on.find(path)
     if found.run:

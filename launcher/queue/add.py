@@ -11,6 +11,7 @@ from typing import Any
 from launcher import machine, paths, record
 from launcher.command import LaunchOptions
 from launcher.files import without_secrets
+from launcher.machine import Machine
 from launcher.plan import Plan, make_plan
 from launcher.queue.jobs import Job
 from launcher.resolve import PRESETS, resolve, split_sets
@@ -76,13 +77,20 @@ def fingerprint(file: str) -> str | None:
     return checksum(path)
 
 
-def job_of(wish: Wish) -> tuple[Job, Plan]:
-    """The job, not yet in a queue, and its plan. ConfigError with every error of that plan."""
+def job_of(wish: Wish, *, on: Machine | None = None, machines: int = 1) -> tuple[Job, Plan]:
+    """The job, not yet in a queue, and its plan. ConfigError with every error of that plan.
+
+    `on` is the machine that it is planned for, where that is not this one; `machines` is how many of them.
+    """
     sets = split_sets(wish.sets)
     _refuse_secrets(sets)
     if wish.trust:
         sets["trust"] = f"{sets.get('trust', '')} {' '.join(wish.trust)}".strip()
-    plan = _of_run(wish, sets) if wish.goes_on else _of_file(wish, sets)
+    options = LaunchOptions(processes=wish.processes, keep_samples=wish.keep_samples)
+    if machines > 1:  # their address is known when they have been given
+        options = replace(options, machines=machines, main_ip="127.0.0.1", main_port=1)
+    place = on or machine.this_machine()
+    plan = _of_run(wish, sets, options, place) if wish.goes_on else _of_file(wish, sets, options, place)
     problems = [*_strict(plan, wish), *plan.problems]
     if errors(problems):
         raise ConfigError(problems)
@@ -103,19 +111,18 @@ def job_of(wish: Wish) -> tuple[Job, Plan]:
     return job, plan
 
 
-def _of_file(wish: Wish, sets: dict[str, str]) -> Plan:
+def _of_file(wish: Wish, sets: dict[str, str], options: LaunchOptions, place: Machine) -> Plan:
     from launcher import resume as going_on
 
     if wish.overwrite:
         sets = {**sets, "overwrite": "true"}
     resolved = resolve(wish.file, sets, format=wish.format)
     way = going_on.in_file(resolved)
-    options = LaunchOptions(processes=wish.processes, keep_samples=wish.keep_samples)
     if way is not None and wish.processes is None and "num_processes" not in resolved.draft.accelerate:
         options = replace(options, processes=way.processes)
     made = make_plan(
         way.resolved if way else resolved,
-        machine.this_machine(),
+        place,
         options,
         resuming=way is not None and way.own,
         vram=wish.vram,
@@ -123,7 +130,7 @@ def _of_file(wish: Wish, sets: dict[str, str]) -> Plan:
     return going_on.counted(made, way) if way is not None else made
 
 
-def _of_run(wish: Wish, sets: dict[str, str]) -> Plan:
+def _of_run(wish: Wish, sets: dict[str, str], options: LaunchOptions, place: Machine) -> Plan:
     from launcher import resume as going_on
 
     only = {"--from": wish.format, "--vram": wish.vram, "--overwrite": wish.overwrite or None}
@@ -132,8 +139,9 @@ def _of_run(wish: Wish, sets: dict[str, str]) -> Plan:
             said = "is for a file to start from; this goes on with a run"
             raise error("no-effect-here", said, key=name, got=wish.file, fix=f"leave {name} out")
     way = going_on.go_on(wish.file, sets, epochs=wish.epochs, steps=wish.steps)
-    options = LaunchOptions(processes=wish.processes if wish.processes is not None else way.processes)
-    return going_on.counted(make_plan(way.resolved, machine.this_machine(), options, resuming=True), way)
+    if options.processes is None:
+        options = replace(options, processes=way.processes)
+    return going_on.counted(make_plan(way.resolved, place, options, resuming=True), way)
 
 
 def _strict(plan: Plan, wish: Wish) -> list[Problem]:
