@@ -320,7 +320,6 @@ PARSING = {
     "launcher/formats/kohya_gui/table.py": "our own table",
     "launcher/commands/configs.py": "our own presets",
     "launcher/commands/demo_sheet.py": "what our own process says",
-    "launcher/queue/runner.py": "writes the logs of runs",
     "launcher/run/spill.py": "the log of the run that is under way",
     "trainer/watch/connection.py": "what the other processes of the run say",
     "trainer/captioning/write.py": "a journal that the run itself wrote",

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.check.machine import Gpu, Machine
 from launcher.cluster.task import JOB, ClusterRun
-from launcher.command import ROOT
-from launcher.machine import Gpu, Machine
 from launcher.queue.add import Wish, job_of
 from launcher.queue.jobs import Job
+from launcher.run.command import ROOT
+from schemas.files.run_folder import read_object
 from schemas.problems import error
-from schemas.run_folder import read_object
 from schemas.terminal import shell_word
 
 GRACE = 120  # seconds between the warning and the end: a step, a save and the requeue
@@ -140,7 +140,7 @@ def sent(executor: Any, made: Submission, request: Request) -> Submission:
     """Hands the job to an executor of submitit and keeps its number beside its logs."""
     from submitit.core.utils import FailedJobError
 
-    from launcher.files import write_json
+    from launcher.run.files import write_json
 
     fresh = not made.folder.exists()
     made.folder.mkdir(parents=True, exist_ok=True)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import record
-from launcher.command import ROOT
-from launcher.files import write_json
 from launcher.queue.jobs import Job, job_in, next_words
+from launcher.run import record
+from launcher.run.command import ROOT
+from launcher.run.files import write_json
+from schemas.files.run_folder import read_object
 from schemas.problems import error
-from schemas.run_folder import read_object
 from schemas.signals import INTERRUPTED
 from schemas.terminal import say
 

@@ -58,7 +58,7 @@ def elsewhere(wish: Wish, words: dict[str, Any], as_json: bool) -> int:
 
 def refuse_without_on(words: dict[str, Any]) -> None:
     """UsageError for words of --on without it."""
-    from launcher.resolve import UsageError
+    from launcher.check.resolve import UsageError
 
     for name in (*SLURM, *SKY):
         if words.get(name) is not None:
@@ -74,7 +74,7 @@ def _flag(name: str) -> str:
 
 
 def _refuse_others(words: dict[str, Any]) -> None:
-    from launcher.resolve import UsageError
+    from launcher.check.resolve import UsageError
 
     other = SKY if words["on"] == "slurm" else SLURM
     wrong = [name for name in (*other, *HERE) if words.get(name) is not None]

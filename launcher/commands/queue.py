@@ -116,10 +116,10 @@ def run(folder: Path | None, gpus: str | None, cpu: bool, stay: bool, as_json: b
     """
     import signal
 
+    from launcher.check.resolve import UsageError
     from launcher.queue.devices import slots
     from launcher.queue.document import document
     from launcher.queue.runner import Runner, work
-    from launcher.resolve import UsageError
     from schemas.signals import Wishes, install, outlast_terminal, restore
 
     if gpus is not None and cpu:
@@ -195,7 +195,7 @@ def retry(folder: Path | None, number: int, as_json: bool) -> int:
 @click.option("--before", type=int, metavar="ID", help="Before that one.")
 def move(folder: Path | None, number: int, first: bool, last: bool, before: int | None, as_json: bool) -> int:
     """Change the order. A run under way is not interrupted by it; `queue pause` does that."""
-    from launcher.resolve import UsageError
+    from launcher.check.resolve import UsageError
 
     if sum((first, last, before is not None)) != 1:
         raise UsageError("queue move needs one of --first, --last, --before ID")
@@ -212,7 +212,7 @@ def move(folder: Path | None, number: int, first: bool, last: bool, before: int 
 @click.option("--finished", is_flag=True, help="Every run that is done.")
 def remove(folder: Path | None, numbers: tuple[int, ...], finished: bool, as_json: bool) -> int:
     """Take runs out of the queue. Their results, states and run folders stay."""
-    from launcher.resolve import UsageError
+    from launcher.check.resolve import UsageError
 
     where = _queue(folder)
     if not numbers and not finished:

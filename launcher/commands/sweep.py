@@ -39,8 +39,8 @@ def sweep(file: str, vary: tuple[str, ...], sets: tuple[str, ...], as_json: bool
     The runs go through the queue. The same command goes on with a sweep that was interrupted. At the end, and after
     each run, one page compares them: sweep.html beside the runs.
     """
+    from launcher.check.resolve import UsageError
     from launcher.queue.add import Wish
-    from launcher.resolve import UsageError
     from launcher.sweep import study as studies
     from launcher.sweep.setup import set_up
 

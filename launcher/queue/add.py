@@ -8,18 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import machine, paths, record
-from launcher.command import LaunchOptions
-from launcher.files import without_secrets
-from launcher.machine import Machine
-from launcher.plan import Plan, make_plan
+from launcher.check import machine, paths
+from launcher.check.machine import Machine
+from launcher.check.plan import Plan, make_plan
+from launcher.check.resolve import PRESETS, resolve, split_sets
 from launcher.queue.jobs import Job
-from launcher.resolve import PRESETS, resolve, split_sets
-from launcher.run import SECRET_VARIABLES
+from launcher.run import record
+from launcher.run.command import LaunchOptions
+from launcher.run.files import without_secrets
+from launcher.run.launch import SECRET_VARIABLES
 from schemas.config import table
+from schemas.files.run_folder import checksum
+from schemas.files.textfile import is_regular
 from schemas.problems import ConfigError, Problem, error, errors
-from schemas.run_folder import checksum
-from schemas.textfile import is_regular
 
 WHOLE = 64 * 2**20  # bytes: a larger file is recognised by its size, its beginning and its end
 
@@ -112,7 +113,7 @@ def job_of(wish: Wish, *, on: Machine | None = None, machines: int = 1) -> tuple
 
 
 def _of_file(wish: Wish, sets: dict[str, str], options: LaunchOptions, place: Machine) -> Plan:
-    from launcher import resume as going_on
+    from launcher.run import resume as going_on
 
     if wish.overwrite:
         sets = {**sets, "overwrite": "true"}
@@ -131,7 +132,7 @@ def _of_file(wish: Wish, sets: dict[str, str], options: LaunchOptions, place: Ma
 
 
 def _of_run(wish: Wish, sets: dict[str, str], options: LaunchOptions, place: Machine) -> Plan:
-    from launcher import resume as going_on
+    from launcher.run import resume as going_on
 
     only = {"--from": wish.format, "--vram": wish.vram, "--overwrite": wish.overwrite or None}
     for name, value in only.items():

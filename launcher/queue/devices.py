@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher import machine
-from launcher.command import ROOT
+from launcher.check import machine
+from launcher.run.command import ROOT
 from schemas.problems import error
 
 CPU = "cpu"

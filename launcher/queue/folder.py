@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.files import write_json
 from launcher.queue.jobs import OPEN, Job, job_in, same_run
+from launcher.run.files import write_json
+from schemas.files.run_folder import read_object
+from schemas.files.run_lock import Lock
+from schemas.files.writing import remove, sweep
 from schemas.problems import ConfigError, error
-from schemas.run_folder import read_object
-from schemas.run_lock import Lock
-from schemas.writing import remove, sweep
 
 HEAD, JOB, LOG, RESULT = "queue.json", "job.json", "log.txt", "result.json"
 CHANGES, RUNNER = ".changes.lock", ".runner.lock"

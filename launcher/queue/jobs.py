@@ -10,7 +10,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from schemas.run_folder import CONFIG, last_step, read_record, states_in
+from schemas.files.run_folder import (
+    CONFIG,
+    last_step,
+    read_record,
+    states_in,
+)
 
 State = Literal["waiting", "running", "paused", "held", "done", "failed"]
 STATES: tuple[str, ...] = get_args(State)

@@ -13,17 +13,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import record
-from launcher.failures import KINDS
 from launcher.queue import devices
 from launcher.queue.add import fingerprint
 from launcher.queue.devices import CPU, Slot
 from launcher.queue.folder import LOG, RESULT, Queue
 from launcher.queue.jobs import Job, next_words, recorded_start
-from schemas.run_folder import last_step, read_object
-from schemas.run_lock import in_use
+from launcher.run import record
+from launcher.run.failures import KINDS
+from schemas.files.run_folder import last_step, read_object
+from schemas.files.run_lock import in_use
+from schemas.files.writing import (
+    disk_advice,
+    disk_fault,
+    disk_words,
+    this_host,
+)
 from schemas.signals import INTERRUPTED
-from schemas.writing import disk_advice, disk_fault, disk_words, this_host
 
 POLL = 0.3  # seconds between two looks
 REPORT = 60.0  # seconds between two lines about a run that goes on

@@ -9,14 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.command import quoted
-from launcher.files import write_text
-from launcher.page.curves import Curve, chart
-from launcher.page.facts import Preview, read_run
-from launcher.page.sheet import Embedded, Moment, embed, fitting, moments
-from launcher.page.style import STYLE
-from launcher.page.write import POLICY, rows, text
-from launcher.resume import find
+from launcher.report.curves import Curve, chart
+from launcher.report.facts import Preview, read_run
+from launcher.report.sheet import (
+    Embedded,
+    Moment,
+    embed,
+    fitting,
+    moments,
+)
+from launcher.report.style import STYLE
+from launcher.report.write import POLICY, rows, text
+from launcher.run.command import quoted
+from launcher.run.files import write_text
+from launcher.run.resume import find
 from launcher.sweep.setup import Setup
 from launcher.sweep.study import Row
 from launcher.sweep.study import rows as rows_of

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import machine, paths
-from launcher.plan import Plan, make_plan
+from launcher.check import machine, paths
+from launcher.check.plan import Plan, make_plan
+from launcher.check.resolve import resolve, split_sets
 from launcher.queue.add import Wish, fingerprint, job_of, located
-from launcher.resolve import resolve, split_sets
 from launcher.sweep import space as spaces
 from launcher.sweep.space import Vary
 from schemas.problems import ConfigError, error, errors

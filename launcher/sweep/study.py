@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.sweep.setup import Setup
 from launcher.sweep.space import Vary
+from schemas.files.textfile import open_regular
 from schemas.problems import error
-from schemas.textfile import open_regular
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

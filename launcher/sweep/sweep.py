@@ -16,8 +16,8 @@ from launcher.queue.runner import POLL, Runner
 from launcher.queue.wishes import pause_one
 from launcher.sweep import study as studies
 from launcher.sweep.setup import Setup
+from schemas.files.run_folder import VALIDATION, read_log
 from schemas.problems import ConfigError
-from schemas.run_folder import VALIDATION, read_log
 from schemas.signals import INTERRUPTED
 
 if TYPE_CHECKING:

@@ -272,7 +272,7 @@ def test_a_time_limit_in_the_middle_of_a_save_goes_on_from_the_state_before(subm
     child.wait()
     words, _ = again.function.begin()
     assert words == ["resume", str(run), "--to-end"]
-    from launcher.resume import find
+    from launcher.run.resume import find
 
     state = find(str(run)).state
     assert state is not None

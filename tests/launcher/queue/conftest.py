@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from launcher import record
 from launcher.queue import devices, runner
 from launcher.queue.devices import CPU, Slot
 from launcher.queue.folder import Queue
 from launcher.queue.jobs import Job
 from launcher.queue.runner import Runner
+from launcher.run import record
 from tests.launcher.conftest import add_state
 
 

@@ -12,7 +12,7 @@ from launcher.queue import runner as runners
 from launcher.queue.devices import Slot
 from launcher.queue.runner import IN_VAIN
 from launcher.queue.wishes import pause_all, pause_one, resume_all, resume_one, retry_one
-from schemas.run_lock import trainer_lock
+from schemas.files.run_lock import trainer_lock
 from tests.launcher.queue.conftest import full_disk
 
 GPUS = {"0": Slot("0", "RTX 3060"), "1": Slot("1", "RTX 3060")}
@@ -375,7 +375,7 @@ def test_a_real_lock_of_a_trainer_is_seen(queue, put, work, pretended, tmp_path)
 
     job = put("a")
     code = (
-        "import sys; from pathlib import Path; from schemas.run_lock import trainer_lock; "
+        "import sys; from pathlib import Path; from schemas.files.run_lock import trainer_lock; "
         f"lock = trainer_lock(Path({job.run_folder!r})); lock.take([1]); print('held', flush=True); sys.stdin.read()"
     )
     root = str(Path(folders.__file__).parents[2])
