@@ -4,8 +4,8 @@ Time: every process has a batch of its own, so N processes see N images a step; 
 the first ones left out. Gradients: 4 images a step however many processes share them; after one step of SGD the up
 halves of the LoRA, which began at zero, are the gradient times the rate, and are compared with those of one process.
 
-With `--link 1gbit --delay 0.2` (as root) also two machines: two network namespaces, joined by a pair of interfaces
-that let through so much after so many milliseconds each way.
+With `--link 1gbit` (as root) also two machines: two network namespaces, joined by a pair of interfaces
+that let through so much a second.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def measure(inputs: Path, folder: Path, counts: Sequence[int], *, steps: int, ra
 
 
 @contextlib.contextmanager
-def link(rate: str, delay: float) -> Iterator[tuple[str, str]]:
+def link(rate: str) -> Iterator[tuple[str, str]]:
     """Two network namespaces joined by a shaped link; OSError or CalledProcessError where that may not be done here."""
     names = (f"kk-a-{os.getpid()}", f"kk-b-{os.getpid()}")
     ends = ("kk-veth-a", "kk-veth-b")
@@ -131,7 +131,7 @@ def link(rate: str, delay: float) -> Iterator[tuple[str, str]]:
             ip("-n", name, "link", "set", end, "up")
             ip("-n", name, "link", "set", "lo", "up")
             shape = ["tc", "-n", name, "qdisc", "add", "dev", end, "root"]
-            words = ["netem", "delay", f"{delay}ms", "rate", rate, "limit", "100000"]
+            words = ["tbf", "rate", rate, "burst", "256kb", "latency", "50ms"]
             subprocess.run([*shape, *words], check=True, capture_output=True, text=True)
         yield names
     finally:
@@ -179,7 +179,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rank", type=int, default=4, help="of the LoRA: how much the processes hand each other")
     parser.add_argument("--link", nargs="*", default=[], metavar="RATE", help="two machines, such as 1gbit 100mbit")
-    parser.add_argument("--delay", type=float, default=0.2, help="of that link, ms each way")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(argv)
     rows: list[Row] = []
@@ -190,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in measure(inputs, Path(folder), given.processes, steps=given.steps, rank=given.rank):
             rows.append(row)
         for rate in given.link:
-            with link(rate, given.delay) as names:
+            with link(rate) as names:
                 place = on_two_machines(inputs, Path(folder) / rate, names, steps=given.steps, rank=given.rank)
                 seconds = seconds_of(place)
                 rows.append(Row(f"two machines, {rate}", 2, seconds, 2 / seconds, None, sent(place)))

@@ -51,9 +51,9 @@ def elsewhere(wish: Wish, words: dict[str, Any], as_json: bool) -> int:
     _refuse_others(words)
     if words["on"] == "slurm":
         return _slurm(wish, words, as_json)
-    from launcher.cluster import sky
+    from launcher.cluster.sky import run
 
-    return sky.run(wish, {**SKY, **_given(words, SKY)}, only_print=words["print_command"], as_json=as_json)
+    return run(wish, {**SKY, **_given(words, SKY)}, only_print=words["print_command"], as_json=as_json)
 
 
 def refuse_without_on(words: dict[str, Any]) -> None:
