@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dataset": ("launcher.commands.dataset", "From a folder of photos to a training folder."),
     "report": ("launcher.commands.report", "One page of a run: curves, previews, settings."),
     "ui": ("launcher.commands.ui", "The same in the browser, on this machine."),
+    "queue": ("launcher.commands.queue", "Runs one after the other, or one a GPU."),
+    "sweep": ("launcher.commands.sweep", "Vary options of a file; measured on held-out images."),
     "schema": ("launcher.commands.configs", "Print the JSON Schema of a format."),
     "completion": ("launcher.commands.completion", "Print the completion script of bash, zsh or fish."),
 }

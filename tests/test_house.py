@@ -375,6 +375,7 @@ OPENING = {
     "schemas/files/writing.py": "writes; the system's own files",
     "schemas/files/pickles.py": "members of a zip that came through the door",
     "launcher/check/machine.py": "the system's own files",
+    "launcher/queue/runner.py": "writes the logs of runs",
     "launcher/run/spill.py": "the log of the run that is under way, which grows",
     "launcher/run/record.py": "states that the run itself wrote; images",
     "launcher/formats/recognise.py": "our own table",

@@ -49,6 +49,11 @@ def this_machine() -> Machine:
     )
 
 
+def gpus_now() -> tuple[Gpu, ...]:
+    """The cards that answer at this moment: one may vanish while others are at work."""
+    return tuple(_gpus())
+
+
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

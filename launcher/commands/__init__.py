@@ -47,15 +47,19 @@ def with_trust(sets: dict[str, str], trust: Iterable[str]) -> dict[str, str]:
     return {**sets, "trust": f"{sets.get('trust', '')} {names}".strip()} if names else sets
 
 
-def command(name: str) -> Callable[[Callable[..., int | None]], click.Command]:
-    """A click command whose function returns its exit code; it has --json, and its errors end as they should."""
+def command(name: str, group: str = "") -> Callable[[Callable[..., int | None]], click.Command]:
+    """A click command whose function returns its exit code; it has --json, and its errors end as they should.
+
+    Its examples stand under its name, with its `group` before it where it has one.
+    """
 
     def wrap(function: Callable[..., int | None]) -> click.Command:
         @functools.wraps(function)
         def guarded(as_json: bool, **words: Any) -> None:
             sys.exit(_run(function, as_json, words))
 
-        return click.command(name, context_settings=SETTINGS, epilog=epilog(name))(json_option(guarded))
+        examples = epilog(f"{group} {name}".strip())
+        return click.command(name, context_settings=SETTINGS, epilog=examples)(json_option(guarded))
 
     return wrap
 

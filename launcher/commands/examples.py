@@ -17,6 +17,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "kohyakit launch preset.json --set output_name=n0m3",
         "kohyakit launch preset.json --processes 2 --gpu-ids 0,1",
         "kohyakit launch preset.json --print-command",
+        "kohyakit launch preset.json --on slurm --gpus-per-node 2 --time 8:00:00 --partition gpu",
     ),
     "resume": ("kohyakit resume out/n0m3.run", "kohyakit resume out/n0m3.safetensors --epochs 3"),
     "convert": (
@@ -39,6 +40,22 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "caption": (
         'kohyakit dataset caption photos_N0m3 --model blip --prefix "N0m3, "',
         "kohyakit dataset caption photos_N0m3 --model wd14 --append",
+    ),
+    "queue add": (
+        "kohyakit queue add n0m3.json --set network_dim=16",
+        "kohyakit queue add out/n0m3.run --epochs 3",
+    ),
+    "queue list": ("kohyakit queue list", "kohyakit queue list --json"),
+    "queue run": ("kohyakit queue run", "kohyakit queue run --gpus 0,1 --stay"),
+    "queue pause": ("kohyakit queue pause 3", "kohyakit queue pause"),
+    "queue resume": ("kohyakit queue resume 3", "kohyakit queue resume"),
+    "queue retry": ("kohyakit queue retry 3",),
+    "queue move": ("kohyakit queue move 5 --first", "kohyakit queue move 5 --before 3"),
+    "queue remove": ("kohyakit queue remove 3", "kohyakit queue remove --finished"),
+    "queue stop": ("kohyakit queue stop",),
+    "sweep": (
+        "kohyakit sweep n0m3.json --vary network_dim=8,16,32 --vary unet_lr=1e-4,5e-5",
+        "kohyakit sweep n0m3.json --vary unet_lr=1e-5..1e-3 --trials 12",
     ),
     "pack": ("kohyakit dataset pack photos_N0m3 -o upload.zip",),
 }

@@ -21,6 +21,7 @@ from launcher.commands import (
     trust_option,
     with_trust,
 )
+from launcher.commands.elsewhere import elsewhere, on_options, refuse_without_on
 from launcher.commands.offers import files
 from schemas.problems import ConfigError, Problem, errors
 from schemas.terminal import say
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from launcher.check.plan import Plan
     from launcher.check.resolve import Resolved
+    from launcher.queue.add import Wish
     from launcher.run.command import LaunchOptions
     from launcher.run.launch import Ended
     from launcher.run.resume import Continuation
@@ -178,13 +180,17 @@ def _word(value: Any) -> str:
 @trust_option
 @vram_option
 @strict_option
+@on_options
 def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int:
-    """Validate and plan FILE (or a shipped preset), then train."""
+    """Validate and plan FILE (or a shipped preset), then train: here, or with --on elsewhere."""
     from launcher.check import paths, show
     from launcher.check.resolve import resolve, split_sets
     from launcher.run import launch as run
     from launcher.run import resume as going_on
 
+    if words["on"]:
+        return elsewhere(_wish(file, sets, words), words, as_json)
+    refuse_without_on(words)
     given = with_trust(split_sets(sets), words["trust"])
     if words["overwrite"]:
         given["overwrite"] = "true"
@@ -209,6 +215,14 @@ def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int
     if way is not None and way.own and not made.config.debug_dataset:
         return _finish(made, going_on.start(made, way, **_outlets(as_json)), as_json)
     return _finish(made, run.launch(made, **_outlets(as_json)), as_json)
+
+
+def _wish(file: str, sets: tuple[str, ...], words: dict[str, Any]) -> Wish:
+    from launcher.queue.add import Wish
+
+    names = ("trust", "processes", "keep_samples", "vram", "overwrite", "strict", "epochs", "steps")
+    given = {name: words[name] for name in names if words.get(name) is not None}
+    return Wish(file, sets, format=words.get("format_name"), **given)
 
 
 def _refuse_in_use(run: Path, words: dict[str, Any], accelerate: Mapping[str, Any] | None = None) -> None:
@@ -301,6 +315,7 @@ def _finish(made: Plan, ended: Ended, as_json: bool) -> int:
 @click.option("--print-command", is_flag=True, help="Print the command and write nothing.")
 @trust_option
 @strict_option
+@on_options
 def resume(
     path: str, epochs: int | None, steps: int | None, to_end: bool, sets: tuple[str, ...], as_json: bool, **words: Any
 ) -> int:
@@ -320,6 +335,9 @@ def resume(
     from launcher.run import resume as going_on
     from launcher.run.launch import refuse_damaged
 
+    if words["on"]:
+        return elsewhere(_wish(path, sets, {**words, "epochs": epochs, "steps": steps}), words, as_json)
+    refuse_without_on(words)
     given = with_trust(split_sets(sets), words["trust"])
     found = going_on.find(path)
     if found.run:

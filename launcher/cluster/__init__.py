@@ -1,0 +1,1 @@
+"""Runs on machines that are somebody else's: a Slurm cluster through submitit, a rented GPU through SkyPilot."""
