@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("launcher.commands.explain", "One option: meaning, defaults, names, traps."),
     "inspect": ("launcher.commands.lora", "What a LoRA file says about itself."),
     "presets": ("launcher.commands.configs", "List or show the shipped presets."),
-    "dataset": ("launcher.photos", "From a folder of photos to a training folder."),
+    "dataset": ("launcher.commands.dataset", "From a folder of photos to a training folder."),
     "report": ("launcher.commands.report", "One page of a run: curves, previews, settings."),
     "schema": ("launcher.commands.configs", "Print the JSON Schema of a format."),
 }

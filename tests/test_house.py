@@ -292,12 +292,12 @@ OPENING = {
     "launcher/record.py": "states that the run itself wrote; images",
     "launcher/formats/recognise.py": "our own table",
     "launcher/formats/kohya_gui/table.py": "our own table",
-    "launcher/pictures/source.py": "images",
+    "launcher/photos/source.py": "images",
     "launcher/cli.py": "the null device",
     "trainer/dataset/clip_text.py": "our own table",
     "trainer/dataset/images.py": "the door of images",
     "trainer/signals.py": "the null device",
-    "trainer/captioning.py": "captions; the tag list of a model",
+    "trainer/captioning/write.py": "captions; the tag list of a model",
     "trainer/cache_files.py": "writes; marks of images and models that have been read before",
     "trainer/states.py": "states that the run itself wrote",
     "trainer/report.py": "writes the log",
@@ -321,7 +321,7 @@ PARSING = {
     "launcher/demo_sheet.py": "what our own process says",
     "launcher/spill.py": "the log of the run that is under way",
     "trainer/connection.py": "what the other processes of the run say",
-    "trainer/captioning.py": "a journal that the run itself wrote",
+    "trainer/captioning/write.py": "a journal that the run itself wrote",
     "trainer/families/architecture.py": "our own table",
 }
 PRINTING = {"schemas/terminal.py": "the door"}

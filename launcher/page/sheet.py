@@ -85,7 +85,7 @@ def embed(previews: Iterable[Preview], *, most: int = MOST_BYTES) -> Embedded:
 
 def data_url(path: Path, side: int) -> str | None:
     """The picture at most `side` pixels long, without any of its metadata; None where it cannot be read."""
-    from launcher.pictures.picture import open_picture, thumbnail
+    from launcher.photos.image import open_picture, thumbnail
     from trainer.dataset.images import Unreadable
 
     try:

@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image, ImageFilter
 
-from launcher.photos import dataset
-from launcher.pictures.prepare import auto_repeats
+from launcher.commands.dataset import dataset
+from launcher.photos.prepare import auto_repeats
 from schemas import from_flat
 from trainer.dataset.files import scan
 from trainer.toy import world

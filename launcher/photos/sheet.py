@@ -8,8 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.pictures.check import Checkup, Shot
-from launcher.pictures.picture import open_picture, thumbnail
+from launcher.photos.check import Checkup, Shot
+from launcher.photos.image import open_picture, thumbnail
 from schemas.problems import Problem, Severity, shown
 from trainer.dataset.images import Unreadable
 from trainer.dataset.pictures import ahead, decoders

@@ -19,8 +19,8 @@ from schemas.problems import ConfigError, Problem, error, errors
 from schemas.terminal import say, say_document
 
 if TYPE_CHECKING:
-    from launcher.pictures.check import Checkup
-    from launcher.pictures.prepare import Prepared
+    from launcher.photos.check import Checkup
+    from launcher.photos.prepare import Prepared
 
 SHOWN = 6  # findings of one kind that are printed one by one
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -86,8 +86,8 @@ def prepare(
     as_json: bool,
 ) -> None:
     """Make a training folder from SOURCE, a folder or zip of photos, which stays as it is."""
-    from launcher.pictures.prepare import default_directory
-    from launcher.pictures.prepare import prepare as make
+    from launcher.photos.prepare import default_directory
+    from launcher.photos.prepare import prepare as make
 
     made = make(
         source,
@@ -206,7 +206,7 @@ def check(*, directory: Path, sheet_file: Path | None, as_json: bool, **settings
 
 
 def _checked(directory: Path, max_token_length: str | None = None, **settings: str) -> Checkup:
-    from launcher.pictures.check import check as look_at
+    from launcher.photos.check import check as look_at
 
     bar = functools.partial(_progress, label="checking")
     tokens = int(max_token_length) if max_token_length else None
@@ -215,7 +215,7 @@ def _checked(directory: Path, max_token_length: str | None = None, **settings: s
 
 def _write_sheet(found: Checkup, file: Path) -> None:
     from launcher.files import write_text
-    from launcher.pictures.sheet import sheet
+    from launcher.photos.sheet import sheet
 
     try:
         write_text(file, sheet(found).encode("utf-8", "backslashreplace").decode("utf-8"))
@@ -285,8 +285,8 @@ def caption(*, directory: Path, mode: str | None, as_json: bool, **settings: Any
 @refusing
 def pack(*, directory: Path, target: Path, as_json: bool) -> None:
     """Put the images and captions of DIRECTORY into one flat zip, as CivitAI takes them."""
-    from launcher.pictures.pack import check_target
-    from launcher.pictures.pack import pack as write
+    from launcher.photos.pack import check_target
+    from launcher.photos.pack import pack as write
 
     check_target(target)
     found = _checked(directory)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from launcher.pictures.picture import CAPTIONS
+from launcher.photos.image import CAPTIONS
 from schemas.problems import ConfigError, Problem, error
 from schemas.textfile import read_bytes, regular_stream
 from trainer.dataset.images import HEAD, LARGEST_FILE

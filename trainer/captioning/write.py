@@ -1,15 +1,10 @@
-"""Captions for a folder of pictures: `python -m trainer.captioning FOLDER --model MODEL`, for `dataset caption`.
+"""Captions for a folder of images, written beside them.
 
 A captioning model of transformers (BLIP and its like) writes a sentence, a WD14 tagger (onnxruntime) writes tags. Each
 caption is written as soon as it is made, so that a run that was cut off goes on where it stopped.
 """
 
 from __future__ import annotations
-
-if __name__ == "__main__":
-    from trainer.early import leave_on_signals
-
-    leave_on_signals()
 
 import argparse
 import csv
@@ -27,7 +22,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from schemas.problems import ConfigError, Problem, error, nearest
-from schemas.signals import interruptible, outlast_terminal
 from schemas.terminal import say, say_document, shell_word
 from trainer import pixels
 from trainer.dataset.captions import caption_path, read_text_of
@@ -371,9 +365,3 @@ def _refused(fault: ConfigError | ModelFailed, as_json: bool) -> int:
     if as_json:
         say_document({"ok": False, "problems": [problem.as_json() for problem in problems]})
     return 1 if isinstance(fault, ConfigError) else 3
-
-
-if __name__ == "__main__":
-    outlast_terminal()
-    with interruptible():
-        sys.exit(main())

@@ -8,8 +8,8 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-from launcher.pictures.check import Checkup
-from launcher.pictures.source import inside
+from launcher.photos.check import Checkup
+from launcher.photos.source import inside
 from schemas.problems import ConfigError, Problem, error
 from schemas.textfile import read_bytes
 from schemas.writing import scratch_of, sweep

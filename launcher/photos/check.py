@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.pictures.likeness import Look, duplicates, look
-from launcher.pictures.picture import CAPTIONS, as_trained, is_transparent, open_picture
-from launcher.pictures.quality import DARK, Quality, measure
-from launcher.pictures.source import natural
+from launcher.photos.likeness import Look, duplicates, look
+from launcher.photos.image import CAPTIONS, as_trained, is_transparent, open_picture
+from launcher.photos.quality import DARK, Quality, measure
+from launcher.photos.source import natural
 from schemas.config import TrainConfig, from_flat
 from schemas.problems import ConfigError, Problem, Severity, error, errors
 from trainer.dataset.captions import captions_like, read_text_of

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from launcher.pictures.picture import CAPTIONS, READABLE, TRAINABLE, UNREADABLE, open_picture
-from launcher.pictures.source import Entry, Source, read_source
+from launcher.photos.image import CAPTIONS, READABLE, TRAINABLE, UNREADABLE, open_picture
+from launcher.photos.source import Entry, Source, read_source
 from schemas.problems import ConfigError, Problem, error
 from schemas.textfile import CONFIG, read_bytes
 from schemas.writing import scratch_of, sweep

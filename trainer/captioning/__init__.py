@@ -1,0 +1,1 @@
+"""Captions and tags from models: the work behind `dataset caption`."""
