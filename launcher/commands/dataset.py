@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher.command import quoted
-from launcher.commands import of_the_system
+from launcher.commands import captions, of_the_system
 from launcher.commands.examples import epilog
 from schemas.argument import whole_of
 from schemas.problems import ConfigError, Problem, error, errors
@@ -299,3 +299,6 @@ def pack(*, directory: Path, target: Path, as_json: bool) -> None:
         print_json({"ok": True, "file": str(target), "names": names})
     else:
         say(f"{target}: {len(found.shots)} images, {len(names) - len(found.shots)} captions")
+
+
+dataset.add_command(captions.tags)

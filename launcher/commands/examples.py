@@ -38,6 +38,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'kohyakit dataset caption photos_N0m3 --model blip --prefix "N0m3, "',
         "kohyakit dataset caption photos_N0m3 --model wd14 --append",
     ),
+    "tags": (
+        "kohyakit dataset tags photos_N0m3 list",
+        "kohyakit dataset tags photos_N0m3 remove 'blurry, *background*' --dry-run",
+        "kohyakit dataset tags photos_N0m3 add N0m3 --first --create",
+        "kohyakit dataset tags photos_N0m3 replace 'glasses' 'round glasses'",
+        "kohyakit dataset tags photos_N0m3 undo",
+    ),
     "pack": ("kohyakit dataset pack photos_N0m3 -o upload.zip",),
 }
 

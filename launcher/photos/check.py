@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.photos.likeness import Look, duplicates, look
+from launcher.photos.folders import Folder, moved, relative, training_folders
 from launcher.photos.image import CAPTIONS, as_trained, is_transparent, open_picture
+from launcher.photos.likeness import Look, duplicates, look
 from launcher.photos.quality import DARK, Quality, measure
-from launcher.photos.source import natural
 from schemas.config import TrainConfig, from_flat
-from schemas.problems import ConfigError, Problem, Severity, error, errors
+from schemas.problems import ConfigError, Problem, Severity, errors
 from trainer.dataset.captions import captions_like, read_text_of
 from trainer.dataset.files import Scan, scan
 from trainer.dataset.images import Unreadable
 from trainer.dataset.names import fold
 from trainer.dataset.order import assign
-from trainer.dataset.pictures import Listing, ahead, decoders, deeper, list_folder
-from trainer.dataset.spec import TRAINING_IMAGES, folder_repeats, left_out, nothing_found, numbered_in
+from trainer.dataset.pictures import ahead, decoders
 
 SMALLEST, LARGEST = 256, 2048  # pixels of a side
 SHOWN = 5  # names given as examples
@@ -35,16 +33,6 @@ WORDS = {
     "near": "is nearly the same image as",
     "mirrored": "is the mirror image of",
 }
-
-
-@dataclass(frozen=True)
-class Folder:
-    """One folder of pictures; `repeats` is None where its name has no number."""
-
-    path: Path
-    repeats: int | None
-    name: str
-    listing: Listing
 
 
 @dataclass(frozen=True)
@@ -80,7 +68,7 @@ class Checkup:
         return Counter(tag for text in texts for tag in {part.strip() for part in text.split(",")} if tag)
 
     def relative(self, path: Path) -> str:
-        return path.relative_to(self.directory).as_posix() if path.is_relative_to(self.directory) else str(path)
+        return relative(path, self.directory)
 
     def add(self, severity: Severity, code: str, path: Path | None, must: str, fix: str, got: Any = None) -> None:
         key = self.relative(path) if path else None
@@ -129,16 +117,15 @@ def check(
     progress: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> Checkup:
     """Look at every file under `directory`. ConfigError only where there is no folder, or no picture at all."""
-    if not directory.is_dir():
-        raise error("no-folder", f"{directory}: there is no such folder", fix="check the path")
-    found = Checkup(directory)
-    place = _folders(found)
+    where = training_folders(directory)
+    place = where.place
+    found = Checkup(directory, list(where.folders), problems=list(where.problems))
     looks: list[Look] = []
-    paths = [(folder, path) for folder in found.folders for path in _ordered(folder.listing)]
+    paths = [(folder, path) for folder in found.folders for path in folder.images()]
     seen = ahead(_look_at, [path for _, path in paths], decoders())
     for (folder, path), one in zip(progress(paths), seen, strict=True):
         if isinstance(one, _Seen):
-            file = _caption_file(folder, path, caption_extension)
+            file = folder.caption_file(path, caption_extension)
             found.shots.append(Shot(path, one.size, _caption(found, file), file))
             looks.append(one.look)
             _remarks(found, path, one)
@@ -162,67 +149,6 @@ def check(
         }
         _as_scanned(found, from_flat({name: value for name, value in values.items() if value is not None})[0])
     return found
-
-
-def _ordered(listing: Listing) -> list[Path]:
-    return sorted(listing.images, key=lambda path: natural(path.name))
-
-
-def _folders(found: Checkup) -> Path | None:
-    """Fills in the folders of pictures and what is wrong with where they lie; what train_data_dir would be."""
-    top = found.directory
-    below = [path for path, _ in deeper(top)]
-    here = list_folder(top)
-    if not below and not here.images:
-        seen = ", ".join(sorted(here.names.exact)[:8]) or "nothing"
-        raise error(
-            "no-images",
-            f"{top}: holds no images (found: {seen})",
-            fix="give the folder that `kohyakit dataset prepare` made, or its training_images",
-        )
-    place = next((place for place in (top, top / TRAINING_IMAGES) if place.is_dir() and any(numbered_in(place))), None)
-    if place is not None:
-        paths = [place / name for name, _ in numbered_in(place)]
-        for problem in left_out(str(place), "train_data_dir"):
-            found.problems.append(_moved(found, problem))
-    else:
-        paths = _elsewhere(found, [*([top] if here.images else []), *below])
-    found.folders = [_folder(path) for path in sorted(paths, key=lambda path: natural(str(path)))]
-    for path in below:
-        if path.name.partition("_")[0] == "0":
-            found.add("error", "no-repeats", path, "0 repeats train nothing", "use a number of at least 1")
-    return place
-
-
-def _folder(path: Path) -> Folder:
-    number = folder_repeats(path.name)
-    return Folder(path, number, path.name.partition("_")[2] if number else path.name, list_folder(path))
-
-
-def _elsewhere(found: Checkup, holding: list[Path]) -> list[Path]:
-    """The folders to look at where `directory` is no train_data_dir, and the way to one that is."""
-    top = found.directory
-    numbered = [path for path in holding if folder_repeats(path.resolve().name) is not None]
-    problem = nothing_found(str(top), "train_data_dir")
-    if problem.code == "numbered-folder":
-        fix = f"give the folder above it as train_data_dir: {top.resolve().parent}"
-        found.add("warning", "numbered-folder", None, f"{top.name} holds the images itself", fix)
-    elif numbered:
-        parents = sorted({str(path.parent) for path in numbered})
-        fix = f"give {' or '.join(parents)} as train_data_dir"
-        found.add("error", "wrong-level", None, "the REPEATS_NAME folders lie deeper", fix)
-    else:
-        must = "no folder is named REPEATS_NAME, so nothing would be trained"
-        found.add("error", "no-numbered-folder", None, must, str(problem.fix))
-    return numbered or holding
-
-
-def _moved(found: Checkup, problem: Problem) -> Problem:
-    """A finding of the scan, its key the file or folder that it is about."""
-    place = problem.file or (problem.got if isinstance(problem.got, str) else None)
-    got = None if place == problem.got else problem.got
-    key = found.relative(Path(place)) if place and os.path.lexists(place) else problem.key
-    return replace(problem, key=key, got=got, file=None)
 
 
 def _look_at(path: Path) -> _Seen | str:
@@ -270,11 +196,6 @@ def _remarks(found: Checkup, path: Path, seen: _Seen) -> None:
         found.add("note", "burnt-out-image", path, must, "look at it; white teaches nothing", f"{quality.white:.0%}")
 
 
-def _caption_file(folder: Folder, path: Path, extension: str) -> Path | None:
-    name = next(iter(captions_like(path.name, extension, folder.listing.names)), None)
-    return path.with_name(name) if name else None
-
-
 def _caption(found: Checkup, file: Path | None) -> str | None:
     if file is None:
         return None
@@ -296,10 +217,10 @@ def _caption(found: Checkup, file: Path | None) -> str | None:
 def _names(found: Checkup, folder: Folder, extension: str) -> None:
     """Pictures that share a stem, captions without a picture."""
     sharing: dict[str, list[str]] = {}
-    for path in _ordered(folder.listing):
+    for path in folder.images():
         sharing.setdefault(fold(path.stem), []).append(path.name)
     for stem, alike in sharing.items():
-        files = {_caption_file(folder, folder.path / name, extension) for name in alike}
+        files = {folder.caption_file(folder.path / name, extension) for name in alike}
         if len(alike) > 1 and (len(files) == 1 or len({Path(name).stem for name in alike}) < len(alike)):
             must = f"{' and '.join(alike)} share one caption and one cache"
             found.add("warning", "same-stem", folder.path / stem, must, "rename one of them, caption included")
@@ -321,7 +242,7 @@ def _captions(found: Checkup, extension: str) -> None:
         other
         for shot in missing
         for other in CAPTIONS
-        if other != extension and _caption_file(folders[shot.path.parent], shot.path, other)
+        if other != extension and folders[shot.path.parent].caption_file(shot.path, other)
     )
     for other, count in others.most_common(1):
         found.add(
@@ -398,12 +319,12 @@ def _as_scanned(found: Checkup, config: TrainConfig) -> None:
     """What the trainer's own scan says of the same files, and the bucket table by its arithmetic."""
     try:
         seen = scan(config)
-        found.problems += [_moved(found, problem) for problem in _unsaid(found, seen)]
+        found.problems += [moved(problem, found.directory) for problem in _unsaid(found, seen)]
         if not found.ok:
             return
         assignment = assign(seen, config)
     except ConfigError as fault:
-        found.problems += [_moved(found, problem) for problem in fault.problems]
+        found.problems += [moved(problem, found.directory) for problem in fault.problems]
         return
     counts: Counter[tuple[int, int]] = Counter(choice.bucket for choice in assignment.choices)
     found.buckets = sorted(counts.items())

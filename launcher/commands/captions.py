@@ -1,0 +1,184 @@
+"""dataset tags: the words of the command, and what it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from launcher.commands import command, print_json
+from schemas.terminal import say
+
+if TYPE_CHECKING:
+    from launcher.photos.tags import Captions, Change, Edit
+
+ACTIONS = ("list", "add", "remove", "replace", "dedupe", "sort", "undo")
+SHOWN = 6  # changes that are shown where they are made; --dry-run shows all
+# How many words an action takes: (least, most), None for any number, and what they are.
+WORDS: dict[str, tuple[int, int | None, str]] = {
+    "list": (0, None, "[TAG]..."),
+    "add": (1, None, "TAG..."),
+    "remove": (1, None, "TAG..."),
+    "replace": (2, None, "OLD NEW..."),
+    "dedupe": (0, 0, ""),
+    "sort": (0, 0, ""),
+    "undo": (0, 0, ""),
+}
+
+
+@command("tags")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("action", type=click.Choice(ACTIONS))
+@click.argument("words", nargs=-1, metavar="[TAG]...")
+@click.option("--dry-run", is_flag=True, help="Show what would change; write nothing.")
+@click.option("--first", is_flag=True, help="add: put the tags before the others instead of behind them.")
+@click.option("--create", is_flag=True, help="add: also write a caption for images that have none.")
+@click.option("--text", "in_text", is_flag=True, help="replace: OLD anywhere in the text, not only as a whole tag.")
+@click.option("--by", type=click.Choice(["name", "count"]), default="name", show_default=True, help="sort: the order.")
+@click.option(
+    "--keep", default=1, show_default=True, type=click.IntRange(0), help="sort: so many tags stay first (the word)."
+)
+@click.option("--top", default=50, show_default=True, type=click.IntRange(1), help="list: so many tags.")
+@click.option("--caption-extension", default=".txt", show_default=True, help="Extension of the caption files.")
+@click.option("--separator", default=",", show_default=True, help="What stands between two tags.")
+def tags(*, directory: Path, action: str, words: tuple[str, ...], dry_run: bool, as_json: bool, **options: Any) -> int:
+    """List or change the tags in all captions of DIRECTORY. * and ? in a tag stand for any letters; case does not
+    count. Every change can be taken back with undo, the newest first."""
+    from launcher.photos import tags as work
+
+    texts = _texts(action, words, options)
+    if action == "undo":
+        return _undone(directory, dry_run, as_json)
+    captions = work.read_captions(directory, options["caption_extension"], options["separator"])
+    if action == "list":
+        return _listed(captions, texts, options["top"], as_json)
+    if action == "replace" and options["in_text"]:
+        found = work.text_changes(captions, texts[0], texts[1])
+    else:
+        found = work.changes(captions, _edit(action, texts, options, captions), create=options["create"])
+    left_out = list(captions.unreadable)
+    if not dry_run:
+        left_out += work.apply(captions, found, [action, *texts])
+    document = {
+        "ok": not left_out,
+        "dry_run": dry_run,
+        "captions": sum(one.text is not None for one in captions.captions),
+        "images": len(captions.captions) + len(captions.unreadable),
+        "changed": [one.as_json() for one in found],
+        "left_out": [{"file": name, "why": why} for name, why in left_out],
+    }
+    if as_json:
+        print_json(document)
+    else:
+        _say_changes(found, left_out, dry_run, f"{document['captions']} captions")
+        without = sum(one.text is None for one in captions.captions)
+        if action == "add" and without and not options["create"]:
+            say(f"{without} images have no caption and stay without one; --create writes it")
+        if found and not dry_run:
+            say("take it back with the action undo")
+    return 1 if left_out else 0
+
+
+def _texts(action: str, words: tuple[str, ...], options: dict[str, Any]) -> list[str]:
+    """The words of an action: 'a, b' are two tags. BadParameter where there are too few or too many."""
+    least, most, shape = WORDS[action]
+    whole = action == "replace" and options["in_text"]
+    separator = options["separator"]
+    texts = list(words) if whole else [part.strip() for word in words for part in word.split(separator) if part.strip()]
+    if len(texts) < least or (most is not None and len(texts) > most) or (whole and len(texts) != 2):
+        usage = f"{action} {'OLD NEW --text' if whole else shape}".strip()
+        raise click.BadParameter(f"must be: tags DIRECTORY {usage}", param_hint="'[TAG]...'")
+    if whole and not texts[0]:
+        raise click.BadParameter("OLD must not be empty", param_hint="'[TAG]...'")
+    for name, owner in (("first", "add"), ("create", "add"), ("in_text", "replace")):
+        if options[name] and action != owner:
+            raise click.BadParameter(f"belongs to {owner}", param_hint=f"--{'text' if name == 'in_text' else name}")
+    return texts
+
+
+def _edit(action: str, texts: list[str], options: dict[str, Any], captions: Captions) -> Edit:
+    from launcher.photos import tags as work
+
+    if action == "add":
+        return work.add(texts, first=options["first"])
+    if action == "remove":
+        return work.remove(texts)
+    if action == "replace":
+        return work.replace(texts[0], texts[1:])
+    if action == "sort":
+        return work.sort(captions.counts() if options["by"] == "count" else None, keep=options["keep"])
+    return work.dedupe()
+
+
+def _listed(captions: Captions, texts: list[str], top: int, as_json: bool) -> int:
+    from launcher.photos.folders import relative
+    from launcher.photos.tags import holding
+
+    counts = captions.counts()
+    files = {text: [relative(one.file, captions.directory) for one in holding(captions, text)] for text in texts}
+    if as_json:
+        print_json(
+            {
+                "ok": not captions.unreadable,
+                "images": len(captions.captions) + len(captions.unreadable),
+                "captions": sum(one.text is not None for one in captions.captions),
+                "tags": dict(counts.most_common()),
+                "files": files,
+                "left_out": [{"file": name, "why": why} for name, why in captions.unreadable],
+            }
+        )
+        return 1 if captions.unreadable else 0
+    for text in texts:
+        say(f"{text}: {len(files[text])} captions")
+        for name in files[text]:
+            say(f"  {name}")
+    if not texts:
+        say(f"{len(counts)} tags in {sum(one.text is not None for one in captions.captions)} captions")
+        for tag, count in counts.most_common(top):
+            say(f"{count:6}  {tag}")
+        if len(counts) > top:
+            say(f"({len(counts) - top} more: --top)")
+    for line in _left_out(captions.unreadable):
+        say(line, err=True)
+    return 1 if captions.unreadable else 0
+
+
+def _undone(directory: Path, dry_run: bool, as_json: bool) -> int:
+    from launcher.photos.tags import undo
+
+    undone = undo(directory, dry_run=dry_run)
+    if as_json:
+        print_json(
+            {
+                "ok": not undone.kept,
+                "dry_run": dry_run,
+                "undone": undone.words,
+                "changed": [one.as_json() for one in undone.changes],
+                "left_out": [{"file": name, "why": why} for name, why in undone.kept],
+            }
+        )
+    else:
+        say(f"undo: {' '.join(undone.words)}")
+        _say_changes(undone.changes, undone.kept, dry_run, "captions")
+    return 1 if undone.kept else 0
+
+
+def _say_changes(found: list[Change], left_out: list[tuple[str, str]], dry_run: bool, of: str) -> None:
+    for one in found if dry_run else found[:SHOWN]:
+        document = one.as_json()
+        say(one.file)
+        for sign, text in (("-", document["before"]), ("+", document["after"])):
+            for line in (text or "").splitlines():
+                say(f"  {sign} {line}")
+    if not dry_run and len(found) > SHOWN:
+        say(f"and {len(found) - SHOWN} more")
+    for line in _left_out(left_out):
+        say(line, err=True)
+    say(f"{len(found)} of {of} {'would change; nothing is written' if dry_run else 'changed'}")
+
+
+def _left_out(left_out: list[tuple[str, str]]) -> Iterator[str]:
+    for name, why in left_out:
+        yield f"left out: {name}: {why}"
