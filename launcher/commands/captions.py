@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from launcher.commands import command, print_json
+from schemas.problems import error
 from schemas.terminal import say
 
 if TYPE_CHECKING:
@@ -182,3 +183,24 @@ def _say_changes(found: list[Change], left_out: list[tuple[str, str]], dry_run: 
 def _left_out(left_out: list[tuple[str, str]]) -> Iterator[str]:
     for name, why in left_out:
         yield f"left out: {name}: {why}"
+
+
+@command("caption")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--model", required=True, metavar="blip|blip-large|wd14|PATH", help="A known model, or a local folder.")
+@click.option("--prefix", default="", help='Put before each caption, such as "N0m3, ".')
+@click.option("--beams", default=9, show_default=True, type=click.IntRange(1), help="Beams of the search; BLIP only.")
+@click.option("--min-length", default=15, show_default=True, type=click.IntRange(1), help="Tokens; BLIP only.")
+@click.option("--batch-size", default=4, show_default=True, type=click.IntRange(1), help="Images at once.")
+@click.option("--threshold", default=0.35, show_default=True, type=click.FloatRange(0, 1), help="Of tags; WD14 only.")
+@click.option("--append", "mode", flag_value="append", help="Put the new text behind captions that are there.")
+@click.option("--overwrite", "mode", flag_value="overwrite", help="Replace captions that are there.")
+def caption(*, directory: Path, mode: str | None, as_json: bool, **settings: Any) -> int:
+    """Write a caption beside every image of DIRECTORY that has none. Goes on where it stopped."""
+    from launcher.demo import run_module
+
+    if not directory.is_dir():
+        raise error("no-folder", f"{directory}: there is no such folder", fix="check the path")
+    words = ["--json"] if as_json else []
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    return run_module("trainer.captioning", str(directory), f"--mode={mode or 'keep'}", *words)

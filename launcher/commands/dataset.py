@@ -5,57 +5,43 @@ from __future__ import annotations
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from launcher.command import quoted
-from launcher.commands import captions, of_the_system
-from launcher.commands.examples import epilog
+from launcher.commands import captions, command, print_json
 from schemas.argument import whole_of
 from schemas.problems import ConfigError, Problem, error, errors
-from schemas.terminal import say, say_document
+from schemas.terminal import say
 
 if TYPE_CHECKING:
     from launcher.photos.check import Checkup
     from launcher.photos.prepare import Prepared
 
-SHOWN = 6  # findings of one kind that are printed one by one
+# Findings that are worded differently of each image, and what they say of several.
+SAID_OF_ALL = {
+    "exact-duplicate": "are the same as another image",
+    "near-duplicate": "are nearly the same as another image",
+    "cropped-duplicate": "show the same as another image, cropped otherwise",
+    "mirrored-duplicate": "are mirror images of another image",
+    "crop-loss": "lose much of themselves in their bucket",
+    "enlarged-image": "are enlarged: blur is learned",
+    "unreadable-image": "cannot be read",
+}
+ALIKE = ("crop-loss", "enlarged-image", "unreadable-image")
+SHOWN = 5  # names of one kind that are printed
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
 @click.group("dataset", context_settings=HELP)
 def dataset() -> None:
-    """Make, check and pack a folder of training images."""
+    """Make, check, caption, mask and pack a folder of training images."""
 
 
-def refusing(command: Callable[..., None]) -> Callable[..., None]:
-    """Findings that stop a command go to stderr (and, with --json, as one document to stdout); exit code 1."""
-
-    @functools.wraps(command)
-    def guarded(as_json: bool, **words: Any) -> None:
-        try:
-            command(as_json=as_json, **words)
-        except BrokenPipeError:
-            raise  # the reader of our output has left
-        except (ConfigError, OSError) as wrong:
-            fault = wrong if isinstance(wrong, ConfigError) else ConfigError([of_the_system(wrong)])
-            if as_json:
-                print_json({"ok": False, "problems": [problem.as_json() for problem in fault.problems]})
-            for line in summary(fault.problems):
-                say(line, err=True)
-            sys.exit(1)
-
-    return guarded
-
-
-def print_json(document: dict[str, Any]) -> None:
-    say_document(document)
-
-
-@dataset.command(epilog=epilog("prepare"))
+@command("prepare")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--name", "token", required=True, metavar="TOKEN", help="The word that will call up what is trained.")
 @click.option(
@@ -73,8 +59,6 @@ def print_json(document: dict[str, Any]) -> None:
 )
 @click.option("--keep-format", is_flag=True, help="Keep JPEG, WebP and BMP as they are instead of converting to PNG.")
 @click.option("--skip-unreadable", is_flag=True, hidden=True, help="What is done anyway: broken images are left out.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@refusing
 def prepare(
     *,
     source: Path,
@@ -166,7 +150,7 @@ def _told(made: Prepared, *, chosen: bool) -> Iterator[str]:
     yield f"Then:        {next_command(made)}"
 
 
-@dataset.command(epilog=epilog("check"))
+@command("check")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
     "--caption-extension", default=".txt", show_default=True, help="Extension that the training will look for."
@@ -177,35 +161,34 @@ def _told(made: Prepared, *, chosen: bool) -> Iterator[str]:
 @click.option(
     "--max-token-length", type=click.Choice(["150", "225"]), help="Of the training: how many tokens captions may have."
 )
+@click.option("--upscale", is_flag=True, help="As a training without bucket_no_upscale: small images are enlarged.")
 @click.option(
     "--sheet", "sheet_file", type=click.Path(path_type=Path), help="Also write an HTML page that shows it all."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@refusing
-def check(*, directory: Path, sheet_file: Path | None, as_json: bool, **settings: Any) -> None:
+@click.option("--masks", type=click.Path(path_type=Path), help="Folder of masks that the page shows over the images.")
+def check(*, directory: Path, sheet_file: Path | None, masks: Path | None, as_json: bool, **settings: Any) -> int:
     """Say what is wrong, or could be better, in DIRECTORY; changes nothing."""
     if sheet_file and not sheet_file.parent.is_dir():
         raise error(
             "no-folder", f"{sheet_file.parent}: there is no such folder", fix="make it, or choose another --sheet"
         )
+    if masks and not masks.is_dir():
+        raise error("no-folder", f"{masks}: there is no such folder", key="--masks", fix="check the path")
     found = _checked(directory, **settings)
     if sheet_file:
-        _write_sheet(found, sheet_file)
+        _write_sheet(found, sheet_file, masks)
     if as_json:
         print_json(found.as_json())
     else:
         for line in _report(found):
             say(line)
-        if sheet_file:
-            say()
-            say(f"Open {sheet_file}")
-    if not found.ok:
-        if not as_json:
-            say(f"{len(errors(found.problems))} errors", err=True)
-        sys.exit(1)
+        say()
+        for line in _next(found, sheet_file):
+            say(line)
+    return 0 if found.ok else 1
 
 
-def _checked(directory: Path, max_token_length: str | None = None, **settings: str) -> Checkup:
+def _checked(directory: Path, max_token_length: str | None = None, **settings: Any) -> Checkup:
     from launcher.photos.check import check as look_at
 
     bar = functools.partial(_progress, label="checking")
@@ -213,12 +196,31 @@ def _checked(directory: Path, max_token_length: str | None = None, **settings: s
     return look_at(directory, max_token_length=tokens, progress=bar, **settings)
 
 
-def _write_sheet(found: Checkup, file: Path) -> None:
+def _next(found: Checkup, sheet_file: Path | None) -> Iterator[str]:
+    """What to do after a check, the most useful first."""
+    directory = quoted([str(found.directory)])
+    wrong = len(errors(found.problems))
+    if wrong:
+        yield f"{wrong} error{'s' * (wrong != 1)}: mend {'it' if wrong == 1 else 'them'}, then check again"
+    if sheet_file:
+        yield f"See all:   open {sheet_file}"
+    else:
+        yield f"See all:   kohyakit dataset check {directory} --sheet sheet.html"
+    if not all((shot.caption or "").strip() for shot in found.shots):
+        word = next((folder.name for folder in found.folders if folder.repeats), "WORD")
+        prefix = quoted([f"{word}, "])
+        yield f"Captions:  kohyakit dataset caption {directory} --model blip --prefix {prefix}"
+    if not wrong and found.folders:
+        place = quoted([f"train_data_dir={found.folders[0].path.parent}"])
+        yield f"Training:  kohyakit plan sd15-character --set {place} (kohyakit presets lists others)"
+
+
+def _write_sheet(found: Checkup, file: Path, masks: Path | None) -> None:
     from launcher.files import write_text
     from launcher.photos.sheet import sheet
 
     try:
-        write_text(file, sheet(found).encode("utf-8", "backslashreplace").decode("utf-8"))
+        write_text(file, sheet(found, masks).encode("utf-8", "backslashreplace").decode("utf-8"))
     except OSError as fault:
         raise error(
             "not-writable", f"{file}: cannot be written: {fault.strerror}", fix="choose another --sheet"
@@ -242,47 +244,32 @@ def _report(found: Checkup) -> Iterator[str]:
 
 
 def summary(problems: Iterable[Problem]) -> Iterator[str]:
-    """The findings, errors first; of many alike only the first few."""
+    """The findings, errors first; those that say the same of several images as one, with their names."""
     order = {"error": 0, "warning": 1, "note": 2}
-    kinds: dict[tuple[int, str], list[Problem]] = {}
+    kinds: dict[tuple[int, str, str], list[Problem]] = {}
     for problem in problems:
-        kinds.setdefault((order[problem.severity], problem.code), []).append(problem)
-    for (_, code), alike in sorted(kinds.items(), key=lambda item: item[0][0]):
-        for problem in alike[:SHOWN]:
-            first, *rest = problem.lines()
-            yield from [f"{problem.severity}: {first}", *rest]
-        if len(alike) > SHOWN:
-            yield f"{alike[0].severity}: {len(alike) - SHOWN} more of the kind {code} (--json lists all)"
+        # Of duplicates each names another image, of captions each another word.
+        shape = "" if problem.code.endswith("-duplicate") or problem.code in ALIKE else problem.must
+        kinds.setdefault((order[problem.severity], problem.code, shape), []).append(problem)
+    for _, alike in sorted(kinds.items(), key=lambda item: item[0][0]):
+        rest = alike[0].lines()[1:]
+        if len(alike) <= 2:
+            yield from (f"{one.severity}: {one.lines()[0]}" for one in alike)
+        else:
+            names = [f"{one.key}{f' ({one.got})' if one.got is not None else ''}" for one in alike if one.key]
+            more = f" and {len(names) - SHOWN} more (--json lists all)" if len(names) > SHOWN else ""
+            one = alike[0]
+            if one.code in SAID_OF_ALL:
+                yield f"{one.severity}: {len(alike)} images: {SAID_OF_ALL[one.code]}: {', '.join(names[:SHOWN])}{more}"
+            else:
+                text = one.must if all(other.must == one.must for other in alike) else f"{one.must}, and so on"
+                yield f"{one.severity}: {len(alike)} images: {text}: {', '.join(names[:SHOWN])}{more}"
+        yield from rest
 
 
-@dataset.command(epilog=epilog("caption"))
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--model", required=True, metavar="blip|blip-large|wd14|PATH", help="A known model, or a local folder.")
-@click.option("--prefix", default="", help='Put before each caption, such as "N0m3, ".')
-@click.option("--beams", default=9, show_default=True, type=click.IntRange(1), help="Beams of the search; BLIP only.")
-@click.option("--min-length", default=15, show_default=True, type=click.IntRange(1), help="Tokens; BLIP only.")
-@click.option("--batch-size", default=4, show_default=True, type=click.IntRange(1), help="Images at once.")
-@click.option("--threshold", default=0.35, show_default=True, type=click.FloatRange(0, 1), help="Of tags; WD14 only.")
-@click.option("--append", "mode", flag_value="append", help="Put the new text behind captions that are there.")
-@click.option("--overwrite", "mode", flag_value="overwrite", help="Replace captions that are there.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document; progress goes to stderr.")
-@refusing
-def caption(*, directory: Path, mode: str | None, as_json: bool, **settings: Any) -> None:
-    """Write a caption beside every image of DIRECTORY that has none. Goes on where it stopped."""
-    from launcher.demo import run_module
-
-    if not directory.is_dir():
-        raise error("no-folder", f"{directory}: there is no such folder", fix="check the path")
-    words = ["--json"] if as_json else []
-    words += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    sys.exit(run_module("trainer.captioning", str(directory), f"--mode={mode or 'keep'}", *words))
-
-
-@dataset.command(epilog=epilog("pack"))
+@command("pack")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "target", required=True, type=click.Path(path_type=Path), help="The zip to write.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@refusing
 def pack(*, directory: Path, target: Path, as_json: bool) -> None:
     """Put the images and captions of DIRECTORY into one flat zip, as CivitAI takes them."""
     from launcher.photos.pack import check_target
@@ -301,4 +288,5 @@ def pack(*, directory: Path, target: Path, as_json: bool) -> None:
         say(f"{target}: {len(found.shots)} images, {len(names) - len(found.shots)} captions")
 
 
-dataset.add_command(captions.tags)
+for _command in (prepare, check, captions.caption, captions.tags, pack):
+    dataset.add_command(_command)

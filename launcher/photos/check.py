@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.photos.facing import Facing, facing
 from launcher.photos.folders import Folder, moved, relative, training_folders
 from launcher.photos.image import CAPTIONS, as_trained, is_transparent, open_picture
 from launcher.photos.likeness import Look, duplicates, look
 from launcher.photos.quality import DARK, Quality, measure
 from schemas.config import TrainConfig, from_flat
 from schemas.problems import ConfigError, Problem, Severity, errors
+from trainer.dataset.buckets import Choice
 from trainer.dataset.captions import captions_like, read_text_of
 from trainer.dataset.files import Scan, scan
 from trainer.dataset.images import Unreadable
@@ -31,18 +33,38 @@ SCANNED = (
 WORDS = {
     "exact": "is the same image as",
     "near": "is nearly the same image as",
+    "cropped": "shows the same, cropped otherwise, as",
     "mirrored": "is the mirror image of",
 }
+LOST = 0.2  # share of an image above which what the bucket cuts off is said
+ENLARGED = 1.1  # times by which an image is enlarged above which that is said
+TAGGED = (".tags", ".wd14", *CAPTIONS)  # where the tags of a tagger may lie beside the captions
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is trained of an image: its bucket, and the part of the upright image (left, top, width, height) in it."""
+
+    bucket: tuple[int, int]
+    part: tuple[float, float, float, float]
+    scale: float  # above 1 the image is enlarged
+
+    def loss(self, size: tuple[int, int]) -> float:
+        """The share of the image that is cut off."""
+        return max(0.0, 1 - self.part[2] * self.part[3] / (size[0] * size[1]))
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One readable picture: (width, height) upright, caption or None, its file or None."""
+    """One readable image: (width, height) upright, caption or None, its file or None; `cut` where it is trained."""
 
     path: Path
     size: tuple[int, int]
     caption: str | None
     caption_file: Path | None = None
+    quality: Quality | None = None
+    cut: Cut | None = None
+    selfie: bool = False
 
 
 @dataclass
@@ -56,6 +78,11 @@ class Checkup:
     duplicates: list[tuple[str, str, str]] = field(default_factory=list)
     buckets: list[tuple[tuple[int, int], int]] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def facing(self) -> Facing:
+        """Whether the set shows things one way round."""
+        return facing(self.duplicates, [self.relative(shot.path) for shot in self.shots if shot.selfie])
 
     @property
     def ok(self) -> bool:
@@ -91,9 +118,27 @@ class Checkup:
             ],
             "without_caption": [self.relative(shot.path) for shot in self.shots if not shot.caption],
             "duplicates": [{"kind": kind, "files": [first, second]} for kind, first, second in self.duplicates],
+            "orientation": self.facing.as_json(),
+            "files": [self._shot_json(shot) for shot in self.shots],
             "buckets": [{"resolution": list(size), "images": count} for size, count in self.buckets],
             "tags": dict(self.tags.most_common()),
             "problems": [problem.as_json() for problem in self.problems],
+        }
+
+    def _shot_json(self, shot: Shot) -> dict[str, Any]:
+        cut, quality = shot.cut, shot.quality
+        return {
+            "file": self.relative(shot.path),
+            "width": shot.size[0],
+            "height": shot.size[1],
+            "caption": shot.caption,
+            "bucket": list(cut.bucket) if cut else None,
+            "crop": [round(one, 1) for one in cut.part] if cut else None,
+            "crop_loss": round(cut.loss(shot.size), 4) if cut else None,
+            "scale": round(cut.scale, 4) if cut else None,
+            "sharpness": round(quality.sharpness, 1) if quality else None,
+            "brightness": round(quality.brightness, 1) if quality else None,
+            "white": round(quality.white, 4) if quality else None,
         }
 
 
@@ -106,6 +151,7 @@ class _Seen:
     transparent: bool
     look: Look
     quality: Quality
+    selfie: bool
 
 
 def check(
@@ -113,6 +159,7 @@ def check(
     *,
     caption_extension: str = ".txt",
     resolution: str = "512,512",
+    upscale: bool = False,
     max_token_length: int | None = None,
     progress: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> Checkup:
@@ -126,7 +173,8 @@ def check(
     for (folder, path), one in zip(progress(paths), seen, strict=True):
         if isinstance(one, _Seen):
             file = folder.caption_file(path, caption_extension)
-            found.shots.append(Shot(path, one.size, _caption(found, file), file))
+            caption = _caption(found, file)
+            found.shots.append(Shot(path, one.size, caption, file, one.quality, selfie=one.selfie))
             looks.append(one.look)
             _remarks(found, path, one)
         else:
@@ -136,14 +184,16 @@ def check(
         _names(found, folder, caption_extension)
     _captions(found, caption_extension)
     _triggers(found)
+    _unnamed(found, caption_extension)
     _likeness(found, looks)
+    _facing(found)
     _count(found)
     if place is not None:
         values = {
             "resolution": resolution,
             "enable_bucket": True,
             "caption_extension": caption_extension,
-            "bucket_no_upscale": True,
+            "bucket_no_upscale": not upscale,
             "max_token_length": max_token_length,
             "train_data_dir": str(place),
         }
@@ -159,7 +209,7 @@ def _look_at(path: Path) -> _Seen | str:
         return str(fault)
     image = picture.image
     rgb = as_trained(image)
-    return _Seen(image.size, picture.orientation, is_transparent(image), look(image), measure(rgb))
+    return _Seen(image.size, picture.orientation, is_transparent(image), look(rgb), measure(rgb), picture.selfie)
 
 
 def _remarks(found: Checkup, path: Path, seen: _Seen) -> None:
@@ -297,6 +347,55 @@ def _likeness(found: Checkup, looks: list[Look]) -> None:
         found.add("warning", f"{kind}-duplicate", second, f"{WORDS[kind]} {found.relative(first)}", fix)
 
 
+def _facing(found: Checkup) -> None:
+    """The verdict on the whole set, where it is mixed."""
+    verdict = found.facing
+    if verdict.verdict == "both-ways":
+        names = list(verdict.turned)
+        must = f"the set shows both ways round: {len(names)} of its images are mirror images of others"
+        fix = "mirror these or remove them: what is not symmetrical, such as a face, is learned as a blend of both"
+        found.add("warning", "mixed-orientation", None, must, fix, names[:SHOWN])
+    if verdict.selfies and len(verdict.selfies) < len(found.shots):
+        must = f"{len(verdict.selfies)} images come from a front camera, which many phones store mirrored"
+        fix = "look whether writing in them reads rightly; mirror those that do not"
+        found.add("note", "front-camera", None, must, fix, list(verdict.selfies[:SHOWN]))
+
+
+def _unnamed(found: Checkup, extension: str) -> None:
+    """What a tagger has seen (in a file beside the caption) and no caption names: it becomes part of the word."""
+    folders = {folder.path: folder for folder in found.folders}
+    missed: Counter[str] = Counter()
+    compared = 0
+    for shot in found.shots:
+        file = next(
+            (
+                other
+                for one in TAGGED
+                if one != extension and (other := folders[shot.path.parent].caption_file(shot.path, one))
+            ),
+            None,
+        )
+        if file is None or not (shot.caption or "").strip():
+            continue
+        try:
+            tags = [tag.strip() for tag in read_text_of(file).split(",") if tag.strip()]
+        except ValueError:
+            continue
+        compared += 1
+        text = fold(shot.caption or "")
+        missed.update(tag for tag in set(tags) if not any(word in text for word in _stems(tag)))
+    often = [f"{tag} ({count})" for tag, count in missed.most_common(2 * SHOWN)]
+    if often:
+        must = f"in {compared} images a tagger saw what their captions do not name, so that it is learned with the word"
+        fix = "name what should stay changeable; leave out what belongs to the subject"
+        found.add("note", "caption-tags", None, must, fix, often)
+
+
+def _stems(tag: str) -> list[str]:
+    words = [word for word in fold(tag).replace("_", " ").split() if len(word) > 2] or [fold(tag)]
+    return [word[:-1] if word.endswith("s") and len(word) > 4 else word for word in words]
+
+
 def _count(found: Checkup) -> None:
     """The usual advice on how many pictures a character or style wants."""
     images = len(found.shots)
@@ -328,6 +427,32 @@ def _as_scanned(found: Checkup, config: TrainConfig) -> None:
         return
     counts: Counter[tuple[int, int]] = Counter(choice.bucket for choice in assignment.choices)
     found.buckets = sorted(counts.items())
+    choices = {sample.path: choice for sample, choice in zip(seen.samples, assignment.choices, strict=True)}
+    found.shots = [replace(shot, cut=_cut(shot, choices.get(shot.path))) for shot in found.shots]
+    for shot in found.shots:
+        _cut_remarks(found, shot)
+
+
+def _cut(shot: Shot, choice: Choice | None) -> Cut | None:
+    if choice is None:
+        return None
+    across, down = (whole / resized for whole, resized in zip(shot.size, choice.resized, strict=True))
+    (left, top), (width, height) = choice.crop, choice.bucket
+    part = (left * across, top * down, min(width * across, shot.size[0]), min(height * down, shot.size[1]))
+    return Cut(choice.bucket, part, max(choice.resized[0] / shot.size[0], choice.resized[1] / shot.size[1]))
+
+
+def _cut_remarks(found: Checkup, shot: Shot) -> None:
+    if shot.cut is None:
+        return
+    loss, bucket = shot.cut.loss(shot.size), "x".join(map(str, shot.cut.bucket))
+    if loss > LOST:
+        must = f"loses much of itself: only its middle fits its bucket of {bucket}"
+        fix = "crop it yourself so that the subject stays whole; the sheet (--sheet) shows the cut"
+        found.add("note", "crop-loss", shot.path, must, fix, f"{loss:.0%}")
+    if shot.cut.scale > ENLARGED:
+        must, fix = f"is enlarged to its bucket of {bucket}: blur is learned", "use a larger original, or remove it"
+        found.add("warning", "enlarged-image", shot.path, must, fix, f"x {shot.cut.scale:.2f}")
 
 
 def _unsaid(found: Checkup, seen: Scan) -> Iterator[Problem]:

@@ -26,6 +26,7 @@ MOST_PIXELS = 300_000_000  # phones make 200 million
 LARGEST_FILE = 1 << 30  # bytes
 HEAD = 32  # bytes that tell what a file is
 ORIENTATION = 0x0112  # EXIF tag
+EXIF_IFD, LENS_MODEL = 0x8769, 0xA434
 TURNS = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -188,6 +189,20 @@ def orientation(image: Image) -> int:
     except _FAULTS:
         return 1
     return value if value in range(1, 9) else 1
+
+
+def front_camera(image: Image) -> bool:
+    """Whether the EXIF data of an opened image name the lens of a front camera."""
+    raw = image.info.get("exif")
+    if not raw:
+        return False
+    exif = _pillow().Exif()
+    try:
+        exif.load(raw)
+        lens = exif.get_ifd(EXIF_IFD).get(LENS_MODEL, "")
+    except _FAULTS:
+        return False
+    return isinstance(lens, str) and "front" in lens.lower()
 
 
 def upright(image: Image, turn: int) -> Image:
