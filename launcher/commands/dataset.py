@@ -256,7 +256,7 @@ def summary(problems: Iterable[Problem]) -> Iterator[str]:
         if len(alike) <= 2:
             yield from (f"{one.severity}: {one.lines()[0]}" for one in alike)
         else:
-            names = [f"{one.key}{f' ({one.got})' if one.got is not None else ''}" for one in alike if one.key]
+            names = _names(alike)
             more = f" and {len(names) - SHOWN} more (--json lists all)" if len(names) > SHOWN else ""
             one = alike[0]
             if one.code in SAID_OF_ALL:
@@ -265,6 +265,16 @@ def summary(problems: Iterable[Problem]) -> Iterator[str]:
                 text = one.must if all(other.must == one.must for other in alike) else f"{one.must}, and so on"
                 yield f"{one.severity}: {len(alike)} images: {text}: {', '.join(names[:SHOWN])}{more}"
         yield from rest
+
+
+def _names(alike: list[Problem]) -> list[str]:
+    """The images of findings with their numbers; the folder once where all lie in one."""
+    keys = [one.key or "" for one in alike]
+    folder = keys[0].rpartition("/")[0] + "/"
+    one_folder = all(key.rpartition("/")[0] + "/" == folder for key in keys)
+    short = [key.removeprefix(folder) for key in keys[1:]] if one_folder else keys[1:]
+    pairs = zip([keys[0], *short], alike, strict=True)
+    return [f"{key}{f' ({one.got})' if one.got is not None else ''}" for key, one in pairs if key]
 
 
 @command("pack")

@@ -309,7 +309,7 @@ def _captions(found: Checkup, extension: str) -> None:
     for shot in missing:
         found.add(
             "warning", "caption-missing", shot.path, "has no caption: it is trained on its folder's name",
-            f"write {shot.path.with_suffix(extension).name}",
+            f"write NAME{extension} files, or run `kohyakit dataset caption`",
         )  # fmt: skip
 
 
@@ -419,9 +419,9 @@ def _as_scanned(found: Checkup, config: TrainConfig) -> None:
     try:
         seen = scan(config)
         found.problems += [moved(problem, found.directory) for problem in _unsaid(found, seen)]
-        if not found.ok:
+        if not seen.samples:
             return
-        assignment = assign(seen, config)
+        assignment = assign(seen, config)  # of those that can be read
     except ConfigError as fault:
         found.problems += [moved(problem, found.directory) for problem in fault.problems]
         return
