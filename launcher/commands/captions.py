@@ -197,7 +197,7 @@ def _left_out(left_out: list[tuple[str, str]]) -> Iterator[str]:
 @click.option("--overwrite", "mode", flag_value="overwrite", help="Replace captions that are there.")
 def caption(*, directory: Path, mode: str | None, as_json: bool, **settings: Any) -> int:
     """Write a caption beside every image of DIRECTORY that has none. Goes on where it stopped."""
-    from launcher.demo import run_module
+    from launcher.commands.demo import run_module
 
     if not directory.is_dir():
         raise error("no-folder", f"{directory}: there is no such folder", fix="check the path")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.command import quoted
 from launcher.commands import captions, command, print_json
+from launcher.run.command import quoted
 from schemas.argument import whole_of
 from schemas.problems import ConfigError, Problem, error, errors
 from schemas.terminal import say
@@ -216,8 +216,8 @@ def _next(found: Checkup, sheet_file: Path | None) -> Iterator[str]:
 
 
 def _write_sheet(found: Checkup, file: Path, masks: Path | None) -> None:
-    from launcher.files import write_text
     from launcher.photos.sheet import sheet
+    from launcher.run.files import write_text
 
     try:
         write_text(file, sheet(found, masks).encode("utf-8", "backslashreplace").decode("utf-8"))

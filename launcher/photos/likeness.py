@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from schemas.documents import parse_json
+from schemas.files.documents import parse_json
 from schemas.problems import error
 
 GREY, SHADES = 48, 16  # sides of the thumbnails, as trainer.likeness reads them
@@ -45,7 +45,7 @@ def duplicates(looks: Sequence[Look]) -> list[Pair]:
 
 def in_a_process(looks: Sequence[Look]) -> list[list[object]]:
     """`python -m trainer.likeness`: the search needs numpy, which this process does without."""
-    from launcher.demo import environment
+    from launcher.commands.demo import environment
 
     data = b"".join(one.digest + one.grey + one.shades for one in looks)
     command = [sys.executable, "-P", "-m", "trainer.likeness", str(len(looks))]

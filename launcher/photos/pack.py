@@ -10,9 +10,9 @@ from pathlib import Path
 
 from launcher.photos.check import Checkup
 from launcher.photos.source import inside
+from schemas.files.textfile import read_bytes
+from schemas.files.writing import scratch_of, sweep
 from schemas.problems import ConfigError, Problem, error
-from schemas.textfile import read_bytes
-from schemas.writing import scratch_of, sweep
 from trainer.dataset.images import LARGEST_FILE
 from trainer.dataset.names import fold
 

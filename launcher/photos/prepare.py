@@ -13,9 +13,9 @@ from typing import Any
 
 from launcher.photos.image import CAPTIONS, READABLE, TRAINABLE, UNREADABLE, open_picture
 from launcher.photos.source import Entry, Source, read_source
+from schemas.files.textfile import CONFIG, read_bytes
+from schemas.files.writing import scratch_of, sweep
 from schemas.problems import ConfigError, Problem, error
-from schemas.textfile import CONFIG, read_bytes
-from schemas.writing import scratch_of, sweep
 from trainer.dataset.captions import LONGEST_FILE as LONGEST_CAPTION
 from trainer.dataset.images import FORMATS, LARGEST_FILE, Unreadable, kind_of
 from trainer.dataset.names import Names, fold

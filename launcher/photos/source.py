@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from launcher.photos.image import CAPTIONS
+from schemas.files.textfile import read_bytes, regular_stream
 from schemas.problems import ConfigError, Problem, error
-from schemas.textfile import read_bytes, regular_stream
 from trainer.dataset.images import HEAD, LARGEST_FILE
 
 LARGEST_TOTAL = 64 << 30  # bytes, of all of them

@@ -15,10 +15,10 @@ from typing import Any
 
 from launcher.photos.folders import captions_of, relative, training_folders
 from launcher.photos.source import inside
-from schemas.documents import object_in
+from schemas.files.documents import object_in
+from schemas.files.textfile import CAPTION, LISTING, read_bytes
+from schemas.files.writing import write_atomically
 from schemas.problems import ConfigError, Problem, error
-from schemas.textfile import CAPTION, LISTING, read_bytes
-from schemas.writing import write_atomically
 from trainer.dataset.names import fold
 
 HISTORY = ".kohyakit-tags.json"  # in the directory: what the changes replaced, newest last

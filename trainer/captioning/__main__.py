@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from trainer.early import leave_on_signals
+    from trainer.watch.early import leave_on_signals
 
     leave_on_signals()
 

@@ -23,12 +23,12 @@ from PIL import Image, ImageOps
 
 from schemas.problems import ConfigError, Problem, error, nearest
 from schemas.terminal import say, say_document, shell_word
-from trainer import pixels
 from trainer.dataset.captions import caption_path, read_text_of
 from trainer.dataset.images import Unreadable
 from trainer.dataset.names import names_in
 from trainer.dataset.pictures import pictures_in
-from trainer.run_folder import write_text
+from trainer.input import pixels
+from trainer.output.run_folder import write_text
 
 HUB = {
     "blip": "Salesforce/blip-image-captioning-base",
