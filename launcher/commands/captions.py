@@ -1,4 +1,4 @@
-"""dataset tags: the words of the command, and what it prints."""
+"""dataset caption, dataset tags: the words of the commands, and what they print."""
 
 from __future__ import annotations
 
@@ -187,20 +187,61 @@ def _left_out(left_out: list[tuple[str, str]]) -> Iterator[str]:
 
 @command("caption")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--model", required=True, metavar="blip|blip-large|wd14|PATH", help="A known model, or a local folder.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="NAME|PATH|HUB_ID",
+    help="blip, blip-large, blip2, florence2, joycaption, qwen-vl, wd14 ..., a local folder, a hub id, or with "
+    "--endpoint the server's name of it.",
+)
+@click.option("--endpoint", default="", metavar="URL", help="An OpenAI-compatible server; its key in KOHYAKIT_API_KEY.")
+@click.option("--prompt", default="", metavar="TEXT", help="What a model that takes instructions is asked.")
 @click.option("--prefix", default="", help='Put before each caption, such as "N0m3, ".')
 @click.option("--beams", default=9, show_default=True, type=click.IntRange(1), help="Beams of the search; BLIP only.")
 @click.option("--min-length", default=15, show_default=True, type=click.IntRange(1), help="Tokens; BLIP only.")
+@click.option(
+    "--max-length", default=0, type=click.IntRange(0), help="Tokens; 75 for BLIP, 300 for chat models if not given."
+)
 @click.option("--batch-size", default=4, show_default=True, type=click.IntRange(1), help="Images at once.")
+@click.option("--drop-phrases", default="", metavar="FILE|blip", help="Phrases to take out; blip: the shipped list.")
 @click.option("--threshold", default=0.35, show_default=True, type=click.FloatRange(0, 1), help="Of tags; WD14 only.")
+@click.option(
+    "--character-threshold", default=0.85, show_default=True, type=click.FloatRange(0, 1), help="Of names; WD14 only."
+)
+@click.option(
+    "--order",
+    type=click.Choice(["score", "name", "model"]),
+    default="score",
+    show_default=True,
+    help="Of tags; WD14 only.",
+)
+@click.option(
+    "--characters",
+    type=click.Choice(["first", "last", "off"]),
+    default="first",
+    show_default=True,
+    help="Where names of characters stand; WD14 only.",
+)
+@click.option("--keep-underscores", is_flag=True, help="long_hair instead of long hair; WD14 only.")
+@click.option("--ratings", is_flag=True, help="Also the rating, first; WD14 only.")
+@click.option("--exclude", default="", metavar="TAGS", help="Tags never to write, with commas between; WD14 only.")
 @click.option("--append", "mode", flag_value="append", help="Put the new text behind captions that are there.")
 @click.option("--overwrite", "mode", flag_value="overwrite", help="Replace captions that are there.")
+@click.option("--caption-extension", "extension", default=".txt", show_default=True, help="Extension of the captions.")
+@click.option("--dry-run", is_flag=True, help="Show what five images would get; write nothing.")
+@click.option("--unload-after", is_flag=True, help="Also free the server's memory; a model here is always unloaded.")
 def caption(*, directory: Path, mode: str | None, as_json: bool, **settings: Any) -> int:
-    """Write a caption beside every image of DIRECTORY that has none. Goes on where it stopped."""
+    """Write a caption beside every image of DIRECTORY that has none. Goes on where it stopped. Exit code 3: some
+    images got none, and are named."""
     from launcher.commands.demo import run_module
 
     if not directory.is_dir():
         raise error("no-folder", f"{directory}: there is no such folder", fix="check the path")
     words = ["--json"] if as_json else []
-    words += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    for name, value in settings.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [flag] if value else []
+        else:
+            words.append(f"{flag}={value}")
     return run_module("trainer.captioning", str(directory), f"--mode={mode or 'keep'}", *words)

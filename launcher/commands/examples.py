@@ -37,6 +37,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "caption": (
         'kohyakit dataset caption photos_N0m3 --model blip --prefix "N0m3, "',
         "kohyakit dataset caption photos_N0m3 --model wd14 --append",
+        "kohyakit dataset caption photos_N0m3 --model joycaption --prompt 'Describe it plainly.' --dry-run",
+        "kohyakit dataset caption photos_N0m3 --endpoint http://127.0.0.1:11434/v1 --model llava",
     ),
     "tags": (
         "kohyakit dataset tags photos_N0m3 list",
