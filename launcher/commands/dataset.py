@@ -20,6 +20,7 @@ from schemas.terminal import say
 if TYPE_CHECKING:
     from launcher.photos.check import Checkup
     from launcher.photos.prepare import Prepared
+    from launcher.photos.ready import Ready
 
 # Findings that are worded differently of each image, and what they say of several.
 SAID_OF_ALL = {
@@ -57,6 +58,10 @@ def dataset() -> None:
     metavar="N|auto",
     help="Exposures of each image in an epoch (repeats).",
 )
+@click.option(
+    "--preset", metavar="PRESET|FILE", help="Also write the ready config, and print the one command that trains."
+)
+@click.option("--reg", type=click.Path(path_type=Path), help="Folder of regularisation images to take along.")
 @click.option("--keep-format", is_flag=True, help="Keep JPEG, WebP and BMP as they are instead of converting to PNG.")
 @click.option("--skip-unreadable", is_flag=True, hidden=True, help="What is done anyway: broken images are left out.")
 def prepare(
@@ -65,27 +70,35 @@ def prepare(
     token: str,
     directory: Path | None,
     repeats: str,
+    preset: str | None,
+    reg: Path | None,
     keep_format: bool,
     skip_unreadable: bool,  # older scripts say it
     as_json: bool,
-) -> None:
-    """Make a training folder from SOURCE, a folder or zip of photos, which stays as it is."""
-    from launcher.photos.prepare import default_directory
+) -> int:
+    """Make a training folder from SOURCE, a folder or zip of photos, which stays as it is; or add its new photos to
+    the folder that is there, where nothing is renamed. Exit code 3: some could not be used, and are named."""
+    from launcher.photos import ready as ready_made
+    from launcher.photos.prepare import Order, default_directory
     from launcher.photos.prepare import prepare as make
 
+    number = _repeats(repeats)
+    if preset:
+        ready_made.check_preset(preset)
     made = make(
         source,
         token,
         directory or default_directory(source, token),
-        repeats=_repeats(repeats),
-        keep_format=keep_format,
+        Order(number, keep_format, reg),
         progress=functools.partial(_progress, label="preparing"),
     )
+    config = ready_made.ready(made, preset) if preset else None
     if as_json:
-        print_json(prepared_json(made))
+        print_json(prepared_json(made, config))
     else:
-        for line in _told(made, chosen=directory is None):
+        for line in _told(made, config, chosen=directory is None):
             say(line)
+    return 3 if made.broken and not skip_unreadable else 0
 
 
 def _repeats(text: str) -> int | None:
@@ -114,10 +127,10 @@ def next_command(made: Prepared) -> str:
     return " ".join(["kohyakit plan sd15-character", *(f"--set {quoted([f'{k}={v}'])}" for k, v in sets.items())])
 
 
-def prepared_json(made: Prepared) -> dict[str, Any]:
+def prepared_json(made: Prepared, config: Ready | None = None) -> dict[str, Any]:
     """The document of `dataset prepare --json`."""
     return {
-        "ok": True,
+        "ok": not made.broken,
         "directory": str(made.directory),
         "train_data_dir": str(made.train_data_dir),
         "folder": str(made.folder),
@@ -128,26 +141,43 @@ def prepared_json(made: Prepared) -> dict[str, Any]:
         "written": [one.as_json() for one in made.written],
         "names_file": str(made.names_file),
         "left_out": [{"file": name, "why": why} for name, why in made.left_out],
-        "next": next_command(made),
+        "already_there": made.there,
+        "reg_data_dir": str(made.reg.train_data_dir) if made.reg else None,
+        "reg_images": len(made.reg.written) if made.reg else 0,
+        "config": str(config.file) if config else None,
+        "next": config.command if config else next_command(made),
     }
 
 
-def _told(made: Prepared, *, chosen: bool) -> Iterator[str]:
+def _told(made: Prepared, config: Ready | None, *, chosen: bool) -> Iterator[str]:
     images, captions = len(made.written), sum(one.caption is not None for one in made.written)
     yield f"{made.directory}{' (chosen: --to changes it)' if chosen else ''}"
-    yield f"  training_images/{made.folder.name}/   {images} images, {captions} captions"
-    yield f"  {images} images x {made.repeats} repeats = {images * made.repeats} exposures in an epoch"
+    more = " added" if made.added else ""
+    yield f"  training_images/{made.folder.name}/   {images} images{more}, {captions} captions"
+    if made.there:
+        yield f"  {made.there} photos were in it already"
+    if not made.added:
+        yield f"  {images} images x {made.repeats} repeats = {images * made.repeats} exposures in an epoch"
+    if made.reg:
+        yield f"  reg_images/{made.reg.folder.name}/   {len(made.reg.written)} images for regularisation"
     for note, count in Counter(note for one in made.written for note in one.notes).items():
         yield f"  {count} x {note}"
-    first = made.written[0]
-    yield f"  renamed, such as {first.source} -> {first.file}; all names are in {made.names_file}"
+    if made.written:
+        first = made.written[0]
+        yield f"  renamed, such as {first.source} -> {first.file}; all names are in {made.names_file}"
     for name, why in made.left_out:
         yield f"  left out: {name}: {why}"
     if captions < images:
         yield f"  {images - captions} images have no caption: they are trained on the word {made.token} alone"
+    if config:
+        state = "was there, and stays as it is" if config.kept else "the config, ready to train"
+        yield f"  {config.file.name}: {state}"
     yield ""
     yield f"Look at it:  kohyakit dataset check {quoted([str(made.directory)])}"
-    yield f"Then:        {next_command(made)}"
+    if config:
+        yield f"Train:       {config.command}"
+    else:
+        yield f"Then:        {next_command(made)}"
 
 
 @command("check")

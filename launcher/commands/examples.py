@@ -32,6 +32,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "prepare": (
         "kohyakit dataset prepare photos --name N0m3",
         "kohyakit dataset prepare photos.zip --name N0m3 --repeats 10",
+        "kohyakit dataset prepare photos --name N0m3 --preset sd15-character --reg people",
     ),
     "check": ("kohyakit dataset check photos_N0m3 --sheet sheet.html",),
     "caption": (

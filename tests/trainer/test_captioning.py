@@ -229,7 +229,7 @@ def test_one_json_document_and_progress_beside_it(
     assert main([str(folder), "--model", "x/y", "--json"]) == 3  # the rest is done
     out, err = capsys.readouterr()
     document = json.loads(out)
-    assert document["ok"]
+    assert not document["ok"]
     assert document["images"] == document["written"] + document["kept"] + len(document["skipped"])
     assert [one["file"] for one in document["skipped"]] == ["broken.png"]
     assert "captions written" in err

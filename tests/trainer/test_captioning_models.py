@@ -173,9 +173,10 @@ def tiny_chat_model(target: Path) -> Path:
 def test_a_chat_model_answers_without_repeating_the_question(tmp_path: Path) -> None:
     name = str(tiny_chat_model(tmp_path))
     settings = CaptionSettings(model=name, prompt="what is it", max_length=5)
-    described = captioner(name, settings)(IMAGES)
-    assert len(described) == 2
-    assert all("USER" not in one and "what is it" not in one and len(one.split()) <= 5 for one in described)
+    describe = captioner(name, settings)
+    described = describe(IMAGES)
+    assert described == [describe([image])[0] for image in IMAGES]  # whatever stands beside it in a batch
+    assert all("what is it" not in one and 0 < len(one.split()) <= 5 for one in described)
 
 
 # A server
