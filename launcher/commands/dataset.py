@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.commands import captions, command, print_json
+from launcher.commands import captions, command, masks, print_json
 from launcher.run.command import quoted
 from schemas.argument import whole_of
 from schemas.problems import ConfigError, Problem, error, errors
@@ -195,18 +195,25 @@ def _told(made: Prepared, config: Ready | None, *, chosen: bool) -> Iterator[str
 @click.option(
     "--sheet", "sheet_file", type=click.Path(path_type=Path), help="Also write an HTML page that shows it all."
 )
-@click.option("--masks", type=click.Path(path_type=Path), help="Folder of masks that the page shows over the images.")
-def check(*, directory: Path, sheet_file: Path | None, masks: Path | None, as_json: bool, **settings: Any) -> int:
+@click.option(
+    "--masks",
+    "masks_folder",
+    type=click.Path(path_type=Path),
+    help="Folder of masks that the page shows over the images.",
+)
+def check(
+    *, directory: Path, sheet_file: Path | None, masks_folder: Path | None, as_json: bool, **settings: Any
+) -> int:
     """Say what is wrong, or could be better, in DIRECTORY; changes nothing."""
     if sheet_file and not sheet_file.parent.is_dir():
         raise error(
             "no-folder", f"{sheet_file.parent}: there is no such folder", fix="make it, or choose another --sheet"
         )
-    if masks and not masks.is_dir():
-        raise error("no-folder", f"{masks}: there is no such folder", key="--masks", fix="check the path")
+    if masks_folder and not masks_folder.is_dir():
+        raise error("no-folder", f"{masks_folder}: there is no such folder", key="--masks", fix="check the path")
     found = _checked(directory, **settings)
     if sheet_file:
-        _write_sheet(found, sheet_file, masks)
+        _write_sheet(found, sheet_file, masks_folder)
     if as_json:
         print_json(found.as_json())
     else:
@@ -328,5 +335,5 @@ def pack(*, directory: Path, target: Path, as_json: bool) -> None:
         say(f"{target}: {len(found.shots)} images, {len(names) - len(found.shots)} captions")
 
 
-for _command in (prepare, check, captions.caption, captions.tags, pack):
+for _command in (prepare, check, captions.caption, captions.tags, masks.mask, pack):
     dataset.add_command(_command)

@@ -48,6 +48,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "kohyakit dataset tags photos_N0m3 replace 'glasses' 'round glasses'",
         "kohyakit dataset tags photos_N0m3 undo",
     ),
+    "mask": (
+        "kohyakit dataset mask photos_N0m3 --from face --show",
+        "kohyakit dataset mask photos_N0m3 --from folder --masks my_masks",
+    ),
     "pack": ("kohyakit dataset pack photos_N0m3 -o upload.zip",),
 }
 

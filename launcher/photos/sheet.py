@@ -137,9 +137,9 @@ def _chosen(found: Checkup, by_image: dict[Path, list[Problem]]) -> list[Shot]:
 def _figures(
     found: Checkup, shots: list[Shot], by_image: dict[Path, list[Problem]], masks: Path | None
 ) -> Iterator[str]:
-    over = {fold(path.stem): path for path in pictures_in(masks)} if masks else {}
+    over = {folder.path: _masks_of(masks, folder.path) for folder in found.folders} if masks else {}
     images = ahead(_picture, [shot.path for shot in shots], decoders())
-    layers = ahead(_layer, [over.get(fold(shot.path.stem)) for shot in shots], decoders())
+    layers = ahead(_layer, [over.get(shot.path.parent, {}).get(fold(shot.path.stem)) for shot in shots], decoders())
     for place, (shot, image, layer) in enumerate(zip(shots, images, layers, strict=True)):
         problems = by_image.get(shot.path, [])
         width, height = shot.size
@@ -190,6 +190,12 @@ def _picture(path: Path) -> str:
         return f"<div class='none'>{html.escape(str(fault))}</div>"
     data = base64.b64encode(content).decode("ascii")
     return f"<img src='data:image/jpeg;base64,{data}' decoding='async' alt='{html.escape(path.name, quote=True)}'>"
+
+
+def _masks_of(masks: Path, folder: Path) -> dict[str, Path]:
+    """By the image's name: masks of one folder lie in a folder of its name, or all in one."""
+    own = masks / folder.name
+    return {fold(path.stem): path for path in pictures_in(own if own.is_dir() else masks)}
 
 
 def _layer(mask: Path | None) -> str:
