@@ -317,22 +317,34 @@ def _names(alike: list[Problem]) -> list[str]:
 @command("pack")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "target", required=True, type=click.Path(path_type=Path), help="The zip to write.")
-def pack(*, directory: Path, target: Path, as_json: bool) -> None:
-    """Put the images and captions of DIRECTORY into one flat zip, as CivitAI takes them."""
+@click.option("--preset", metavar="PRESET|FILE", help="Also write its training JSON beside the zip.")
+def pack(*, directory: Path, target: Path, preset: str | None, as_json: bool) -> None:
+    """Put the images and captions of DIRECTORY into one flat zip, as CivitAI takes them; refuses what it refuses."""
+    from launcher.photos import site
     from launcher.photos.pack import check_target
     from launcher.photos.pack import pack as write
+    from launcher.run.files import without_secrets, write_text
 
-    check_target(target)
+    beside = site.json_file(target) if preset else None
+    for file in filter(None, (target, beside)):
+        check_target(file)
     found = _checked(directory)
     unusable = ("unreadable-image", "caption-encoding", "unreadable-caption")
-    broken = [problem for problem in errors(found.problems) if problem.code in unusable]
+    broken = [problem for problem in errors(found.problems) if problem.code in unusable] + site.refused(found)
     if broken:
         raise ConfigError(broken)
+    text, lost = site.training_json(found, preset) if preset else ("", [])
     names = write(found, target)
+    if beside:
+        write_text(beside, without_secrets(text))
     if as_json:
-        print_json({"ok": True, "file": str(target), "names": names})
-    else:
-        say(f"{target}: {len(found.shots)} images, {len(names) - len(found.shots)} captions")
+        print_json(
+            {"ok": True, "file": str(target), "names": names, "json": str(beside) if beside else None, "lost": lost}
+        )
+        return
+    say(f"{target}: {len(found.shots)} images, {len(names) - len(found.shots)} captions")
+    if beside:
+        say(f"{beside}: the training settings; {len(lost)} of the preset the site does not know (--json lists them)")
 
 
 for _command in (prepare, check, captions.caption, captions.tags, masks.mask, pack):

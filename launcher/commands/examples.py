@@ -52,7 +52,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "kohyakit dataset mask photos_N0m3 --from face --show",
         "kohyakit dataset mask photos_N0m3 --from folder --masks my_masks",
     ),
-    "pack": ("kohyakit dataset pack photos_N0m3 -o upload.zip",),
+    "pack": (
+        "kohyakit dataset pack photos_N0m3 -o upload.zip",
+        "kohyakit dataset pack photos_N0m3 -o upload.zip --preset civitai-sdxl",
+    ),
 }
 
 

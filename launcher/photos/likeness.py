@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
@@ -43,7 +44,7 @@ def duplicates(looks: Sequence[Look]) -> list[Pair]:
     return [(str(kind), int(i), int(j)) for kind, i, j in in_a_process(looks)]
 
 
-def in_a_process(looks: Sequence[Look]) -> list[list[object]]:
+def in_a_process(looks: Sequence[Look]) -> list[list[Any]]:
     """`python -m trainer.likeness`: the search needs numpy, which this process does without."""
     from launcher.commands.demo import environment
 
@@ -57,5 +58,5 @@ def in_a_process(looks: Sequence[Look]) -> list[list[object]]:
             f"the search for duplicates ended with {done.returncode}",
             fix="there may be too little memory: check fewer images at once",
         )
-    found: list[list[object]] = parse_json(done.stdout)
+    found: list[list[Any]] = parse_json(done.stdout)
     return found

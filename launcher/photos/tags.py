@@ -127,7 +127,7 @@ def sort(counts: Counter[str] | None, *, keep: int) -> Edit:
     """By name, or the most frequent first; the first `keep` tags stay where they are."""
 
     def edit(tags: list[str]) -> list[str]:
-        rest = sorted(tags[keep:], key=lambda tag: (-(counts or {}).get(tag, 0), fold(tag)))
+        rest = sorted(tags[keep:], key=lambda tag: (-(counts[tag] if counts else 0), fold(tag)))
         return tags[:keep] + rest
 
     return edit

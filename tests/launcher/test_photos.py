@@ -683,6 +683,29 @@ def test_pack_does_not_overwrite(tmp_path: Path) -> None:
     assert (tmp_path / "out.zip").read_bytes() == b"mine"
 
 
+def test_pack_refuses_what_the_site_refuses(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "t")
+    draw(5, 300).save(folder / "10_N0m3" / "a.bmp")
+    refused = document("pack", folder, "-o", tmp_path / "out.zip")
+    assert [(one["code"], one["key"], one["got"]) for one in refused["problems"]] == [
+        ("not-for-civitai", "10_N0m3/a.bmp", "BMP")
+    ]
+    (folder / "10_N0m3" / "a.bmp").unlink()
+    (folder / "10_N0m3").rename(folder / "3000_N0m3")
+    refused = document("pack", folder, "-o", tmp_path / "out.zip", "--preset", "civitai-sd15")
+    assert [(one["key"], one["got"]) for one in refused["problems"]] == [("targetSteps", 15000)]
+    assert list(tmp_path.glob("out.*")) == []
+
+
+def test_pack_writes_the_training_json_of_a_preset(tmp_path: Path) -> None:
+    made = document("pack", trained(tmp_path / "t"), "-o", tmp_path / "out.zip", "--preset", "civitai-sd15")
+    params = json.loads(Path(made["json"]).read_text(encoding="utf-8"))
+    assert (params["numRepeats"], params["maxTrainEpochs"], params["trainBatchSize"]) == (10, 10, 6)
+    assert params["targetSteps"] == 3 * 10 * 10 / 6
+    assert list(params)[:2] == ["engine", "unetLR"]
+    assert any("seed" in entry for entry in made["lost"])
+
+
 # caption
 
 

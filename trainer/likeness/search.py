@@ -72,9 +72,9 @@ def search(digests: Sequence[bytes], greys: Array, shades: Array) -> list[Pair]:
                 kind = "exact"
             if RANKS[kind] < RANKS.get(found.get(pair, ""), 9) and members.tells(*pair):
                 found[pair] = kind
-    for i, j in _flat(greys, shades, kept):
-        if (i, j) not in found and members.tells(i, j):
-            found[i, j] = "near"
+    for pair in _flat(greys, shades, kept):
+        if pair not in found and members.tells(*pair):
+            found[pair] = "near"
     return sorted(((kind, i, j) for (i, j), kind in found.items()), key=lambda pair: (pair[2], pair[1]))
 
 

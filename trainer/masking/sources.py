@@ -69,7 +69,8 @@ def from_face(grow: float) -> Source:
     try:
         import cv2
 
-        detector = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
+        folder: str = cv2.data.haarcascades  # type: ignore[attr-defined]
+        detector = cv2.CascadeClassifier(folder + "haarcascade_frontalface_default.xml")
     except (ImportError, AttributeError):
         fix = "pip install 'opencv-python-headless<5' (kohyakit's extra `masks`)"
         raise error("missing-package", "needs opencv below version 5", key="--from", got="face", fix=fix) from None
