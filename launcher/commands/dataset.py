@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from launcher.commands import of_the_system, print_json
-from launcher.commands.examples import epilog
+from launcher.commands import captions, command, masks, print_json
 from launcher.run.command import quoted
 from schemas import diagnostics
 from schemas.argument import whole_of
@@ -23,37 +21,29 @@ from schemas.terminal import say
 if TYPE_CHECKING:
     from launcher.photos.check import Checkup
     from launcher.photos.prepare import Prepared
+    from launcher.photos.ready import Ready
 
-SHOWN = 6  # findings of one kind that are printed one by one
+# Findings that are worded differently of each image, and what they say of several.
+SAID_OF_ALL = {
+    "exact-duplicate": "are the same as another image",
+    "near-duplicate": "are nearly the same as another image",
+    "cropped-duplicate": "show the same as another image, cropped otherwise",
+    "mirrored-duplicate": "are mirror images of another image",
+    "crop-loss": "lose much of themselves in their bucket",
+    "enlarged-image": "are enlarged: blur is learned",
+    "unreadable-image": "cannot be read",
+}
+ALIKE = ("crop-loss", "enlarged-image", "unreadable-image")
+SHOWN = 5  # names of one kind that are printed
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
 @click.group("dataset", context_settings=HELP)
 def dataset() -> None:
-    """Make, check and pack a folder of training images."""
+    """Make, check, caption, mask and pack a folder of training images."""
 
 
-def refusing(command: Callable[..., None]) -> Callable[..., None]:
-    """Findings that stop a command go to stderr (and, with --json, as one document to stdout); exit code 1."""
-
-    @functools.wraps(command)
-    def guarded(as_json: bool, **words: Any) -> None:
-        try:
-            command(as_json=as_json, **words)
-        except BrokenPipeError:
-            raise  # the reader of our output has left
-        except (ConfigError, OSError) as wrong:
-            fault = wrong if isinstance(wrong, ConfigError) else ConfigError([of_the_system(wrong)])
-            if as_json:
-                print_json({"ok": False, "problems": [problem.as_json() for problem in fault.problems]})
-            for line in summary(fault.problems):
-                say(line, err=True)
-            sys.exit(1)
-
-    return guarded
-
-
-@dataset.command(epilog=epilog("prepare"))
+@command("prepare")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--name", "token", required=True, metavar="TOKEN", help="The word that will call up what is trained.")
 @click.option(
@@ -69,37 +59,47 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
     metavar="N|auto",
     help="Exposures of each image in an epoch (repeats).",
 )
+@click.option(
+    "--preset", metavar="PRESET|FILE", help="Also write the ready config, and print the one command that trains."
+)
+@click.option("--reg", type=click.Path(path_type=Path), help="Folder of regularisation images to take along.")
 @click.option("--keep-format", is_flag=True, help="Keep JPEG, WebP and BMP as they are instead of converting to PNG.")
 @click.option("--skip-unreadable", is_flag=True, hidden=True, help="What is done anyway: broken images are left out.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@refusing
 def prepare(
     *,
     source: Path,
     token: str,
     directory: Path | None,
     repeats: str,
+    preset: str | None,
+    reg: Path | None,
     keep_format: bool,
     skip_unreadable: bool,  # older scripts say it
     as_json: bool,
-) -> None:
-    """Make a training folder from SOURCE, a folder or zip of photos, which stays as it is."""
-    from launcher.photos.prepare import default_directory
+) -> int:
+    """Make a training folder from SOURCE, a folder or zip of photos, which stays as it is; or add its new photos to
+    the folder that is there, where nothing is renamed. Exit code 3: some could not be used, and are named."""
+    from launcher.photos import ready as ready_made
+    from launcher.photos.prepare import Order, default_directory
     from launcher.photos.prepare import prepare as make
 
+    number = _repeats(repeats)
+    if preset:
+        ready_made.check_preset(preset)
     made = make(
         source,
         token,
         directory or default_directory(source, token),
-        repeats=_repeats(repeats),
-        keep_format=keep_format,
+        Order(number, keep_format, reg),
         progress=functools.partial(_progress, label="preparing"),
     )
+    config = ready_made.ready(made, preset) if preset else None
     if as_json:
-        print_json(prepared_json(made))
+        print_json(prepared_json(made, config))
     else:
-        for line in _told(made, chosen=directory is None):
+        for line in _told(made, config, chosen=directory is None):
             say(line)
+    return 3 if made.broken and not skip_unreadable else 0
 
 
 def _repeats(text: str) -> int | None:
@@ -127,10 +127,10 @@ def next_command(made: Prepared) -> str:
     return " ".join(["kohyakit plan sd15-character", *(f"--set {quoted([f'{k}={v}'])}" for k, v in sets.items())])
 
 
-def prepared_json(made: Prepared) -> dict[str, Any]:
+def prepared_json(made: Prepared, config: Ready | None = None) -> dict[str, Any]:
     """The document of `dataset prepare --json`."""
     return {
-        "ok": True,
+        "ok": not made.broken,
         "directory": str(made.directory),
         "train_data_dir": str(made.train_data_dir),
         "folder": str(made.folder),
@@ -141,29 +141,46 @@ def prepared_json(made: Prepared) -> dict[str, Any]:
         "written": [one.as_json() for one in made.written],
         "names_file": str(made.names_file),
         "left_out": [{"file": name, "why": why} for name, why in made.left_out],
-        "next": next_command(made),
+        "already_there": made.there,
+        "reg_data_dir": str(made.reg.train_data_dir) if made.reg else None,
+        "reg_images": len(made.reg.written) if made.reg else 0,
+        "config": str(config.file) if config else None,
+        "next": config.command if config else next_command(made),
     }
 
 
-def _told(made: Prepared, *, chosen: bool) -> Iterator[str]:
+def _told(made: Prepared, config: Ready | None, *, chosen: bool) -> Iterator[str]:
     images, captions = len(made.written), sum(one.caption is not None for one in made.written)
     yield f"{made.directory}{' (chosen: --to changes it)' if chosen else ''}"
-    yield f"  training_images/{made.folder.name}/   {images} images, {captions} captions"
-    yield f"  {images} images x {made.repeats} repeats = {images * made.repeats} exposures in an epoch"
+    more = " added" if made.added else ""
+    yield f"  training_images/{made.folder.name}/   {images} images{more}, {captions} captions"
+    if made.there:
+        yield f"  {made.there} photos were in it already"
+    if not made.added:
+        yield f"  {images} images x {made.repeats} repeats = {images * made.repeats} exposures in an epoch"
+    if made.reg:
+        yield f"  reg_images/{made.reg.folder.name}/   {len(made.reg.written)} images for regularisation"
     for note, count in Counter(note for one in made.written for note in one.notes).items():
         yield f"  {count} x {note}"
-    first = made.written[0]
-    yield f"  renamed, such as {first.source} -> {first.file}; all names are in {made.names_file}"
+    if made.written:
+        first = made.written[0]
+        yield f"  renamed, such as {first.source} -> {first.file}; all names are in {made.names_file}"
     for name, why in made.left_out:
         yield f"  left out: {name}: {why}"
     if captions < images:
         yield f"  {images - captions} images have no caption: they are trained on the word {made.token} alone"
+    if config:
+        state = "was there, and stays as it is" if config.kept else "the config, ready to train"
+        yield f"  {config.file.name}: {state}"
     yield ""
     yield f"Look at it:  kohyakit dataset check {quoted([str(made.directory)])}"
-    yield f"Then:        {next_command(made)}"
+    if config:
+        yield f"Train:       {config.command}"
+    else:
+        yield f"Then:        {next_command(made)}"
 
 
-@dataset.command(epilog=epilog("check"))
+@command("check")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
     "--caption-extension", default=".txt", show_default=True, help="Extension that the training will look for."
@@ -174,35 +191,41 @@ def _told(made: Prepared, *, chosen: bool) -> Iterator[str]:
 @click.option(
     "--max-token-length", type=click.Choice(["150", "225"]), help="Of the training: how many tokens captions may have."
 )
+@click.option("--upscale", is_flag=True, help="As a training without bucket_no_upscale: small images are enlarged.")
 @click.option(
     "--sheet", "sheet_file", type=click.Path(path_type=Path), help="Also write an HTML page that shows it all."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@refusing
-def check(*, directory: Path, sheet_file: Path | None, as_json: bool, **settings: Any) -> None:
+@click.option(
+    "--masks",
+    "masks_folder",
+    type=click.Path(path_type=Path),
+    help="Folder of masks that the page shows over the images.",
+)
+def check(
+    *, directory: Path, sheet_file: Path | None, masks_folder: Path | None, as_json: bool, **settings: Any
+) -> int:
     """Say what is wrong, or could be better, in DIRECTORY; changes nothing."""
     if sheet_file and not sheet_file.parent.is_dir():
         raise error(
             "no-folder", f"{sheet_file.parent}: there is no such folder", fix="make it, or choose another --sheet"
         )
+    if masks_folder and not masks_folder.is_dir():
+        raise error("no-folder", f"{masks_folder}: there is no such folder", key="--masks", fix="check the path")
     found = _checked(directory, **settings)
     if sheet_file:
-        _write_sheet(found, sheet_file)
+        _write_sheet(found, sheet_file, masks_folder)
     if as_json:
         print_json(found.as_json())
     else:
         for line in _report(found):
             say(line)
-        if sheet_file:
-            say()
-            say(f"Open {sheet_file}")
-    if not found.ok:
-        if not as_json:
-            say(f"{len(errors(found.problems))} errors", err=True)
-        sys.exit(1)
+        say()
+        for line in _next(found, sheet_file):
+            say(line)
+    return 0 if found.ok else 1
 
 
-def _checked(directory: Path, max_token_length: str | None = None, **settings: str) -> Checkup:
+def _checked(directory: Path, max_token_length: str | None = None, **settings: Any) -> Checkup:
     from launcher.photos.check import check as look_at
 
     bar = functools.partial(_progress, label="checking")
@@ -210,12 +233,31 @@ def _checked(directory: Path, max_token_length: str | None = None, **settings: s
     return look_at(directory, max_token_length=tokens, progress=bar, **settings)
 
 
-def _write_sheet(found: Checkup, file: Path) -> None:
+def _next(found: Checkup, sheet_file: Path | None) -> Iterator[str]:
+    """What to do after a check, the most useful first."""
+    directory = quoted([str(found.directory)])
+    wrong = len(errors(found.problems))
+    if wrong:
+        yield f"{wrong} error{'s' * (wrong != 1)}: mend {'it' if wrong == 1 else 'them'}, then check again"
+    if sheet_file:
+        yield f"See all:   open {sheet_file}"
+    else:
+        yield f"See all:   kohyakit dataset check {directory} --sheet sheet.html"
+    if not all((shot.caption or "").strip() for shot in found.shots):
+        word = next((folder.name for folder in found.folders if folder.repeats), "WORD")
+        prefix = quoted([f"{word}, "])
+        yield f"Captions:  kohyakit dataset caption {directory} --model blip --prefix {prefix}"
+    if not wrong and found.folders:
+        place = quoted([f"train_data_dir={found.folders[0].path.parent}"])
+        yield f"Training:  kohyakit plan sd15-character --set {place} (kohyakit presets lists others)"
+
+
+def _write_sheet(found: Checkup, file: Path, masks: Path | None) -> None:
     from launcher.photos.sheet import sheet
     from launcher.run.files import write_text
 
     try:
-        write_text(file, sheet(found).encode("utf-8", "backslashreplace").decode("utf-8"))
+        write_text(file, sheet(found, masks).encode("utf-8", "backslashreplace").decode("utf-8"))
     except OSError as fault:
         raise error(
             "not-writable", f"{file}: cannot be written: {fault.strerror}", fix="choose another --sheet"
@@ -239,60 +281,69 @@ def _report(found: Checkup) -> Iterator[str]:
 
 
 def summary(problems: Iterable[Problem]) -> Iterator[str]:
-    """The findings, errors first; of many alike only the first few, the number of the others behind them."""
-    kinds: dict[tuple[str, str], list[Problem]] = {}
+    """The findings, errors first; those that say the same of several images as one, with their names."""
+    order = {"error": 0, "warning": 1, "note": 2}
+    kinds: dict[tuple[int, str, str], list[Problem]] = {}
     for problem in problems:
-        kinds.setdefault((problem.severity, problem.code), []).append(problem)
-    shown = [problem for alike in kinds.values() for problem in alike[:SHOWN]]
-    yield from diagnostics.report(shown)
-    for (severity, code), alike in kinds.items():
-        if len(alike) > SHOWN:
-            yield f"{severity}[{code}]: {len(alike) - SHOWN} more of this kind (--json lists all)"
-    if len(shown) > 1:
-        yield diagnostics.counts(one for alike in kinds.values() for one in alike)
+        # Of duplicates each names another image, of captions each another word.
+        shape = "" if problem.code.endswith("-duplicate") or problem.code in ALIKE else problem.must
+        kinds.setdefault((order[problem.severity], problem.code, shape), []).append(problem)
+    for _, alike in sorted(kinds.items(), key=lambda item: item[0][0]):
+        if len(alike) <= 2:
+            yield from diagnostics.report(alike)
+        else:
+            names = _names(alike)
+            more = f" and {len(names) - SHOWN} more (--json lists all)" if len(names) > SHOWN else ""
+            one = alike[0]
+            same = one.must if all(other.must == one.must for other in alike) else f"{one.must}, and so on"
+            text = SAID_OF_ALL.get(one.code, same)
+            yield f"{one.severity}[{one.code}]: {len(alike)} images: {text}: {', '.join(names[:SHOWN])}{more}"
+            if one.fix:
+                yield f"  fix: {one.fix}"
 
 
-@dataset.command(epilog=epilog("caption"))
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--model", required=True, metavar="blip|blip-large|wd14|PATH", help="A known model, or a local folder.")
-@click.option("--prefix", default="", help='Put before each caption, such as "N0m3, ".')
-@click.option("--beams", default=9, show_default=True, type=click.IntRange(1), help="Beams of the search; BLIP only.")
-@click.option("--min-length", default=15, show_default=True, type=click.IntRange(1), help="Tokens; BLIP only.")
-@click.option("--batch-size", default=4, show_default=True, type=click.IntRange(1), help="Images at once.")
-@click.option("--threshold", default=0.35, show_default=True, type=click.FloatRange(0, 1), help="Of tags; WD14 only.")
-@click.option("--append", "mode", flag_value="append", help="Put the new text behind captions that are there.")
-@click.option("--overwrite", "mode", flag_value="overwrite", help="Replace captions that are there.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document; progress goes to stderr.")
-@refusing
-def caption(*, directory: Path, mode: str | None, as_json: bool, **settings: Any) -> None:
-    """Write a caption beside every image of DIRECTORY that has none. Goes on where it stopped."""
-    from launcher.commands.demo import run_module
-
-    if not directory.is_dir():
-        raise error("no-folder", f"{directory}: there is no such folder", fix="check the path")
-    words = ["--json"] if as_json else []
-    words += [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    sys.exit(run_module("trainer.captioning", str(directory), f"--mode={mode or 'keep'}", *words))
+def _names(alike: list[Problem]) -> list[str]:
+    """The images of findings with their numbers; the folder once where all lie in one."""
+    keys = [one.key or "" for one in alike]
+    folder = keys[0].rpartition("/")[0] + "/"
+    one_folder = all(key.rpartition("/")[0] + "/" == folder for key in keys)
+    short = [key.removeprefix(folder) for key in keys[1:]] if one_folder else keys[1:]
+    pairs = zip([keys[0], *short], alike, strict=True)
+    return [f"{key}{f' ({one.got})' if one.got is not None else ''}" for key, one in pairs if key]
 
 
-@dataset.command(epilog=epilog("pack"))
+@command("pack")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "target", required=True, type=click.Path(path_type=Path), help="The zip to write.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-@refusing
-def pack(*, directory: Path, target: Path, as_json: bool) -> None:
-    """Put the images and captions of DIRECTORY into one flat zip, as CivitAI takes them."""
+@click.option("--preset", metavar="PRESET|FILE", help="Also write its training JSON beside the zip.")
+def pack(*, directory: Path, target: Path, preset: str | None, as_json: bool) -> None:
+    """Put the images and captions of DIRECTORY into one flat zip, as CivitAI takes them; refuses what it refuses."""
+    from launcher.photos import site
     from launcher.photos.pack import check_target
     from launcher.photos.pack import pack as write
+    from launcher.run.files import without_secrets, write_text
 
-    check_target(target)
+    beside = site.json_file(target) if preset else None
+    for file in filter(None, (target, beside)):
+        check_target(file)
     found = _checked(directory)
     unusable = ("unreadable-image", "caption-encoding", "unreadable-caption")
-    broken = [problem for problem in errors(found.problems) if problem.code in unusable]
+    broken = [problem for problem in errors(found.problems) if problem.code in unusable] + site.refused(found)
     if broken:
         raise ConfigError(broken)
+    text, lost = site.training_json(found, preset) if preset else ("", [])
     names = write(found, target)
+    if beside:
+        write_text(beside, without_secrets(text))
     if as_json:
-        print_json({"ok": True, "file": str(target), "names": names})
-    else:
-        say(f"{target}: {len(found.shots)} images, {len(names) - len(found.shots)} captions")
+        print_json(
+            {"ok": True, "file": str(target), "names": names, "json": str(beside) if beside else None, "lost": lost}
+        )
+        return
+    say(f"{target}: {len(found.shots)} images, {len(names) - len(found.shots)} captions")
+    if beside:
+        say(f"{beside}: the training settings; {len(lost)} of the preset the site does not know (--json lists them)")
+
+
+for _command in (prepare, check, captions.caption, captions.tags, masks.mask, pack):
+    dataset.add_command(_command)

@@ -35,11 +35,29 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "prepare": (
         "kohyakit dataset prepare photos --name N0m3",
         "kohyakit dataset prepare photos.zip --name N0m3 --repeats 10",
+        "kohyakit dataset prepare photos --name N0m3 --preset sd15-character --reg people",
     ),
     "check": ("kohyakit dataset check photos_N0m3 --sheet sheet.html",),
     "caption": (
         'kohyakit dataset caption photos_N0m3 --model blip --prefix "N0m3, "',
         "kohyakit dataset caption photos_N0m3 --model wd14 --append",
+        "kohyakit dataset caption photos_N0m3 --model joycaption --prompt 'Describe it plainly.' --dry-run",
+        "kohyakit dataset caption photos_N0m3 --endpoint http://127.0.0.1:11434/v1 --model llava",
+    ),
+    "tags": (
+        "kohyakit dataset tags photos_N0m3 list",
+        "kohyakit dataset tags photos_N0m3 remove 'blurry, *background*' --dry-run",
+        "kohyakit dataset tags photos_N0m3 add N0m3 --first --create",
+        "kohyakit dataset tags photos_N0m3 replace 'glasses' 'round glasses'",
+        "kohyakit dataset tags photos_N0m3 undo",
+    ),
+    "mask": (
+        "kohyakit dataset mask photos_N0m3 --from face --show",
+        "kohyakit dataset mask photos_N0m3 --from folder --masks my_masks",
+    ),
+    "pack": (
+        "kohyakit dataset pack photos_N0m3 -o upload.zip",
+        "kohyakit dataset pack photos_N0m3 -o upload.zip --preset civitai-sdxl",
     ),
     "queue add": (
         "kohyakit queue add n0m3.json --set network_dim=16",
@@ -57,7 +75,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "kohyakit sweep n0m3.json --vary network_dim=8,16,32 --vary unet_lr=1e-4,5e-5",
         "kohyakit sweep n0m3.json --vary unet_lr=1e-5..1e-3 --trials 12",
     ),
-    "pack": ("kohyakit dataset pack photos_N0m3 -o upload.zip",),
 }
 
 

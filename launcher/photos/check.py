@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.photos.image import (
-    CAPTIONS,
-    as_trained,
-    is_transparent,
-    open_picture,
-)
+from launcher.photos.facing import Facing, facing
+from launcher.photos.folders import Folder, moved, relative, training_folders
+from launcher.photos.image import CAPTIONS, as_trained, is_transparent, open_picture
 from launcher.photos.likeness import Look, duplicates, look
 from launcher.photos.quality import DARK, Quality, measure
-from launcher.photos.source import natural
 from schemas.config import TrainConfig, from_flat
-from schemas.problems import ConfigError, Problem, Severity, error, errors
+from schemas.problems import ConfigError, Problem, Severity, errors
+from trainer.dataset.buckets import Choice
 from trainer.dataset.captions import captions_like, read_text_of
 from trainer.dataset.files import Scan, scan
 from trainer.dataset.images import Unreadable
 from trainer.dataset.names import fold
 from trainer.dataset.order import assign
-from trainer.dataset.pictures import Listing, ahead, decoders, deeper, list_folder
-from trainer.dataset.spec import TRAINING_IMAGES, folder_repeats, left_out, nothing_found, numbered_in
+from trainer.dataset.pictures import ahead, decoders
 
 SMALLEST, LARGEST = 256, 2048  # pixels of a side
 SHOWN = 5  # names given as examples
@@ -38,28 +33,38 @@ SCANNED = (
 WORDS = {
     "exact": "is the same image as",
     "near": "is nearly the same image as",
+    "cropped": "shows the same, cropped otherwise, as",
     "mirrored": "is the mirror image of",
 }
+LOST = 0.2  # share of an image above which what the bucket cuts off is said
+ENLARGED = 1.1  # times by which an image is enlarged above which that is said
+TAGGED = (".tags", ".wd14", *CAPTIONS)  # where the tags of a tagger may lie beside the captions
 
 
 @dataclass(frozen=True)
-class Folder:
-    """One folder of pictures; `repeats` is None where its name has no number."""
+class Cut:
+    """What is trained of an image: its bucket, and the part of the upright image (left, top, width, height) in it."""
 
-    path: Path
-    repeats: int | None
-    name: str
-    listing: Listing
+    bucket: tuple[int, int]
+    part: tuple[float, float, float, float]
+    scale: float  # above 1 the image is enlarged
+
+    def loss(self, size: tuple[int, int]) -> float:
+        """The share of the image that is cut off."""
+        return max(0.0, 1 - self.part[2] * self.part[3] / (size[0] * size[1]))
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One readable picture: (width, height) upright, caption or None, its file or None."""
+    """One readable image: (width, height) upright, caption or None, its file or None; `cut` where it is trained."""
 
     path: Path
     size: tuple[int, int]
     caption: str | None
     caption_file: Path | None = None
+    quality: Quality | None = None
+    cut: Cut | None = None
+    selfie: bool = False
 
 
 @dataclass
@@ -75,6 +80,11 @@ class Checkup:
     problems: list[Problem] = field(default_factory=list)
 
     @property
+    def facing(self) -> Facing:
+        """Whether the set shows things one way round."""
+        return facing(self.duplicates, [self.relative(shot.path) for shot in self.shots if shot.selfie])
+
+    @property
     def ok(self) -> bool:
         return not errors(self.problems)
 
@@ -85,7 +95,7 @@ class Checkup:
         return Counter(tag for text in texts for tag in {part.strip() for part in text.split(",")} if tag)
 
     def relative(self, path: Path) -> str:
-        return path.relative_to(self.directory).as_posix() if path.is_relative_to(self.directory) else str(path)
+        return relative(path, self.directory)
 
     def add(self, severity: Severity, code: str, path: Path | None, must: str, fix: str, got: Any = None) -> None:
         key = self.relative(path) if path else None
@@ -108,9 +118,27 @@ class Checkup:
             ],
             "without_caption": [self.relative(shot.path) for shot in self.shots if not shot.caption],
             "duplicates": [{"kind": kind, "files": [first, second]} for kind, first, second in self.duplicates],
+            "orientation": self.facing.as_json(),
+            "files": [self._shot_json(shot) for shot in self.shots],
             "buckets": [{"resolution": list(size), "images": count} for size, count in self.buckets],
             "tags": dict(self.tags.most_common()),
             "problems": [problem.as_json() for problem in self.problems],
+        }
+
+    def _shot_json(self, shot: Shot) -> dict[str, Any]:
+        cut, quality = shot.cut, shot.quality
+        return {
+            "file": self.relative(shot.path),
+            "width": shot.size[0],
+            "height": shot.size[1],
+            "caption": shot.caption,
+            "bucket": list(cut.bucket) if cut else None,
+            "crop": [round(one, 1) for one in cut.part] if cut else None,
+            "crop_loss": round(cut.loss(shot.size), 4) if cut else None,
+            "scale": round(cut.scale, 4) if cut else None,
+            "sharpness": round(quality.sharpness, 1) if quality else None,
+            "brightness": round(quality.brightness, 1) if quality else None,
+            "white": round(quality.white, 4) if quality else None,
         }
 
 
@@ -123,6 +151,7 @@ class _Seen:
     transparent: bool
     look: Look
     quality: Quality
+    selfie: bool
 
 
 def check(
@@ -130,21 +159,22 @@ def check(
     *,
     caption_extension: str = ".txt",
     resolution: str = "512,512",
+    upscale: bool = False,
     max_token_length: int | None = None,
     progress: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> Checkup:
     """Look at every file under `directory`. ConfigError only where there is no folder, or no picture at all."""
-    if not directory.is_dir():
-        raise error("no-folder", f"{directory}: there is no such folder", fix="check the path")
-    found = Checkup(directory)
-    place = _folders(found)
+    where = training_folders(directory)
+    place = where.place
+    found = Checkup(directory, list(where.folders), problems=list(where.problems))
     looks: list[Look] = []
-    paths = [(folder, path) for folder in found.folders for path in _ordered(folder.listing)]
+    paths = [(folder, path) for folder in found.folders for path in folder.images()]
     seen = ahead(_look_at, [path for _, path in paths], decoders())
     for (folder, path), one in zip(progress(paths), seen, strict=True):
         if isinstance(one, _Seen):
-            file = _caption_file(folder, path, caption_extension)
-            found.shots.append(Shot(path, one.size, _caption(found, file), file))
+            file = folder.caption_file(path, caption_extension)
+            caption = _caption(found, file)
+            found.shots.append(Shot(path, one.size, caption, file, one.quality, selfie=one.selfie))
             looks.append(one.look)
             _remarks(found, path, one)
         else:
@@ -154,80 +184,21 @@ def check(
         _names(found, folder, caption_extension)
     _captions(found, caption_extension)
     _triggers(found)
+    _unnamed(found, caption_extension)
     _likeness(found, looks)
+    _facing(found)
     _count(found)
     if place is not None:
         values = {
             "resolution": resolution,
             "enable_bucket": True,
             "caption_extension": caption_extension,
-            "bucket_no_upscale": True,
+            "bucket_no_upscale": not upscale,
             "max_token_length": max_token_length,
             "train_data_dir": str(place),
         }
         _as_scanned(found, from_flat({name: value for name, value in values.items() if value is not None})[0])
     return found
-
-
-def _ordered(listing: Listing) -> list[Path]:
-    return sorted(listing.images, key=lambda path: natural(path.name))
-
-
-def _folders(found: Checkup) -> Path | None:
-    """Fills in the folders of pictures and what is wrong with where they lie; what train_data_dir would be."""
-    top = found.directory
-    below = [path for path, _ in deeper(top)]
-    here = list_folder(top)
-    if not below and not here.images:
-        seen = ", ".join(sorted(here.names.exact)[:8]) or "nothing"
-        raise error(
-            "no-images",
-            f"{top}: holds no images (found: {seen})",
-            fix="give the folder that `kohyakit dataset prepare` made, or its training_images",
-        )
-    place = next((place for place in (top, top / TRAINING_IMAGES) if place.is_dir() and any(numbered_in(place))), None)
-    if place is not None:
-        paths = [place / name for name, _ in numbered_in(place)]
-        for problem in left_out(str(place), "train_data_dir"):
-            found.problems.append(_moved(found, problem))
-    else:
-        paths = _elsewhere(found, [*([top] if here.images else []), *below])
-    found.folders = [_folder(path) for path in sorted(paths, key=lambda path: natural(str(path)))]
-    for path in below:
-        if path.name.partition("_")[0] == "0":
-            found.add("error", "no-repeats", path, "0 repeats train nothing", "use a number of at least 1")
-    return place
-
-
-def _folder(path: Path) -> Folder:
-    number = folder_repeats(path.name)
-    return Folder(path, number, path.name.partition("_")[2] if number else path.name, list_folder(path))
-
-
-def _elsewhere(found: Checkup, holding: list[Path]) -> list[Path]:
-    """The folders to look at where `directory` is no train_data_dir, and the way to one that is."""
-    top = found.directory
-    numbered = [path for path in holding if folder_repeats(path.resolve().name) is not None]
-    problem = nothing_found(str(top), "train_data_dir")
-    if problem.code == "numbered-folder":
-        fix = f"give the folder above it as train_data_dir: {top.resolve().parent}"
-        found.add("warning", "numbered-folder", None, f"{top.name} holds the images itself", fix)
-    elif numbered:
-        parents = sorted({str(path.parent) for path in numbered})
-        fix = f"give {' or '.join(parents)} as train_data_dir"
-        found.add("error", "wrong-level", None, "the REPEATS_NAME folders lie deeper", fix)
-    else:
-        must = "no folder is named REPEATS_NAME, so nothing would be trained"
-        found.add("error", "no-numbered-folder", None, must, str(problem.fix))
-    return numbered or holding
-
-
-def _moved(found: Checkup, problem: Problem) -> Problem:
-    """A finding of the scan, its key the file or folder that it is about."""
-    place = problem.file or (problem.got if isinstance(problem.got, str) else None)
-    got = None if place == problem.got else problem.got
-    key = found.relative(Path(place)) if place and os.path.lexists(place) else problem.key
-    return replace(problem, key=key, got=got, file=None)
 
 
 def _look_at(path: Path) -> _Seen | str:
@@ -238,7 +209,7 @@ def _look_at(path: Path) -> _Seen | str:
         return str(fault)
     image = picture.image
     rgb = as_trained(image)
-    return _Seen(image.size, picture.orientation, is_transparent(image), look(image), measure(rgb))
+    return _Seen(image.size, picture.orientation, is_transparent(image), look(rgb), measure(rgb), picture.selfie)
 
 
 def _remarks(found: Checkup, path: Path, seen: _Seen) -> None:
@@ -275,11 +246,6 @@ def _remarks(found: Checkup, path: Path, seen: _Seen) -> None:
         found.add("note", "burnt-out-image", path, must, "look at it; white teaches nothing", f"{quality.white:.0%}")
 
 
-def _caption_file(folder: Folder, path: Path, extension: str) -> Path | None:
-    name = next(iter(captions_like(path.name, extension, folder.listing.names)), None)
-    return path.with_name(name) if name else None
-
-
 def _caption(found: Checkup, file: Path | None) -> str | None:
     if file is None:
         return None
@@ -301,10 +267,10 @@ def _caption(found: Checkup, file: Path | None) -> str | None:
 def _names(found: Checkup, folder: Folder, extension: str) -> None:
     """Pictures that share a stem, captions without a picture."""
     sharing: dict[str, list[str]] = {}
-    for path in _ordered(folder.listing):
+    for path in folder.images():
         sharing.setdefault(fold(path.stem), []).append(path.name)
     for stem, alike in sharing.items():
-        files = {_caption_file(folder, folder.path / name, extension) for name in alike}
+        files = {folder.caption_file(folder.path / name, extension) for name in alike}
         if len(alike) > 1 and (len(files) == 1 or len({Path(name).stem for name in alike}) < len(alike)):
             must = f"{' and '.join(alike)} share one caption and one cache"
             found.add("warning", "same-stem", folder.path / stem, must, "rename one of them, caption included")
@@ -326,7 +292,7 @@ def _captions(found: Checkup, extension: str) -> None:
         other
         for shot in missing
         for other in CAPTIONS
-        if other != extension and _caption_file(folders[shot.path.parent], shot.path, other)
+        if other != extension and folders[shot.path.parent].caption_file(shot.path, other)
     )
     for other, count in others.most_common(1):
         found.add(
@@ -343,7 +309,7 @@ def _captions(found: Checkup, extension: str) -> None:
     for shot in missing:
         found.add(
             "warning", "caption-missing", shot.path, "has no caption: it is trained on its folder's name",
-            f"write {shot.path.with_suffix(extension).name}",
+            f"write NAME{extension} files, or run `kohyakit dataset caption`",
         )  # fmt: skip
 
 
@@ -381,6 +347,55 @@ def _likeness(found: Checkup, looks: list[Look]) -> None:
         found.add("warning", f"{kind}-duplicate", second, f"{WORDS[kind]} {found.relative(first)}", fix)
 
 
+def _facing(found: Checkup) -> None:
+    """The verdict on the whole set, where it is mixed."""
+    verdict = found.facing
+    if verdict.verdict == "both-ways":
+        names = list(verdict.turned)
+        must = f"the set shows both ways round: {len(names)} of its images are mirror images of others"
+        fix = "mirror these or remove them: what is not symmetrical, such as a face, is learned as a blend of both"
+        found.add("warning", "mixed-orientation", None, must, fix, names[:SHOWN])
+    if verdict.selfies and len(verdict.selfies) < len(found.shots):
+        must = f"{len(verdict.selfies)} images come from a front camera, which many phones store mirrored"
+        fix = "look whether writing in them reads rightly; mirror those that do not"
+        found.add("note", "front-camera", None, must, fix, list(verdict.selfies[:SHOWN]))
+
+
+def _unnamed(found: Checkup, extension: str) -> None:
+    """What a tagger has seen (in a file beside the caption) and no caption names: it becomes part of the word."""
+    folders = {folder.path: folder for folder in found.folders}
+    missed: Counter[str] = Counter()
+    compared = 0
+    for shot in found.shots:
+        file = next(
+            (
+                other
+                for one in TAGGED
+                if one != extension and (other := folders[shot.path.parent].caption_file(shot.path, one))
+            ),
+            None,
+        )
+        if file is None or not (shot.caption or "").strip():
+            continue
+        try:
+            tags = [tag.strip() for tag in read_text_of(file).split(",") if tag.strip()]
+        except ValueError:
+            continue
+        compared += 1
+        text = fold(shot.caption or "")
+        missed.update(tag for tag in set(tags) if not any(word in text for word in _stems(tag)))
+    often = [f"{tag} ({count})" for tag, count in missed.most_common(2 * SHOWN)]
+    if often:
+        must = f"in {compared} images a tagger saw what their captions do not name, so that it is learned with the word"
+        fix = "name what should stay changeable; leave out what belongs to the subject"
+        found.add("note", "caption-tags", None, must, fix, often)
+
+
+def _stems(tag: str) -> list[str]:
+    words = [word for word in fold(tag).replace("_", " ").split() if len(word) > 2] or [fold(tag)]
+    return [word[:-1] if word.endswith("s") and len(word) > 4 else word for word in words]
+
+
 def _count(found: Checkup) -> None:
     """The usual advice on how many pictures a character or style wants."""
     images = len(found.shots)
@@ -403,15 +418,41 @@ def _as_scanned(found: Checkup, config: TrainConfig) -> None:
     """What the trainer's own scan says of the same files, and the bucket table by its arithmetic."""
     try:
         seen = scan(config)
-        found.problems += [_moved(found, problem) for problem in _unsaid(found, seen)]
-        if not found.ok:
+        found.problems += [moved(problem, found.directory) for problem in _unsaid(found, seen)]
+        if not seen.samples:
             return
-        assignment = assign(seen, config)
+        assignment = assign(seen, config)  # of those that can be read
     except ConfigError as fault:
-        found.problems += [_moved(found, problem) for problem in fault.problems]
+        found.problems += [moved(problem, found.directory) for problem in fault.problems]
         return
     counts: Counter[tuple[int, int]] = Counter(choice.bucket for choice in assignment.choices)
     found.buckets = sorted(counts.items())
+    choices = {sample.path: choice for sample, choice in zip(seen.samples, assignment.choices, strict=True)}
+    found.shots = [replace(shot, cut=_cut(shot, choices.get(shot.path))) for shot in found.shots]
+    for shot in found.shots:
+        _cut_remarks(found, shot)
+
+
+def _cut(shot: Shot, choice: Choice | None) -> Cut | None:
+    if choice is None:
+        return None
+    across, down = (whole / resized for whole, resized in zip(shot.size, choice.resized, strict=True))
+    (left, top), (width, height) = choice.crop, choice.bucket
+    part = (left * across, top * down, min(width * across, shot.size[0]), min(height * down, shot.size[1]))
+    return Cut(choice.bucket, part, max(choice.resized[0] / shot.size[0], choice.resized[1] / shot.size[1]))
+
+
+def _cut_remarks(found: Checkup, shot: Shot) -> None:
+    if shot.cut is None:
+        return
+    loss, bucket = shot.cut.loss(shot.size), "x".join(map(str, shot.cut.bucket))
+    if loss > LOST:
+        must = f"loses much of itself: only its middle fits its bucket of {bucket}"
+        fix = "crop it yourself so that the subject stays whole; the sheet (--sheet) shows the cut"
+        found.add("note", "crop-loss", shot.path, must, fix, f"{loss:.0%}")
+    if shot.cut.scale > ENLARGED:
+        must, fix = f"is enlarged to its bucket of {bucket}: blur is learned", "use a larger original, or remove it"
+        found.add("warning", "enlarged-image", shot.path, must, fix, f"x {shot.cut.scale:.2f}")
 
 
 def _unsaid(found: Checkup, seen: Scan) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageCms
 
-from trainer.dataset.images import has_alpha, opened, orientation, upright
+from trainer.dataset.images import front_camera, has_alpha, opened, orientation, upright
 
 TRAINABLE = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # what Kohya's trainer takes without plugins
 READABLE = (*TRAINABLE, ".gif", ".tif", ".tiff", ".avif")
@@ -35,6 +35,7 @@ class Picture:
     format: str  # Pillow's name of the file's format
     frames: int
     notes: tuple[str, ...]
+    selfie: bool = False  # its EXIF data names a front camera
 
 
 def open_picture(source: str | os.PathLike[str] | bytes) -> Picture:
@@ -54,7 +55,7 @@ def open_picture(source: str | os.PathLike[str] | bytes) -> Picture:
         if profile and file.mode not in ("L", "LA", "P", "1"):
             image, coloured = _to_srgb(image, whole if file.mode == "CMYK" else image, profile)
             said += coloured
-        return Picture(image, turn, file.format or "", frames, tuple(notes + said))
+        return Picture(image, turn, file.format or "", frames, tuple(notes + said), front_camera(file))
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:

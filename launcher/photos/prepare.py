@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import io
 import os
 import re
@@ -11,25 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from launcher.photos.image import (
-    CAPTIONS,
-    READABLE,
-    TRAINABLE,
-    UNREADABLE,
-    open_picture,
-)
+from PIL import Image
+
+from launcher.photos.image import CAPTIONS, READABLE, TRAINABLE, UNREADABLE, open_picture
 from launcher.photos.source import Entry, Source, read_source
-from schemas.files.textfile import CONFIG, read_bytes
-from schemas.files.writing import scratch_of, sweep
+from schemas.files.textfile import CONFIG, UTF16, read_bytes
+from schemas.files.writing import scratch_of, sweep, write_atomically
 from schemas.problems import ConfigError, Problem, error
 from trainer.dataset.captions import LONGEST_FILE as LONGEST_CAPTION
-from trainer.dataset.images import FORMATS, LARGEST_FILE, Unreadable, kind_of
+from trainer.dataset.images import LARGEST_FILE, PLUGINS, Unreadable, kind_of, readable_kinds
 from trainer.dataset.names import Names, fold
-from trainer.dataset.pictures import PASSED_OVER
-from trainer.dataset.spec import TRAINING_IMAGES
+from trainer.dataset.pictures import PASSED_OVER, ahead, decoders, list_folder
+from trainer.dataset.spec import TRAINING_IMAGES, folder_repeats
 
 LOOKS = 400  # pictures x repeats of one epoch that auto repeats aim at
+COMPRESSION = 3  # of PNG: a third of the time of the usual 6, files a tenth larger
 NAMES_HEAD = "# photo\timage"  # begins the list of names
+REG_IMAGES = "reg_images"
 SIBLINGS = ("result_current", "txt2img-images")
 
 
@@ -58,6 +58,10 @@ class Prepared:
     repeats: int
     written: list[Written] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)  # of what was left out: images and captions that were meant
+    there: int = 0  # photos that the folder held already
+    added: bool = False  # to a folder that was there
+    reg: Prepared | None = None
 
     @property
     def train_data_dir(self) -> Path:
@@ -78,51 +82,89 @@ def auto_repeats(images: int) -> int:
     return max(1, round(LOOKS / images))
 
 
+@dataclass(frozen=True)
+class Order:
+    """How a folder is made. `repeats` None: counted; `reg`: a folder of regularisation images to take over."""
+
+    repeats: int | None = None
+    keep_format: bool = False
+    reg: Path | None = None
+
+
 def prepare(
     source: Path,
     token: str,
     directory: Path,
+    order: Order | None = None,
     *,
-    repeats: int | None = None,
-    keep_format: bool = False,
     progress: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> Prepared:
-    """Write `directory`/training_images/<repeats>_<token>/ and its siblings; repeats None counts them itself.
+    """Write `directory`/training_images/<repeats>_<token>/ and its siblings.
 
-    What cannot be read is left out and named. Raises ConfigError before anything stays on the disk: `bad-name`,
-    `target-exists`, `target-in-source`, `no-images`, `not-writable`, and those of `read_source`.
+    Where that folder is there already, new photos are added to it and what is there keeps its name. What cannot be
+    read is left out and named. Raises ConfigError before anything stays on the disk: `bad-name`, `target-exists`,
+    `target-in-source`, `no-images`, `not-writable`, and those of `read_source`.
     """
+    order = order or Order()
     _check_token(token)
-    if Path(os.path.realpath(directory)).is_relative_to(os.path.realpath(source)):  # resolve() fails at circles
-        raise error("target-in-source", f"{directory}: lies inside {source}, which stays as it is", fix="use --to")
-    _check_target(directory, token)
+    for place in filter(None, (source, order.reg)):
+        if Path(os.path.realpath(directory)).is_relative_to(os.path.realpath(place)):  # resolve() fails at circles
+            raise error("target-in-source", f"{directory}: lies inside {place}, which stays as it is", fix="use --to")
+    there = _check_target(directory, token, order.repeats)
+    if order.reg is not None:
+        _check_reg(directory, order.reg)
+    made = _taken(source, token, directory / TRAINING_IMAGES, there, order, progress)
+    if order.reg is not None:
+        name = re.sub(r"[^\w-]+", "-", order.reg.resolve().name).strip("-") or "class"
+        kept = Order(1, order.keep_format)
+        made.reg = _taken(order.reg, name, directory / REG_IMAGES, None, kept, progress)
+        made.left_out += [(f"{order.reg.name}/{file}", why) for file, why in made.reg.left_out]
+        made.broken += made.reg.broken
+    for name in SIBLINGS:
+        (directory / name).mkdir(exist_ok=True)
+    return made
+
+
+def _taken(
+    source: Path,
+    token: str,
+    parent: Path,
+    there: Path | None,
+    order: Order,
+    progress: Callable[[list[Any]], Iterable[Any]],
+) -> Prepared:
+    """The photos of `source` in `parent`/<repeats>_<token>, or added to the folder `there`."""
     found = read_source(source)
     pictures, captions, left_out = sort_entries(found)
     if not pictures:
         looked = f"{len(found.entries)} files, none an image" if found.entries else "nothing"
         raise error("no-images", f"{source}: no images found ({looked})", fix=f"accepted: {' '.join(READABLE)}")
-    parent = directory / TRAINING_IMAGES
-    made = Prepared(directory, parent / f"{repeats}_{token}", token, repeats or 0, left_out=left_out)
+    repeats = folder_repeats(there.name) if there else order.repeats
+    folder = there or parent / f"{repeats}_{token}"
+    made = Prepared(parent.parent, folder, token, repeats or 0, left_out=left_out, added=there is not None)
     created = _make_folders(parent)
     sweep([parent])  # what a prepare that was killed has left
     staging = scratch_of(parent / token)
     try:
         staging.mkdir()
         created.append(staging)
-        _write_all(made, staging, pictures, captions, keep_format, progress)
+        _write_all(made, staging, pictures, captions, order.keep_format, progress)
         if repeats is None:
             made.repeats = auto_repeats(len(made.written))
             made.folder = parent / f"{made.repeats}_{token}"
-        os.replace(staging, made.folder)
-        made.names_file.write_text(_names(made), encoding="utf-8", errors="backslashreplace")
+        if there is None:
+            os.replace(staging, made.folder)
+        else:
+            for name in sorted(os.listdir(staging)):
+                os.replace(staging / name, there / name)
+            staging.rmdir()
+        _write_names(made)
     except OSError as fault:
         _undo(staging, created)
         raise error("not-writable", f"{parent}: cannot be written: {fault.strerror}", fix="use --to") from None
     except BaseException:
         _undo(staging, created)
         raise
-    for name in SIBLINGS:
-        (directory / name).mkdir(exist_ok=True)
     return made
 
 
@@ -134,10 +176,16 @@ def _undo(staging: Path, created: list[Path]) -> None:
             folder.rmdir()
 
 
-def _names(made: Prepared) -> str:
-    """Which photo became which image, a line each."""
-    rows = [f"{_printable(one.source)}\t{one.file}" for one in made.written]
-    return "\n".join([f"{NAMES_HEAD} in {TRAINING_IMAGES}/{made.folder.name}", *rows, ""])
+def _write_names(made: Prepared) -> None:
+    """Which photo became which image, a line each, behind those of before."""
+    file = made.names_file
+    before = (
+        read_bytes(file, limit=CONFIG, what="list of names").decode("utf-8", "replace")
+        if made.added and (os.path.lexists(file))
+        else f"{NAMES_HEAD} in {made.folder.parent.name}/{made.folder.name}\n"
+    )
+    rows = "".join(f"{_printable(one.source)}\t{one.file}\n" for one in made.written)
+    write_atomically(file, lambda stream: stream.write((before + rows).encode("utf-8", "backslashreplace")))
 
 
 def _printable(name: str) -> str:
@@ -165,7 +213,8 @@ def _is_list_of_names(file: Path) -> bool:
         return False
 
 
-def _check_target(directory: Path, token: str) -> None:
+def _check_target(directory: Path, token: str, repeats: int | None) -> Path | None:
+    """The folder of this token that is there already, to which photos are added."""
     if directory.exists() and not directory.is_dir():
         raise error("target-exists", f"{directory}: is a file", fix="choose another folder with --to")
     names = names_file(directory, token)
@@ -173,12 +222,20 @@ def _check_target(directory: Path, token: str) -> None:
         raise error("target-exists", f"{names}: is there already and is not overwritten", fix="move it, or use --to")
     parent = directory / TRAINING_IMAGES
     for folder in sorted(parent.iterdir()) if parent.is_dir() else []:
-        if folder.name.partition("_")[2] == token:
-            raise error(
-                "target-exists",
-                f"{folder}: is there already and is not overwritten",
-                fix="remove it, or choose another folder with --to, or another --name",
-            )
+        if folder.name.partition("_")[2] == token and folder_repeats(folder.name) and folder.is_dir():
+            if repeats not in (None, folder_repeats(folder.name)):
+                fix = f"leave --repeats out to add to it; rename it to {repeats}_{token} for other repeats"
+                must = f"{folder}: is there with other repeats and is not overwritten"
+                raise error("target-exists", must, fix=fix)
+            return folder
+    return None
+
+
+def _check_reg(directory: Path, reg: Path) -> None:
+    parent = directory / REG_IMAGES
+    if parent.exists() and any(parent.iterdir()):
+        must = f"{parent}: is there already and is not overwritten"
+        raise error("target-exists", must, key="--reg", got=str(reg), fix="leave --reg out, or move it away")
 
 
 def sort_entries(found: Source) -> tuple[list[Entry], dict[str, Entry], list[tuple[str, str]]]:
@@ -203,16 +260,21 @@ def sort_entries(found: Source) -> tuple[list[Entry], dict[str, Entry], list[tup
             twice = fold(entry.stem) in stems
             reason = "another caption of this image was taken" if twice else "no image of this name"
         elif entry.suffix in UNREADABLE:
-            reason = f"{UNREADABLE[entry.suffix]} cannot be read here; export it as JPEG or PNG"
+            reason = f"{UNREADABLE[entry.suffix]} cannot be read here; {_way(UNREADABLE[entry.suffix])}"
         else:
             reason = "not an image"
         left_out.append((entry.name, reason))
     return pictures, captions, left_out
 
 
+def _way(kind: str) -> str:
+    plugin = PLUGINS.get(kind)
+    return f"pip install {plugin[2]}, or export it as JPEG or PNG" if plugin else "export it as JPEG or PNG"
+
+
 def _is_image(entry: Entry) -> bool:
     """By its extension, or else by its content; what then cannot be read is named."""
-    return entry.suffix in READABLE or (entry.suffix not in PASSED_OVER and kind_of(entry.head()) in FORMATS)
+    return entry.suffix in READABLE or (entry.suffix not in PASSED_OVER and kind_of(entry.head()) in readable_kinds())
 
 
 def _make_folders(parent: Path) -> list[Path]:
@@ -233,24 +295,88 @@ def _write_all(
     keep_format: bool,
     progress: Callable[[list[Any]], Iterable[Any]],
 ) -> None:
-    digits = max(3, len(str(len(pictures))))
+    """Decodes and encodes on every core, a few photos ahead; writes in order, so that numbers have no gaps."""
+    last, digests = _held(made.folder, made.token) if made.added else (0, set())
+    digits = max(3, len(str(last + len(pictures))))
     reasons: list[Problem] = []
-    for entry in progress(pictures):
-        stem = f"{made.token}_{len(made.written) + 1:0{digits}d}"
-        try:
-            content = _content(entry)
-            file, size, notes = _write_picture(entry, content, staging / stem, keep_format)
-        except Unreadable as fault:
-            made.left_out.append((entry.name, str(fault)))
-            reasons.append(Problem(code="unreadable-image", key=entry.name, must=str(fault)))
+    work = functools.partial(_encoded, keep_format=keep_format)
+    for entry, result in zip(progress(pictures), ahead(work, pictures, decoders()), strict=True):
+        if isinstance(result, str):
+            made.left_out.append((entry.name, result))
+            made.broken.append(entry.name)
+            reasons.append(Problem(code="unreadable-image", key=entry.name, must=result))
             continue
+        if result.digest in digests:
+            made.there += 1
+            continue
+        stem = f"{made.token}_{last + len(made.written) + 1:0{digits}d}"
+        (staging / f"{stem}{result.suffix}").write_bytes(result.content)
         text = _caption(made, captions.get(entry.name))
         if text is not None:
             (staging / f"{stem}.txt").write_text(text, encoding="utf-8", newline="")
-        made.written.append(Written(entry.name, file.name, size, text, notes))
-    if not made.written:
+        made.written.append(Written(entry.name, f"{stem}{result.suffix}", result.size, text, result.notes))
+    if not made.written and made.there == 0:
         none = error("no-images", "none of the images can be read", fix="look at the files that were left out")
         raise ConfigError([*reasons, *none.problems])
+
+
+def _held(folder: Path, token: str) -> tuple[int, set[bytes]]:
+    """(the highest number in use, what the images show) of a folder that photos are added to."""
+    last = 0
+    for name in os.listdir(folder):
+        match = re.match(rf"{re.escape(token)}_([0-9]{{1,9}})(?![0-9])", name)
+        last = max(last, int(match[1])) if match else last
+    images = list(list_folder(folder).images)
+    return last, {digest for digest in ahead(_digest, images, decoders()) if digest}
+
+
+def _digest(path: Path) -> bytes | None:
+    try:
+        return shown(open_picture(path).image)
+    except Unreadable:
+        return None
+
+
+def shown(image: Image.Image) -> bytes:
+    """The same for equal pixels, whatever the file's kind."""
+    rgba = image.convert("RGBA")
+    return hashlib.sha256(f"{rgba.size}".encode() + rgba.tobytes()).digest()
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A photo as it will be written."""
+
+    content: bytes
+    suffix: str
+    size: tuple[int, int]
+    notes: tuple[str, ...]
+    digest: bytes
+
+
+def _encoded(entry: Entry, *, keep_format: bool) -> _Encoded | str:
+    """One photo decoded, and encoded as it is wanted; why it cannot be."""
+    try:
+        content = _content(entry)
+        picture = open_picture(content)
+    except Unreadable as fault:
+        return str(fault)
+    notes = picture.notes + (("from a front camera: look whether it is mirrored",) if picture.selfie else ())
+    keeps = keep_format and entry.suffix in TRAINABLE and picture.frames == 1
+    digest = shown(picture.image)
+    if keeps and picture.orientation in (0, 1):
+        return _Encoded(content, entry.suffix, picture.image.size, (), digest)
+    suffix = entry.suffix if keeps else ".png"
+    stream = io.BytesIO()
+    if suffix in (".jpg", ".jpeg"):
+        picture.image.convert("RGB").save(stream, "JPEG", quality=97, subsampling=0)
+    elif suffix == ".webp":
+        picture.image.save(stream, "WEBP", lossless=True)
+    elif suffix == ".bmp":
+        picture.image.save(stream, "BMP")
+    else:
+        picture.image.save(stream, "PNG", compress_level=COMPRESSION)
+    return _Encoded(stream.getvalue(), suffix, picture.image.size, notes, digest)
 
 
 def _content(entry: Entry) -> bytes:
@@ -265,35 +391,15 @@ def _caption(made: Prepared, entry: Entry | None) -> str | None:
     if entry is None:
         return None
     try:
-        return entry.read(LONGEST_CAPTION).decode("utf-8-sig")
+        content = entry.read(LONGEST_CAPTION)
+        return content.decode("utf-16" if content.startswith(UTF16) else "utf-8-sig")
     except UnicodeDecodeError:
         reason = "is not UTF-8 text; save it again as UTF-8"
     except OSError as fault:
         reason = str(fault)
     made.left_out.append((entry.name, f"{reason}. Its image was taken without a caption"))
+    made.broken.append(entry.name)
     return None
-
-
-def _write_picture(
-    entry: Entry, content: bytes, target: Path, keep_format: bool
-) -> tuple[Path, tuple[int, int], tuple[str, ...]]:
-    """Write one picture as `target` plus its extension."""
-    picture = open_picture(content)
-    keeps = keep_format and entry.suffix in TRAINABLE and picture.frames == 1
-    if keeps and picture.orientation in (0, 1):
-        file = Path(f"{target}{entry.suffix}")
-        file.write_bytes(content)
-        return file, picture.image.size, ()
-    file = Path(f"{target}{entry.suffix if keeps else '.png'}")
-    stream = io.BytesIO()
-    if file.suffix in (".jpg", ".jpeg"):
-        picture.image.convert("RGB").save(stream, "JPEG", quality=97, subsampling=0)
-    elif file.suffix == ".webp":
-        picture.image.save(stream, "WEBP", lossless=True)
-    else:
-        picture.image.save(stream, "BMP" if file.suffix == ".bmp" else "PNG")
-    file.write_bytes(stream.getvalue())
-    return file, picture.image.size, picture.notes
 
 
 def default_directory(source: Path, token: str) -> Path:

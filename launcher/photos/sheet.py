@@ -1,4 +1,4 @@
-"""`dataset check --sheet`: one self-contained HTML page with every picture, its caption and what was found."""
+"""`dataset check --sheet`: one self-contained HTML page with every image, its crop, caption, flags and look-alikes."""
 
 from __future__ import annotations
 
@@ -10,40 +10,24 @@ from pathlib import Path
 
 from launcher.photos.check import Checkup, Shot
 from launcher.photos.image import open_picture, thumbnail
+from launcher.photos.sheet_style import SCRIPT, STYLE
 from schemas.problems import Problem, Severity, shown
 from trainer.dataset.images import Unreadable
-from trainer.dataset.pictures import ahead, decoders
+from trainer.dataset.names import fold
+from trainer.dataset.pictures import ahead, decoders, pictures_in
 
-THUMBNAIL = (320, 320)
-MOST = 1000  # pictures on the page, those with findings first; a browser has to hold them all
+THUMBNAIL = (256, 256)
+MOST = 5000  # images on the page, those with findings first; a browser has to hold them all
+MOST_PAIRS = 500  # look-alikes side by side
+MOST_TAGS = 100
 WORST: dict[Severity, int] = {"error": 0, "warning": 1, "note": 2}
-STYLE = """
-:root { color-scheme: light dark; --ink: #222; --page: #fafafa; --card: #fff; --line: #ddd; --faint: #555;
-  --error: #b00020; --warning: #8a5a00 }
-@media (prefers-color-scheme: dark) { :root { --ink: #ddd; --page: #161616; --card: #222; --line: #444; --faint: #aaa;
-  --error: #ff8a94; --warning: #e6b450 } }
-* { box-sizing: border-box }
-body { font: 15px/1.4 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 1600px; color: var(--ink);
-  background: var(--page) }
-h1 { font-size: 1.4rem; margin: .3rem 0; overflow-wrap: anywhere }
-h2 { font-size: 1.1rem }
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(220px, 100%), 1fr)); gap: .8rem;
-  margin: 1rem 0 }
-figure { margin: 0; padding: .5rem; background: var(--card); border: 1px solid var(--line); border-radius: 6px }
-figure.error { border-color: var(--error) }
-img { width: 100%; height: 220px; object-fit: contain; display: block; margin: 0 0 .4rem }
-.none { height: 220px; display: grid; place-items: center; border: 1px dashed var(--error); margin: 0 0 .4rem;
-  color: var(--error) }
-figcaption { font-size: 13px; overflow-wrap: anywhere }
-p { margin: .3rem 0; overflow-wrap: anywhere }
-p.error { color: var(--error) } p.warning { color: var(--warning) } p.note, .small { color: var(--faint) }
-details { margin: .8rem 0 } summary { cursor: pointer; font-weight: 600 }
-table { border-collapse: collapse } td, th { padding: .1rem .8rem .1rem 0; text-align: left; overflow-wrap: anywhere }
-"""
+NO_CAPTION = "no-caption"
+SILENT = ("caption-missing", "caption-empty")
+KINDS = {"exact": "the same", "near": "nearly the same", "cropped": "cropped otherwise", "mirrored": "mirrored"}
 
 
-def sheet(found: Checkup) -> str:
-    """The page as text."""
+def sheet(found: Checkup, masks: Path | None = None) -> str:
+    """The page as text; `masks` is a folder of masks, named as the images are."""
     by_image = _by_image(found)
     attached = {id(problem) for problems in by_image.values() for problem in problems}
     general = [problem for problem in found.problems if id(problem) not in attached]
@@ -60,17 +44,70 @@ def sheet(found: Checkup) -> str:
             f"<h1>{title}</h1>",
             f"<p class='small'>{verdict or 'nothing to remark'}</p>",
             *[_line(problem, with_key=True) for problem in general if problem.severity == "error"],
+            _filters(found, by_image, masks is not None),
+            _pairs(found, shots),
             "<main>",
             *[_broken(found, path, by_image[path]) for path in found.broken],
-            *_figures(found, shots, by_image),
+            *_figures(found, shots, by_image, masks),
             "</main>",
-            f"<p class='small'>{missing} more pictures are not shown here.</p>" if missing else "",
+            "<p id='none' class='small' hidden>No image has all of that.</p>",
+            f"<p class='small'>{missing} more images are not shown here.</p>" if missing else "",
             _remarks([problem for problem in general if problem.severity != "error"]),
             _table("Buckets", [(f"{width} x {height}", count) for (width, height), count in found.buckets]),
-            _table("Tags", found.tags.most_common(40)),
-            "</html>",
+            _tags(found),
+            f"<script>{SCRIPT}</script></html>",
         ]
     )
+
+
+def _flags(shot: Shot, problems: list[Problem]) -> list[str]:
+    """What an image can be filtered by."""
+    silent = [] if (shot.caption or "").strip() else [NO_CAPTION]
+    return list(dict.fromkeys([*(problem.code for problem in problems if problem.code not in SILENT), *silent]))
+
+
+def _filters(found: Checkup, by_image: dict[Path, list[Problem]], masks: bool) -> str:
+    counts = Counter(flag for shot in found.shots for flag in _flags(shot, by_image.get(shot.path, [])))
+    counts.update(problem.code for path in found.broken for problem in by_image[path][:1])
+    buttons = "".join(
+        f"<button data-flag='{html.escape(flag)}' aria-pressed='false'>{html.escape(flag.replace('-', ' '))} "
+        f"<b>{count}</b></button>"
+        for flag, count in counts.most_common()
+    )
+    boxes = "<label><input type='checkbox' id='cuts' checked> crops</label>"
+    if masks:
+        boxes += "<label><input type='checkbox' id='masks' checked> masks</label>"
+    search = "<input type='search' id='search' placeholder='name, caption, tag' aria-label='search'>"
+    return f"<nav>{search}{buttons}{boxes}<span id='shown' class='small' aria-live='polite'></span></nav>"
+
+
+def _pairs(found: Checkup, shots: list[Shot]) -> str:
+    """Look-alikes side by side; the script takes their images from the figures."""
+    places = {found.relative(shot.path): place for place, shot in enumerate(shots)}
+    rows = [
+        f"<div class='pair' data-a='{places[first]}' data-b='{places[second]}'><b>{KINDS[kind]}</b>"
+        f"<span>{html.escape(first)}</span><span>{html.escape(second)}</span></div>"
+        for kind, first, second in found.duplicates
+        if first in places and second in places
+    ]
+    if not rows:
+        return ""
+    more = f"<p class='small'>{len(rows) - MOST_PAIRS} more pairs: --json lists them.</p>" * (len(rows) > MOST_PAIRS)
+    title = f"Look-alikes side by side ({len(found.duplicates)})"
+    return f"<details id='pairs'><summary>{title}</summary>{''.join(rows[:MOST_PAIRS])}{more}</details>"
+
+
+def _tags(found: Checkup) -> str:
+    """Every tag as a button that shows its images."""
+    tags = found.tags.most_common()
+    if not tags:
+        return ""
+    buttons = "".join(
+        f"<button data-tag='{html.escape(tag, quote=True)}'>{html.escape(tag)} <b>{count}</b></button>"
+        for tag, count in tags[:MOST_TAGS]
+    )
+    more = f"<p class='small'>{len(tags) - MOST_TAGS} rarer ones are not shown.</p>" * (len(tags) > MOST_TAGS)
+    return f"<details><summary>Tags ({len(tags)})</summary><p class='tags'>{buttons}</p>{more}</details>"
 
 
 def _by_image(found: Checkup) -> dict[Path, list[Problem]]:
@@ -97,30 +134,75 @@ def _chosen(found: Checkup, by_image: dict[Path, list[Problem]]) -> list[Shot]:
     return sorted(kept, key=lambda shot: worst.get(shot.path, 3) > 0)
 
 
-def _figures(found: Checkup, shots: list[Shot], by_image: dict[Path, list[Problem]]) -> Iterator[str]:
-    for shot, image in zip(shots, ahead(_picture, [shot.path for shot in shots], decoders()), strict=True):
+def _figures(
+    found: Checkup, shots: list[Shot], by_image: dict[Path, list[Problem]], masks: Path | None
+) -> Iterator[str]:
+    over = {folder.path: _masks_of(masks, folder.path) for folder in found.folders} if masks else {}
+    images = ahead(_picture, [shot.path for shot in shots], decoders())
+    layers = ahead(_layer, [over.get(shot.path.parent, {}).get(fold(shot.path.stem)) for shot in shots], decoders())
+    for place, (shot, image, layer) in enumerate(zip(shots, images, layers, strict=True)):
+        problems = by_image.get(shot.path, [])
         width, height = shot.size
+        size = f"{width} x {height}"
+        cut = ""
+        if shot.cut:
+            left, top, across, down = shot.cut.part
+            box = (
+                f"left:{left / width:.2%};top:{top / height:.2%};width:{across / width:.2%};height:{down / height:.2%}"
+            )
+            cut = f"<i class='cut' style='{box}'></i>"
+            size += f" &rarr; {shot.cut.bucket[0]} x {shot.cut.bucket[1]}"
+        frame = (
+            f"<div class='frame' style='aspect-ratio:{width}/{height};"
+            f"width:min(100%,calc(14rem*{width / height:.4f}))'>{image}{layer}{cut}</div>"
+        )
         words = html.escape(shot.caption.strip()) if shot.caption and shot.caption.strip() else "<i>no caption</i>"
-        yield _figure(image, found.relative(shot.path), f"{width} x {height}", words, by_image.get(shot.path, []))
+        flags = _flags(shot, problems)
+        yield _figure(frame, _name(found, shot.path), size, words, problems, flags=flags, place=place)
+
+
+def _name(found: Checkup, path: Path) -> str:
+    return path.name if len(found.folders) == 1 else found.relative(path)
 
 
 def _broken(found: Checkup, path: Path, problems: list[Problem]) -> str:
-    return _figure("<div class='none'>cannot be shown</div>", found.relative(path), "", "", problems)
+    flags = [problem.code for problem in problems]
+    shown_instead = "<div class='none'>cannot be shown</div>"
+    return _figure(shown_instead, _name(found, path), "", "", problems, flags=flags)
 
 
-def _figure(image: str, name: str, size: str, words: str, problems: list[Problem]) -> str:
+def _figure(
+    image: str, name: str, size: str, words: str, problems: list[Problem], *, flags: list[str], place: int | None = None
+) -> str:
     kind = " class='error'" if any(problem.severity == "error" for problem in problems) else ""
+    data = f" data-flags='{html.escape(' '.join(flags), quote=True)}'"
+    if place is not None:
+        data += f" id='i{place}'"
     lines = "".join(_line(problem) for problem in problems)
-    return f"<figure{kind}>{image}<figcaption><b>{html.escape(name)}</b> {size}<br>{words}{lines}</figcaption></figure>"
+    text = f"<b>{html.escape(name)}</b> <span class='small'>{size}</span><br>{words}{lines}"
+    return f"<figure{kind}{data}>{image}<figcaption>{text}</figcaption></figure>"
 
 
 def _picture(path: Path) -> str:
     try:
-        content = thumbnail(open_picture(path).image, THUMBNAIL, 80)
+        content = thumbnail(open_picture(path).image, THUMBNAIL, 72)
     except Unreadable as fault:  # gone since it was checked
         return f"<div class='none'>{html.escape(str(fault))}</div>"
     data = base64.b64encode(content).decode("ascii")
-    return f"<img src='data:image/jpeg;base64,{data}' alt='{html.escape(path.name)}'>"
+    return f"<img src='data:image/jpeg;base64,{data}' decoding='async' alt='{html.escape(path.name, quote=True)}'>"
+
+
+def _masks_of(masks: Path, folder: Path) -> dict[str, Path]:
+    """By the image's name: masks of one folder lie in a folder of its name, or all in one."""
+    own = masks / folder.name
+    return {fold(path.stem): path for path in pictures_in(own if own.is_dir() else masks)}
+
+
+def _layer(mask: Path | None) -> str:
+    """A mask over its image: what is left out of the loss is darkened."""
+    if mask is None:
+        return ""
+    return _picture(mask).replace("<img ", "<img class='mask' ")
 
 
 def _remarks(problems: list[Problem]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +216,22 @@ def trainer(monkeypatch, tmp_path: Path):
     found = Trainer()
     monkeypatch.setattr(run, "run_child", found)
     return found
+
+
+@pytest.fixture(autouse=True)
+def _search_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search for duplicates without starting a process for it, which takes most of a second on a busy machine."""
+    from launcher.photos import likeness
+
+    def search_here(looks: Sequence[likeness.Look]) -> list[list[object]]:
+        import numpy as np
+
+        from trainer.likeness.search import search
+
+        parts = [(one.digest, np.frombuffer(one.grey, np.uint8), np.frombuffer(one.shades, np.uint8)) for one in looks]
+        digests, greys, shades = zip(*parts, strict=True)
+        side, small = likeness.GREY, likeness.SHADES
+        pairs = search(digests, np.stack(greys).reshape(-1, side, side), np.stack(shades).reshape(-1, small, small, 3))
+        return [list(pair) for pair in pairs]
+
+    monkeypatch.setattr(likeness, "in_a_process", search_here)

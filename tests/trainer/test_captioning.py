@@ -13,15 +13,14 @@ from PIL import Image
 
 from schemas.problems import ConfigError
 from trainer.captioning import write as captioning
+from trainer.captioning.settings import CaptionSettings
+from trainer.captioning.tagger import squared, tags
 from trainer.captioning.write import (
     JOURNAL,
-    CaptionSettings,
     caption_folder,
     captioner,
     main,
     read_words,
-    squared,
-    tags,
 )
 
 ROWS = [
@@ -113,8 +112,10 @@ def test_empty_folder_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_words_are_read() -> None:
-    folder, settings, _ = read_words(["d", "--model", "blip", "--beams", "3", "--min-length", "5"])
+    words = ["d", "--model", "blip", "--beams", "3", "--min-length", "5", "--ratings", "--dry-run"]
+    folder, settings, as_json, dry_run = read_words(words)
     assert (folder, settings.beams, settings.min_length) == (Path("d"), 3, 5)
+    assert (settings.ratings, settings.unload_after, as_json, dry_run) == (True, False, False, True)
 
 
 def test_tags_above_their_thresholds_best_first() -> None:
@@ -159,8 +160,8 @@ def test_blip_from_a_local_folder(folder: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.mark.parametrize(
     ("model", "code", "fix"),
-    [("blip2", "unknown-model", "--model blip"), ("WD-14", "unknown-model", "--model wd14"),
-     ("joycaption", "unknown-model", "--model blip")],
+    [("blipp", "unknown-model", "--model blip"), ("WD-14", "unknown-model", "--model wd14"),
+     ("some-model", "unknown-model", "--model blip")],
 )  # fmt: skip
 def test_an_unknown_model_is_refused_before_anything_is_asked(model: str, code: str, fix: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -225,10 +226,10 @@ def test_one_json_document_and_progress_beside_it(
     monkeypatch.setattr(captioning, "captioner", lambda name, settings: red)
     monkeypatch.setattr(captioning, "model_named", lambda model: model)
     (folder / "broken.png").write_bytes(b"no image")
-    assert main([str(folder), "--model", "x/y", "--json"]) == 0
+    assert main([str(folder), "--model", "x/y", "--json"]) == 3  # the rest is done
     out, err = capsys.readouterr()
     document = json.loads(out)
-    assert document["ok"]
+    assert not document["ok"]
     assert document["images"] == document["written"] + document["kept"] + len(document["skipped"])
     assert [one["file"] for one in document["skipped"]] == ["broken.png"]
     assert "captions written" in err

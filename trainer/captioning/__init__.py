@@ -1,1 +1,1 @@
-"""Captions for a folder of images, by a model."""
+"""Captions and tags from models: the work behind `dataset caption`."""

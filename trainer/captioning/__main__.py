@@ -1,4 +1,4 @@
-"""`python -m trainer.captioning FOLDER --model MODEL`, for `dataset caption`."""
+"""`python -m trainer.captioning FOLDER --model MODEL`: captions for a folder of images, for `dataset caption`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions for a folder of pictures: `python -m trainer.captioning FOLDER --model MODEL`, for `dataset caption`.
+"""Captions for a folder of images, written beside them.
 
 A captioning model of transformers (BLIP and its like) writes a sentence, a WD14 tagger (onnxruntime) writes tags. Each
 caption is written as soon as it is made, so that a run that was cut off goes on where it stopped.
@@ -7,58 +7,35 @@ caption is written as soon as it is made, so that a run that was cut off goes on
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from schemas import diagnostics
-from schemas.problems import ConfigError, Problem, error, nearest
-from schemas.terminal import say, say_document, shell_word
+from schemas.problems import ConfigError, Problem, error
+from schemas.terminal import say, say_document
+from trainer.captioning.endpoint import endpoint, unload
+from trainer.captioning.models import captioner, device_name, model_named
+from trainer.captioning.phrases import dropper, read_phrases
+from trainer.captioning.settings import TAGGERS, CaptionSettings, Describe
+from trainer.captioning.tagger import tagger
 from trainer.dataset.captions import caption_path, read_text_of
 from trainer.dataset.images import Unreadable
 from trainer.dataset.names import names_in
-from trainer.dataset.pictures import pictures_in
+from trainer.dataset.pictures import pictures_in, read_all
+from trainer.dataset.spec import TRAINING_IMAGES
 from trainer.input import pixels
 from trainer.output.run_folder import write_text
 
-HUB = {
-    "blip": "Salesforce/blip-image-captioning-base",
-    "blip-large": "Salesforce/blip-image-captioning-large",
-    "wd14": "SmilingWolf/wd-vit-tagger-v3",
-}
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_SECONDS = 10  # to answer whether it has a model
 JOURNAL = ".captioning.json"  # which captions an --overwrite or --append run has made so far
-GENERAL, CHARACTER = "0", "4"  # categories in selected_tags.csv
-FACES = 3  # tags up to this length, such as ^_^, keep their underscores
-
-Describe = Callable[[Sequence[Image.Image]], list[str]]
-
-
-@dataclass(frozen=True)
-class CaptionSettings:
-    """How captions are made. `mode` says what happens to a caption that is there: "keep", "append" or "overwrite"."""
-
-    model: str
-    prefix: str = ""
-    extension: str = ".txt"
-    mode: str = "keep"
-    batch_size: int = 4
-    beams: int = 9
-    min_length: int = 15
-    max_length: int = 75
-    threshold: float = 0.35
-    character_threshold: float = 0.85
+TRIED = 5  # images of a dry run
 
 
 @dataclass
@@ -73,38 +50,45 @@ class Captioned:
     def as_json(self) -> dict[str, Any]:
         """The document of `dataset caption --json`."""
         skipped = [{"file": name, "why": why} for name, why in self.skipped]
-        return {"ok": True, **asdict(self), "skipped": skipped, "problems": []}
+        return {"ok": not skipped, **asdict(self), "skipped": skipped, "problems": []}
 
 
 def caption_folder(
-    folder: Path, settings: CaptionSettings, describe: Describe, *, say: Callable[[str], Any]
+    folder: Path, settings: CaptionSettings, describe: Describe, *, say: Callable[[str], Any], dry_run: bool = False
 ) -> Captioned:
-    """Captions every picture under `folder` that still needs one."""
+    """Captions every image under `folder` that still needs one; a dry run shows a few and writes nothing."""
+    if (folder / TRAINING_IMAGES).is_dir():  # what lies beside it are results
+        folder = folder / TRAINING_IMAGES
     paths = [path for top in _folders(folder) for path in pictures_in(top)]
     if not paths:
-        raise error("no-images", f"{folder}: holds no pictures", fix="check the path")
+        raise error("no-images", f"{folder}: holds no images", fix="check the path")
+    drop = dropper(read_phrases(settings.drop_phrases)) if settings.drop_phrases else str
     journal = Journal(folder / JOURNAL, settings)
     files = _files(paths, settings)
     waiting = [path for path in paths if _wants(path, files[path], settings, journal, folder)]
     say(f"{len(paths)} images, {len(paths) - len(waiting)} of them captioned already")
-    began = time.monotonic()
     made = Captioned(len(paths), len(paths) - len(waiting))
+    waiting = (waiting or paths)[:TRIED] if dry_run else _by_size(waiting)
+    clock = _Clock(len(waiting))
     skipped: list[tuple[Path, str]] = []
     for start in range(0, len(waiting), settings.batch_size):
         batch = list(_readable(waiting[start : start + settings.batch_size], skipped))
-        texts = describe([image for _, image in batch]) if batch else []
+        texts = [drop(text.strip()) for text in describe([image for _, image in batch])] if batch else []
         for (path, _), text in zip(batch, texts, strict=True):
+            if dry_run:
+                say(f"{path.name}: {_with_prefix(text, settings)}")
+                continue
             try:
                 _write(files[path], text, settings)
-            except ValueError as fault:
+            except (ValueError, OSError) as fault:
                 skipped.append((path, f"its caption {fault}"))
                 continue
             journal.add(path.relative_to(folder).as_posix())
             made.written += 1
-        if made.written and batch:
-            left = (time.monotonic() - began) / made.written * (len(waiting) - made.written - len(skipped))
-            say(f"{made.written}/{len(waiting)}  {left:.0f} s left  {batch[-1][0].name}: {texts[-1]}")
-    journal.close()
+        if batch and not dry_run:
+            say(f"{clock.told(start + len(batch))}  {batch[-1][0].name}: {texts[-1]}")
+    if not dry_run:
+        journal.close()
     made.skipped = [(path.relative_to(folder).as_posix(), why) for path, why in skipped]
     for name, why in made.skipped:
         say(f"without a caption: {name}: {why}")
@@ -112,6 +96,23 @@ def caption_folder(
         fix = "replace or remove the files"
         raise error("unreadable-image", f"{folder}: none of its {len(paths)} images can be captioned", fix=fix)
     return made
+
+
+class _Clock:
+    """How fast it goes, and how long it will take."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._began = total, time.monotonic()
+
+    def told(self, done: int) -> str:
+        rate = done / max(time.monotonic() - self._began, 1e-6)
+        return f"{done}/{self._total}  {rate:.2f} images/s  {(self._total - done) / rate:.0f} s left"
+
+
+def _by_size(paths: Sequence[Path]) -> list[Path]:
+    """Images of one size together: some models fill a batch up to its largest image."""
+    facts = read_all(paths)
+    return sorted(paths, key=lambda path: (facts[path].width * facts[path].height, facts[path].width))
 
 
 def _readable(paths: Sequence[Path], skipped: list[tuple[Path, str]]) -> Iterator[tuple[Path, Image.Image]]:
@@ -151,11 +152,14 @@ def _words(file: Path) -> str:
         return f"({fault})"
 
 
+def _with_prefix(text: str, settings: CaptionSettings) -> str:
+    return text if text.startswith(settings.prefix) else settings.prefix + text
+
+
 def _write(file: Path, text: str, settings: CaptionSettings) -> None:
-    text = text.strip()
     if settings.mode == "append" and _words(file):
         text = f"{read_text_of(file).strip()}, {text}"
-    write_text(file, text if text.startswith(settings.prefix) else settings.prefix + text)
+    write_text(file, _with_prefix(text, settings))
 
 
 class Journal:
@@ -182,18 +186,24 @@ class ModelFailed(RuntimeError):
 
 
 def describer(settings: CaptionSettings) -> Describe:
-    """The model that `settings` name: a tagger where the folder holds one, else a captioning model.
+    """What `settings` name: a server, a tagger where the folder holds one, else a model of transformers.
 
-    ConfigError `unknown-model`, `no-model` before anything is loaded; faults of the model itself are ModelFailed.
+    ConfigError `unknown-model`, `no-model`, `no-endpoint` before any image; faults on the way are ModelFailed.
     """
-    name = model_named(settings.model)
-    tags_images = settings.model == "wd14" or (Path(name) / "selected_tags.csv").is_file()
-    describe = (tagger if tags_images else captioner)(name, settings)
+    if settings.endpoint:
+        describe = endpoint(settings)
+    else:
+        name = model_named(settings.model)
+        tags_images = settings.model.startswith(TAGGERS) or (Path(name) / "selected_tags.csv").is_file()
+        describe = (tagger if tags_images else captioner)(name, settings)
 
     def guarded(images: Sequence[Image.Image]) -> list[str]:
         try:
             return describe(images)
         except Exception as fault:  # of a library, and of any kind
+            if len(images) > 1 and "OutOfMemory" in type(fault).__name__:
+                half = len(images) // 2
+                return [*guarded(images[:half]), *guarded(images[half:])]
             said = str(fault).strip().splitlines()
             raise ModelFailed(
                 f"{settings.model}: {type(fault).__name__}: {said[0] if said else 'no reason given'}"
@@ -202,156 +212,54 @@ def describer(settings: CaptionSettings) -> Describe:
     return guarded
 
 
-PLACES = ("/", "\\", "./", "../", "~", ".\\", "..\\")  # what paths begin with, and no hub id
+def where(settings: CaptionSettings) -> str:
+    """What computes, as it is told."""
+    return f"asking {settings.endpoint}" if settings.endpoint else f"on {device_name()}"
 
 
-def model_named(model: str) -> str:
-    """The local folder or hub id that a --model means; ConfigError, in about a second, for one that cannot be had."""
-    known = f"must be one of {', '.join(HUB)}, a folder with a model, or a hub id such as {HUB['blip']}"
-    if Path(model).exists():
-        files = ("config.json", "model.onnx")
-        if not any((Path(model) / file).is_file() for file in files):
-            must = f"holds no model: there is no {' and no '.join(files)} in it"
-            raise error("no-model", must, key="--model", got=model, fix="name the folder of a downloaded model")
-        return model
-    if model.startswith(PLACES):
-        raise error("no-model", "is no folder that exists", key="--model", got=model, fix="check the path")
-    name = HUB.get(model, model)
-    if not HUB_ID.fullmatch(name):
-        guess = nearest(model, HUB)
-        raise error("unknown-model", known, key="--model", got=model, fix=f"--model {guess or 'blip'}")
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    if not any(isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", "model.onnx")):
-        try:
-            HfApi().model_info(name, timeout=HUB_SECONDS)
-        except Exception as fault:  # of the network or of the hub, in many classes
-            said = str(fault).strip().splitlines()
-            must = f"is not on this machine, and the hub does not give it: {said[0] if said else type(fault).__name__}"
-            fix = f"hf download {shell_word(name)} where the hub can be reached, or --model FOLDER"
-            raise error("no-model", must, key="--model", got=model, fix=fix) from None
-    return name
-
-
-def captioner(name: str, settings: CaptionSettings) -> Describe:
-    """A captioning model of transformers, from a local folder or the hub."""
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        processor = AutoProcessor.from_pretrained(name)
-        model = AutoModelForImageTextToText.from_pretrained(name).to(device).eval()
-    except Exception as fault:  # a folder may hold anything
-        raise _no_model(name, fault) from None
-
-    def describe(images: Sequence[Image.Image]) -> list[str]:
-        inputs = processor(images=list(images), return_tensors="pt").to(device)
-        with torch.inference_mode():
-            tokens = model.generate(
-                **inputs,
-                num_beams=settings.beams,
-                min_length=settings.min_length,
-                max_length=max(settings.max_length, settings.min_length),
-            )
-        return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
-
-    return describe
-
-
-def tagger(name: str, settings: CaptionSettings) -> Describe:
-    """A WD14 tagger: model.onnx and selected_tags.csv in a local folder, or on the hub."""
-    try:
-        import onnxruntime
-    except ImportError:
-        fix = "pip install onnxruntime"
-        raise error("missing-package", "needs onnxruntime", key="--model", got=settings.model, fix=fix) from None
-    files = [_found(name, file) for file in ("model.onnx", "selected_tags.csv")]
-    try:
-        session = onnxruntime.InferenceSession(str(files[0]), providers=onnxruntime.get_available_providers())
-        with files[1].open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except Exception as fault:  # a folder may hold anything
-        raise _no_model(name, fault) from None
-    given = session.get_inputs()[0]
-
-    def describe(images: Sequence[Image.Image]) -> list[str]:
-        side = given.shape[1] if isinstance(given.shape[1], int) else 448
-        squares = [squared(image, side)[None] for image in images]
-        # Some taggers are exported for one picture at a time.
-        parts = squares if isinstance(given.shape[0], int) else [np.concatenate(squares)]
-        scores = np.concatenate([session.run(None, {given.name: part})[0] for part in parts])
-        return [", ".join(tags(row, rows, settings)) for row in scores]
-
-    return describe
-
-
-def squared(image: Image.Image, side: int) -> np.ndarray:
-    """[side, side, 3] float32, BGR, 0 to 255: on a white square, then scaled, as the taggers were trained."""
-    padded = ImageOps.pad(image, (max(image.size),) * 2, color=(255, 255, 255))
-    scaled = padded.resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(scaled, dtype=np.float32)[:, :, ::-1]
-
-
-def tags(scores: Sequence[float], rows: Sequence[Mapping[str, str]], settings: CaptionSettings) -> list[str]:
-    """The tags above their threshold: characters first, then general ones, each group by falling score."""
-    limits = {CHARACTER: settings.character_threshold, GENERAL: settings.threshold}
-    found = []
-    for category, limit in limits.items():
-        group = [(score, row["name"]) for score, row in zip(scores, rows, strict=True) if row["category"] == category]
-        found += [name for score, name in sorted(group, key=lambda pair: -pair[0]) if score > limit]
-    return [name if len(name) <= FACES else name.replace("_", " ") for name in found]
-
-
-def _found(name: str, file: str) -> Path:
-    if Path(name).is_dir():
-        return Path(name, file)
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(name, file))
-    except (OSError, ValueError) as fault:
-        raise _no_model(name, fault) from None
-
-
-def _no_model(name: str, fault: Exception) -> ConfigError:
-    said = str(fault).strip().splitlines()
-    return ConfigError([Problem(
-        code="no-model", key="--model", got=name, must=f"cannot be loaded: {said[0] if said else fault}",
-        fix="give the folder of a downloaded model, or connect to the hub",
-    )])  # fmt: skip
-
-
-def read_words(words: Sequence[str]) -> tuple[Path, CaptionSettings, bool]:
-    """(folder, settings, whether one JSON document is wanted) of a command line."""
+def read_words(words: Sequence[str]) -> tuple[Path, CaptionSettings, bool, bool]:
+    """(folder, settings, whether one JSON document is wanted, whether nothing is written) of a command line."""
     parser = argparse.ArgumentParser(prog="python -m trainer.captioning", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     for name, default in asdict(CaptionSettings(model="")).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(default, bool):
+            parser.add_argument(flag, action="store_true")
+        else:
+            parser.add_argument(flag, type=type(default), default=default)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
     given = vars(parser.parse_args(words))
-    folder, as_json = given.pop("folder"), given.pop("json")
-    return folder, CaptionSettings(**given), as_json
+    folder, as_json, dry_run = given.pop("folder"), given.pop("json"), given.pop("dry_run")
+    return folder, CaptionSettings(**given), as_json, dry_run
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    folder, settings, as_json = read_words(sys.argv[1:] if words is None else words)
+    folder, settings, as_json, dry_run = read_words(sys.argv[1:] if words is None else words)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
     def tell(line: str) -> None:
         say(line, err=as_json)
 
     try:
-        made = caption_folder(folder, settings, describer(settings), say=tell)
+        if settings.drop_phrases:
+            read_phrases(settings.drop_phrases)  # before a model is loaded
+        describe = describer(settings)
+        tell(f"{settings.model} {where(settings)}")
+        made = caption_folder(folder, settings, describe, say=tell, dry_run=dry_run)
     except (ConfigError, ModelFailed) as fault:
         return _refused(fault, as_json)
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here", err=True)
         return 130
-    tell(f"{made.written} captions written")
+    tell("nothing was written (--dry-run)" if dry_run else f"{made.written} captions written")
+    if settings.unload_after and settings.endpoint and not unload(settings):
+        tell("the server does not say how to unload a model; it stays loaded there")
+    if made.skipped:
+        tell(f"{len(made.skipped)} images have got none")
     if as_json:
         say_document(made.as_json())
-    return 0
+    return 3 if made.skipped else 0
 
 
 def _refused(fault: ConfigError | ModelFailed, as_json: bool) -> int:

@@ -6,6 +6,7 @@ Nothing else calls Pillow's open: with its full list of plug-ins it starts progr
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import os
 import struct
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")  # Pillow's names; all decoded in this process
+# Kinds that Pillow reads with a plug-in: the module, Pillow's name of the kind, the package. Decoded in this process.
+PLUGINS = {"HEIC": ("pillow_heif", "HEIF", "pillow-heif"), "JPEG XL": ("pillow_jxl", "JXL", "pillow-jxl-plugin")}
 MOST_PIXELS = 300_000_000  # phones make 200 million
 LARGEST_FILE = 1 << 30  # bytes
 HEAD = 32  # bytes that tell what a file is
 ORIENTATION = 0x0112  # EXIF tag
+EXIF_IFD, LENS_MODEL = 0x8769, 0xA434
 TURNS = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -66,6 +70,35 @@ def _pillow() -> ModuleType:
     return Image
 
 
+@functools.cache
+def _plugin(kind: str) -> str | None:
+    """Pillow's name of a kind that needs a plug-in, once that is loaded; None where it is not installed."""
+    module, name, _ = PLUGINS[kind]
+    try:
+        plugin = importlib.import_module(module)  # pillow_jxl registers itself
+    except ImportError:
+        return None
+    if module == "pillow_heif":
+        plugin.register_heif_opener(thumbnails=False)
+    return name
+
+
+def readable_kinds() -> frozenset[str]:
+    """What `kind_of` calls the kinds that can be opened here."""
+    return frozenset(FORMATS) | {kind for kind in PLUGINS if _plugin(kind)}
+
+
+def _formats(head: bytes) -> tuple[str, ...]:
+    """Pillow's names of the formats that a file beginning with `head` may be opened as."""
+    kind = kind_of(head)
+    if kind not in PLUGINS:
+        return FORMATS
+    name = _plugin(kind)
+    if name is None:
+        raise Unreadable(f"is {kind}: pip install {PLUGINS[kind][2]} (kohyakit's extra `images`), or export it as JPEG")
+    return (name,)
+
+
 @contextmanager
 def opened(source: str | os.PathLike[str] | bytes) -> Iterator[Image]:
     """The image in a file, or in bytes; its pixels are decoded when they are asked for. Raises Unreadable only."""
@@ -76,7 +109,7 @@ def opened(source: str | os.PathLike[str] | bytes) -> Iterator[Image]:
             head = stream.read(HEAD)
             stream.seek(0)
             try:
-                with pillow.open(stream, formats=FORMATS) as image:
+                with pillow.open(stream, formats=_formats(head)) as image:
                     if image.width * image.height > MOST_PIXELS:
                         raise Unreadable(_too_large(f"{image.width:,} x {image.height:,} pixels"))
                     yield image
@@ -188,6 +221,20 @@ def orientation(image: Image) -> int:
     except _FAULTS:
         return 1
     return value if value in range(1, 9) else 1
+
+
+def front_camera(image: Image) -> bool:
+    """Whether the EXIF data of an opened image name the lens of a front camera."""
+    raw = image.info.get("exif")
+    if not raw:
+        return False
+    exif = _pillow().Exif()
+    try:
+        exif.load(raw)
+        lens = exif.get_ifd(EXIF_IFD).get(LENS_MODEL, "")
+    except _FAULTS:
+        return False
+    return isinstance(lens, str) and "front" in lens.lower()
 
 
 def upright(image: Image, turn: int) -> Image:

@@ -1,0 +1,1 @@
+"""Which of many images show the same: the vectorised search behind `dataset check`."""

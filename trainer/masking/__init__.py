@@ -1,0 +1,1 @@
+"""Masks for the loss: the work behind `dataset mask`."""
