@@ -35,15 +35,18 @@ def with_trust(sets: dict[str, str], trust: Iterable[str]) -> dict[str, str]:
     return {**sets, "trust": f"{sets.get('trust', '')} {names}".strip()} if names else sets
 
 
-def command(name: str) -> Callable[[Callable[..., int | None]], click.Command]:
-    """A click command whose function returns its exit code; it has --json, and its errors end as they should."""
+def command(name: str, examples: str | None = None) -> Callable[[Callable[..., int | None]], click.Command]:
+    """A click command whose function returns its exit code; it has --json, and its errors end as they should.
+
+    `examples` is its name among the examples, where that is another.
+    """
 
     def wrap(function: Callable[..., int | None]) -> click.Command:
         @functools.wraps(function)
         def guarded(as_json: bool, **words: Any) -> None:
             sys.exit(_run(function, as_json, words))
 
-        return click.command(name, context_settings=SETTINGS, epilog=epilog(name))(json_option(guarded))
+        return click.command(name, context_settings=SETTINGS, epilog=epilog(examples or name))(json_option(guarded))
 
     return wrap
 

@@ -38,6 +38,19 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'kohyakit dataset caption photos_N0m3 --model blip --prefix "N0m3, "',
         "kohyakit dataset caption photos_N0m3 --model wd14 --append",
     ),
+    "lora merge": (
+        "kohyakit lora merge style.safetensors face.safetensors --weights 0.6,0.9 -o both.safetensors",
+        "kohyakit lora merge face.safetensors --into model.safetensors -o model-face.safetensors",
+    ),
+    "lora resize": (
+        "kohyakit lora resize face.safetensors --rank 16 -o face-16.safetensors",
+        "kohyakit lora resize face.safetensors --keep 0.95 -o face-small.safetensors",
+    ),
+    "lora extract": ("kohyakit lora extract tuned.safetensors base.safetensors --rank 64 -o learnt.safetensors",),
+    "lora convert": (
+        "kohyakit lora convert theirs.safetensors --to kohya -o ours.safetensors",
+        "kohyakit lora convert face.safetensors --to peft -o face-peft",
+    ),
     "pack": ("kohyakit dataset pack photos_N0m3 -o upload.zip",),
 }
 

@@ -1,0 +1,1 @@
+"""What a file or an option is: explained from headers and tables alone."""

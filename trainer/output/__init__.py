@@ -1,0 +1,1 @@
+"""What a run or a tool leaves: LoRA files, written and read back."""
