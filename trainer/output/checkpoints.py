@@ -1,4 +1,4 @@
-"""Checkpoints and LoRAs: a LoRA added to a checkpoint's weights, and the LoRA that is the difference of two checkpoints."""
+"""Checkpoints and LoRAs: a LoRA added to a checkpoint's weights, and the difference of two checkpoints as a LoRA."""
 
 from __future__ import annotations
 
@@ -157,10 +157,9 @@ def extract(
     """
     spool, tally, notes = Spool(path, dtype or "F16"), Tally(), list[str]()
     left = dict[str, float]()
-    places = [(name, spot) for name, spots in base.spots.items() for spot in spots]
-    kohya = [
-        (name, spot) for name, spot in places if spot.attribute == "weight" and spot.target.key in _lora_keys(base)
-    ]
+    keys = _lora_keys(base)
+    places = [(name, spot) for name, spots in base.spots.items() for spot in spots if spot.attribute == "weight"]
+    kohya = [(name, spot) for name, spot in places if spot.target.key in keys]
     for name, spot in watch(kohya, "extracting"):
         delta = _difference(tuned, base, name, spot)
         if not bool(delta.any()):

@@ -1,4 +1,4 @@
-"""The header of a LoRA that was made of others: what they agree on is kept, what changed is renewed, what was done added."""
+"""The header of a LoRA that was made of others: what they agree on is kept, what was done is added."""
 
 from __future__ import annotations
 

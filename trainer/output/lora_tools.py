@@ -41,7 +41,7 @@ class Spool:
 
     def __init__(self, beside: Path, dtype: str) -> None:
         folder = next(parent for parent in beside.absolute().parents if parent.is_dir())
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as its entries
         self.dtype = dtype
         self.entries: list[Entry] = []
 
@@ -125,8 +125,8 @@ def resize(
 ) -> Made:
     """The nearest LoRA of a lower rank, or of the least ranks that keep a share of each module's Frobenius norm.
 
-    A LoHa, LoKr or full difference becomes a LoRA; a DoRA keeps its magnitudes. ConfigError `no-low-rank` for kinds that
-    have no ΔW of their own.
+    A LoHa, LoKr or full difference becomes a LoRA; a DoRA keeps its magnitudes. ConfigError `no-low-rank` for kinds
+    that have no ΔW of their own.
     """
     spool, tally, notes = Spool(path, dtype or source.dtype), Tally(), list[str]()
     became: Counter[str] = Counter()
@@ -185,7 +185,7 @@ def merge(
     sources: Sequence[tuple[LoraSource, float]], path: Path, *, rank: int | None, dtype: str | None,
     watch: Watch = quietly,
 ) -> Made:  # fmt: skip
-    """One LoRA that does what all do together at their weights: exactly, factors side by side, or the nearest of `rank`.
+    """One LoRA that does what all do together at their weights: exactly, factors side by side, or nearest of `rank`.
 
     ConfigError `not-mergeable`, which names the first module, for kinds that have no sum, or none without `rank`.
     """

@@ -127,7 +127,7 @@ def share(parts: Parts, rank: int) -> float:
 
 
 def lora_of(parts: Parts, rank: int, scale: float) -> dict[str, Tensor]:
-    """kohya's tensors of the nearest ΔW of that rank, both factors of the same size, applied with alpha / rank = scale."""
+    """kohya's tensors of the nearest ΔW of that rank, both factors of the same size; alpha / rank is `scale`."""
     root = (parts.s[:rank] / scale).sqrt()
     up, down = parts.u[:, :rank] * root, root[:, None] * parts.v[:rank]
     ones = (1,) * (len(parts.kernel) - 1)
