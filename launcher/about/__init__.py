@@ -1,1 +1,1 @@
-"""What a file or an option is: explained from headers and tables alone."""
+"""What an option means, what a LoRA file says, what two configs train differently."""

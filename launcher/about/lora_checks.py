@@ -6,10 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from schemas import lora_names
-from schemas.lora_kinds import DORA, Kind, kind_of, not_linear
+from schemas.files import lora_names
+from schemas.files.lora_kinds import DORA, Kind, kind_of, not_linear
 from schemas.problems import ConfigError, Problem, error
-from schemas.weights import PICKLES, Header, checkpoint_family, lora_facts, lora_file, read_header
+from schemas.files.weights import (
+    Header,
+    PICKLES,
+    checkpoint_family,
+    lora_facts,
+    lora_file,
+    read_header,
+)
 
 TRAINED = ("sd15", "sd2", "sdxl")
 

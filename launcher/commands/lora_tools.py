@@ -30,7 +30,7 @@ def start(do: str, files: list[Path], output: Path, as_json: bool, **more: Any) 
 
     wish = {"do": do, "files": [str(file) for file in files], "output": str(output), "json": as_json, **more}
     check(wish)
-    from launcher.demo import run_module
+    from launcher.commands.demo import run_module
 
     return run_module("trainer.output.lora_work", json.dumps(wish))
 
@@ -48,7 +48,7 @@ def merge(
     dtype: str | None, overwrite: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """One LoRA that does what several do together, or with --into a checkpoint that does without them."""
-    from launcher.resolve import UsageError
+    from launcher.check.resolve import UsageError
 
     if into is not None and (rank is not None or dtype is not None):
         raise UsageError(f"--{'rank' if rank else 'dtype'} has no meaning with --into: MODEL keeps its own formats")
@@ -60,7 +60,7 @@ def read_weights(text: str | None, count: int) -> list[float]:
     """The numbers of --weights, one a file; UsageError for anything else."""
     import math
 
-    from launcher.resolve import UsageError
+    from launcher.check.resolve import UsageError
 
     if text is None:
         return [1.0] * count
@@ -88,7 +88,7 @@ def resize(
     as_json: bool,
 ) -> int:  # fmt: skip
     """The nearest LoRA of a lower rank."""
-    from launcher.resolve import UsageError
+    from launcher.check.resolve import UsageError
 
     if rank is None and keep is None:
         raise UsageError("say --rank 16 or --keep 0.95")

@@ -1,1 +1,1 @@
-"""What a run or a tool leaves: LoRA files, written and read back."""
+"""What a run leaves: LoRA files and their headers, states, results, previews."""

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from schemas.lora_kinds import PLAIN_SUMS
+from schemas.files.lora_kinds import PLAIN_SUMS
 from schemas.problems import error
-from schemas.weights import Header, checkpoint_family, read_header
+from schemas.files.weights import Header, checkpoint_family, read_header
 from trainer.adapters.adapter import find_modules
 from trainer.adapters.merge import difference
 from trainer.families import Models, Target, single_file
 from trainer.families.ldm_keys import Stored
-from trainer.metadata import last_name, version
+from trainer.output.metadata import last_name, version
 from trainer.output import low_rank
 from trainer.output.lora_headers import HISTORY, history
 from trainer.output.lora_source import LoraSource, all_targets

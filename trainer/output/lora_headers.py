@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from schemas.documents import parse_json
-from trainer.metadata import last_name, version
+from schemas.files.documents import parse_json
+from trainer.output.metadata import last_name, version
 
 if TYPE_CHECKING:
     from trainer.output.lora_source import LoraSource

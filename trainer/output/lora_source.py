@@ -11,9 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from schemas.problems import error
-from schemas.textfile import CONFIG, read_text
-from schemas.weights import Header, lora_facts, lora_file, read_header
-from trainer.lora_keys import alpha_of, kohya_names, peft_settings
+from schemas.files.textfile import CONFIG, read_text
+from schemas.files.weights import (
+    Header,
+    lora_facts,
+    lora_file,
+    read_header,
+)
+from trainer.output.lora_keys import alpha_of, kohya_names, peft_settings
 from trainer.output.streaming import read_tensor
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar
 import torch
 from torch import Tensor
 
-from schemas.lora_kinds import PLAIN_SUMS, kind_of, not_linear
+from schemas.files.lora_kinds import PLAIN_SUMS, kind_of, not_linear
 from schemas.problems import ConfigError, error
 from trainer.adapters.oft import LORA_PREFIX, PREFIX
 from trainer.output import low_rank
@@ -278,7 +278,7 @@ def to_diffusers(
 
     ConfigError `no-such-form` for kinds that neither knows.
     """
-    from trainer.lora_keys import to_peft
+    from trainer.output.lora_keys import to_peft
     from trainer.output.peft_folders import write_peft
 
     targets = target_kinds(source.family)

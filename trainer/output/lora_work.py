@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from trainer.early import leave_on_signals
+    from trainer.watch.early import leave_on_signals
 
     leave_on_signals()
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from schemas.documents import parse_json
+from schemas.files.documents import parse_json
 from schemas.problems import ConfigError
 from schemas.signals import interruptible, outlast_terminal
 from schemas.terminal import say, say_document

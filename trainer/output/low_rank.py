@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from schemas.lora_shape import kronecker_sides
-from schemas.weights import is_wide
+from schemas.files.lora_shape import kronecker_sides
+from schemas.files.weights import is_wide
 from trainer.adapters.merge import difference
 
 WHOLE = 1024  # up to this smaller side the decomposition of a matrix is exact; above, of the ranks asked for (Halko)

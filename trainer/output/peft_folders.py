@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer.lora_keys import COMPONENTS, bare
+from trainer.output.lora_keys import COMPONENTS, bare
 from trainer.output.streaming import Entry, write_streamed
-from trainer.run_folder import write_text
+from trainer.output.run_folder import write_text
 
 if TYPE_CHECKING:
     from trainer.families import Target

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from schemas.problems import error
-from schemas.textfile import open_regular
-from schemas.weights import BITS, Header, read_header
-from schemas.writing import write_atomically
-from trainer.lora_file import HASHED_AT, HASHED_BYTES
+from schemas.files.textfile import open_regular
+from schemas.files.weights import BITS, Header, read_header
+from schemas.files.writing import write_atomically
+from trainer.output.lora_file import HASHED_AT, HASHED_BYTES
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
