@@ -8,15 +8,15 @@ from typing import Any
 
 from schemas.files import lora_names
 from schemas.files.lora_kinds import DORA, Kind, kind_of, not_linear
-from schemas.problems import ConfigError, Problem, error
 from schemas.files.weights import (
-    Header,
     PICKLES,
+    Header,
     checkpoint_family,
     lora_facts,
     lora_file,
     read_header,
 )
+from schemas.problems import ConfigError, Problem, error
 
 TRAINED = ("sd15", "sd2", "sdxl")
 

@@ -38,6 +38,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'kohyakit dataset caption photos_N0m3 --model blip --prefix "N0m3, "',
         "kohyakit dataset caption photos_N0m3 --model wd14 --append",
     ),
+    "compare": (
+        "kohyakit compare out/n0m3.run --held-out photos-kept-aside",
+        "kohyakit compare loras-of-sd-scripts --set pretrained_model_name_or_path=model.safetensors",
+    ),
     "lora merge": (
         "kohyakit lora merge style.safetensors face.safetensors --weights 0.6,0.9 -o both.safetensors",
         "kohyakit lora merge face.safetensors --into model.safetensors -o model-face.safetensors",

@@ -80,7 +80,7 @@ def make_report(given: str, output: Path | None = None, *, images: bool = True) 
     found = find(given)
     run = read_run(found, given)
     path = output or run.folder / "report.html"
-    _refuse_strangers(path)
+    refuse_strangers(path)
     every = moments(run)
     columns = fitting(every)
     pictures = embed(preview for column in columns for preview in column.previews.values())
@@ -97,7 +97,7 @@ def make_report(given: str, output: Path | None = None, *, images: bool = True) 
     return Report(path, run, change, pictures, advise(run, run.output, health))
 
 
-def _refuse_strangers(path: Path) -> None:
+def refuse_strangers(path: Path) -> None:
     """A file that is no report of ours stays."""
     if path.is_dir():
         raise error("file-exists", "is a folder", file=str(path), fix="name a file, such as report.html")

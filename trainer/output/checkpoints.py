@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from schemas.files.lora_kinds import PLAIN_SUMS
-from schemas.problems import error
 from schemas.files.weights import Header, checkpoint_family, read_header
+from schemas.problems import error
 from trainer.adapters.adapter import find_modules
 from trainer.adapters.merge import difference
 from trainer.families import Models, Target, single_file
 from trainer.families.ldm_keys import Stored
-from trainer.output.metadata import last_name, version
 from trainer.output import low_rank
 from trainer.output.lora_headers import HISTORY, history
 from trainer.output.lora_source import LoraSource, all_targets
 from trainer.output.lora_tools import SAID, Made, Spool, Tally, Watch, as_lora, made_of, quietly
+from trainer.output.metadata import last_name, version
 from trainer.output.streaming import SPEC_HASH, WEBUI_HASHES, Entry, read_tensor, write_streamed
 
 ARCHITECTURES = {"sd15": "stable-diffusion-v1", "sd2": "stable-diffusion-v2", "sdxl": "stable-diffusion-xl-v1-base"}

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from schemas.problems import error
 from schemas.files.textfile import CONFIG, read_text
 from schemas.files.weights import (
     Header,
@@ -18,6 +17,7 @@ from schemas.files.weights import (
     lora_file,
     read_header,
 )
+from schemas.problems import error
 from trainer.output.lora_keys import alpha_of, kohya_names, peft_settings
 from trainer.output.streaming import read_tensor
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.output.lora_keys import COMPONENTS, bare
-from trainer.output.streaming import Entry, write_streamed
 from trainer.output.run_folder import write_text
+from trainer.output.streaming import Entry, write_streamed
 
 if TYPE_CHECKING:
     from trainer.families import Target

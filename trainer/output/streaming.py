@@ -17,10 +17,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from schemas.problems import error
 from schemas.files.textfile import open_regular
 from schemas.files.weights import BITS, Header, read_header
 from schemas.files.writing import write_atomically
+from schemas.problems import error
 from trainer.output.lora_file import HASHED_AT, HASHED_BYTES
 
 DTYPES = {

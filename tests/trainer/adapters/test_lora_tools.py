@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 from launcher.about.inspect import describe
+from schemas.files.weights import lora_facts, read_header
 from schemas.options import NetworkOptions
 from schemas.problems import ConfigError
-from schemas.files.weights import lora_facts, read_header
 from tests.tiny import stir, tiny_checkpoint
 from tests.trainer.adapters.test_every_kind import KINDS, close, options, output
 from trainer.adapters import attach, merge_weights
 from trainer.families import single_file
-from trainer.output.lora_file import load_weights, save_weights
 from trainer.output import lora_tools
 from trainer.output.checkpoints import Base, extract, merge_into
+from trainer.output.lora_file import load_weights, save_weights
 from trainer.output.lora_source import LoraSource
 from trainer.output.lora_tools import merge, resize, to_diffusers, to_kohya
 from trainer.output.lora_work import main
