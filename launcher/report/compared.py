@@ -217,8 +217,8 @@ def _how(found: Compared) -> str:
     source = {"--held-out": f"{found.asked.held_out}", "validation_split": "the images that the run kept aside"}
     where, steps = source.get(_source(found) or "", ""), len(found.measured["timesteps"])
     said = (
-        f"{len(names)} held-out images ({where}), each at {steps} fixed timesteps with fixed noise and crop; differences "
-        "to the base model, with their standard error."
+        f"{len(names)} held-out images ({where}), each at {steps} fixed timesteps with fixed noise and crop; "
+        "differences to the base model, with their standard error."
         if names
         else "No image was held out: --held-out DIR, or --set validation_split=0.1 before the next run."
     )

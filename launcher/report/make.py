@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from launcher.report.advice import (
-    Suggestion,
-    Trend,
-    advise,
-    trend,
-)
+from launcher.report.advice import Suggestion, Trend, advise, over_trained, trend
 from launcher.report.data import NOTHING, data_of
 from launcher.report.facts import Run, read_run
 from launcher.report.sheet import (
@@ -60,6 +55,7 @@ class Report:
             },
             "looks": run.looks,
             "held_out": [{"step": step, "loss": finite(loss)} for step, loss in run.held_out.items()],
+            "over_trained": rise.as_json() if (rise := over_trained(run)) else None,
             "files": [
                 {"file": str(copy.path), "step": copy.step, "epoch": copy.epoch, "bytes": copy.size}
                 for copy in run.copies

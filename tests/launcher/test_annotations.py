@@ -12,8 +12,15 @@ from launcher.check.annotations import github, sarif
 from launcher.commands.configs import validate
 from tests.test_house import ROOT
 
-PROBLEM = {"severity": "error", "code": "bad-value", "key": "network_dim", "line": 3, "got": "a", "must": "must be\n5 %",
-           "fix": "--set network_dim=5"}  # fmt: skip
+PROBLEM = {
+    "severity": "error",
+    "code": "bad-value",
+    "key": "network_dim",
+    "line": 3,
+    "got": "a",
+    "must": "must be\n5 %",
+    "fix": "--set network_dim=5",
+}
 MACHINE = {**PROBLEM, "severity": "warning", "code": "missing-package"}
 
 
