@@ -90,6 +90,7 @@ class Asked:
 
 def comparison(asked: Asked) -> Comparison:
     """What is to be compared, checked without torch; ConfigError and UsageError where it cannot be."""
+    weights = read_weights(asked.weights)
     found = find(asked.run)
     saved = _chosen(_saved(found.output, found.name), asked.epochs)
     source = str(found.run / "config.toml") if found.run else str(saved[-1].file)
@@ -108,7 +109,7 @@ def comparison(asked: Asked) -> Comparison:
     inside = found.run or found.output / f"{found.name}.{FOLDER}"
     return Comparison(
         found.name, inside / FOLDER if found.run else inside, found.run, config, family, tuple(saved),
-        read_weights(asked.weights), tuple(prompts), tuple(neutral), asked.held_out, scanned.has_split,
+        weights, tuple(prompts), tuple(neutral), asked.held_out, scanned.has_split,
         asked.embedder, asked.images,
     )  # fmt: skip
 
@@ -240,7 +241,7 @@ def _sized(text: str, config: TrainConfig, others: Sequence[Prompt], like: Promp
 
     side = parse_resolution(config.resolution) or (None, None)
     first = others[0] if others else None
-    known = like or Prompt(text)
+    known = like or Prompt(prompt=text)
     settings: dict[str, Any] = {}
     if first is not None and like is None:
         settings = {"sample_steps": first.sample_steps, "scale": first.scale}

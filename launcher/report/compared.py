@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from launcher.report.verdict import Epoch, Verdict, epochs_of, judge
 from launcher.report.write import MARK, POLICY, rows, text
 from launcher.run.command import quoted
 from launcher.run.files import write_text
+from schemas.config import TrainConfig
 from schemas.files.documents import parse_json
 from schemas.files.textfile import CONFIG, read_text
 from schemas.problems import Problem, error
@@ -55,40 +57,7 @@ class Compared:
     @property
     def next(self) -> tuple[str, ...]:
         """The command for what to do next."""
-        what, verdict = self.what, self.verdict
-        kept = verdict.epoch
-        start = str(kept.file if kept else what.saved[-1].file)
-        if not self.measured["held_out"]:
-            if what.run is None:
-                return ("kohyakit", "compare", self.asked.run, "--held-out", "DIR")
-            name = f"output_name={what.name}-held"
-            return ("kohyakit", "launch", str(what.run / "config.toml"), "--set", "validation_split=0.1", "--set", name)
-        if verdict.action == "continue":
-            return ("kohyakit", "resume", start, "--epochs", str(MORE_EPOCHS))
-        if verdict.action == "stop-earlier" and kept is None and what.run is not None:
-            config = what.config
-            rates = {"learning_rate": config.learning_rate, "unet_lr": config.unet_lr}
-            sets = [word for name, rate in rates.items() if rate for word in ("--set", f"{name}={rate / 3:.2g}")]
-            sets += ["--set", f"text_encoder_lr={config.text_encoder_lr[0] / 3:.2g}"] if config.text_encoder_lr else []
-            return (
-                "kohyakit",
-                "launch",
-                str(what.run / "config.toml"),
-                *sets,
-                "--set",
-                f"output_name={what.name}-slower",
-            )
-        if verdict.action == "stop-earlier" and kept is not None and kept.number and what.run is not None:
-            sets = ("--set", f"max_train_epochs={kept.number + 1}", "--set", "max_train_steps=")
-            return (
-                "kohyakit",
-                "launch",
-                str(what.run / "config.toml"),
-                *sets,
-                "--set",
-                f"output_name={what.name}-shorter",
-            )
-        return ("kohyakit", "inspect", start)
+        return next_command(self)
 
     def as_json(self, page: Path) -> dict[str, Any]:
         """The document of `compare --json`."""
@@ -117,6 +86,52 @@ class Compared:
         for said in self.verdict.doubt:
             yield f"  doubt: {said}"
         yield f"next: {quoted(list(self.next))}"
+
+
+def next_command(found: Compared, base: Path | None = None) -> tuple[str, ...]:
+    """What to type next; files are named as seen from `base`, which a page does that is given away."""
+
+    def name(path: Path) -> str:
+        return str(path if base is None else os.path.relpath(path, base))
+
+    what, verdict, kept = found.what, found.verdict, found.verdict.epoch
+    start = Path(kept.file) if kept else what.saved[-1].file
+    if what.run is None:
+        if not found.measured["held_out"]:
+            return ("kohyakit", "compare", name(start.parent), "--held-out", "DIR")
+        again = verdict.action == "continue"
+        return ("kohyakit", "resume", name(start), "--epochs", str(MORE_EPOCHS)) if again else (
+            "kohyakit", "inspect", name(start))  # fmt: skip
+
+    def anew(suffix: str, **sets: object) -> tuple[str, ...]:
+        words = {**sets, "output_name": f"{what.name}-{suffix}"}
+        config = name(what.run / "config.toml") if what.run else ""
+        return (
+            "kohyakit",
+            "launch",
+            config,
+            *(word for key, value in words.items() for word in ("--set", f"{key}={value}")),
+        )
+
+    if not found.measured["held_out"]:
+        return anew("held", validation_split=0.1)
+    if verdict.action == "continue":
+        return ("kohyakit", "resume", name(start), "--epochs", str(MORE_EPOCHS))
+    if verdict.action == "stop-earlier" and kept is None:
+        return anew("slower", **_slower(what.config))
+    if verdict.action == "stop-earlier" and kept is not None and kept.number:
+        return anew("shorter", max_train_epochs=kept.number + 1, max_train_steps="")
+    return ("kohyakit", "inspect", name(start))
+
+
+def _slower(config: TrainConfig) -> dict[str, str]:
+    """A third of every rate that is set."""
+    found = {"learning_rate": f"{config.learning_rate / 3:.2g}"}
+    if config.unet_lr is not None:
+        found["unet_lr"] = f"{config.unet_lr / 3:.2g}"
+    if config.text_encoder_lr:
+        found["text_encoder_lr"] = " ".join(f"{rate / 3:.2g}" for rate in config.text_encoder_lr)
+    return found
 
 
 def _epoch_json(one: Epoch) -> dict[str, Any]:
@@ -158,7 +173,8 @@ def write_page(found: Compared, place: Path) -> None:
 def page(found: Compared) -> str:
     """The document; nothing in it is loaded from elsewhere."""
     name = text(found.what.name)
-    verdict = found.verdict
+    verdict, base = found.verdict, found.what.saved[0].file.parent.absolute()
+    command = quoted(list(next_command(found, base)))
     evidence = "".join(f"<li>{text(said)}</li>" for said in verdict.evidence)
     doubt = "".join(f"<li>{text(said)}</li>" for said in verdict.doubt)
     return MARK + "\n".join(
@@ -169,7 +185,8 @@ def page(found: Compared) -> str:
             f"<style>{STYLE}</style></head><body>",
             f"<h1>{name}</h1><p>which epoch to keep</p>",
             f"<h2>Verdict</h2><p><b>{text(verdict.sentence)}</b></p><ul>{evidence}</ul>",
-            f"<h3>Doubt</h3><ul>{doubt}</ul><h3>Next</h3><pre>{text(quoted(list(found.next)))}</pre>",
+            f"<h3>Doubt</h3><ul>{doubt}</ul><h3>Next</h3><pre>{text(command)}</pre>"
+            '<p class="small">The command is typed in the folder of the LoRA files.</p>',
             f"<h2>Measured</h2>{_chart(found)}{_table(found)}{_how(found)}",
             f"<h2>Images</h2>{_grid(found)}",
             "</body></html>\n",
@@ -214,7 +231,10 @@ def _share(value: float | None) -> str:
 
 def _how(found: Compared) -> str:
     names = found.measured["held_out"]
-    source = {"--held-out": f"{found.asked.held_out}", "validation_split": "the images that the run kept aside"}
+    source = {
+        "--held-out": f"in {found.asked.held_out.name}" if found.asked.held_out else "",
+        "validation_split": "the images that the run kept aside",
+    }
     where, steps = source.get(_source(found) or "", ""), len(found.measured["timesteps"])
     said = (
         f"{len(names)} held-out images ({where}), each at {steps} fixed timesteps with fixed noise and crop; "

@@ -125,7 +125,9 @@ def judge(epochs: Sequence[Epoch]) -> Verdict:
     evidence = _evidence(kept)
     if since is not None:
         evidence.append(f"from {since.place} on it is over-trained: {_why(since, kept)}")
-        action, said = "stop-earlier", f"Keep {kept.place}; what came after it is worse."
+        costly = since.sway is not None and since.sway > SWAY_LIMIT
+        after = "costs other prompts too much" if costly else "is worse on held-out images"
+        action, said = "stop-earlier", f"Keep {kept.place}; what came after it {after}."
     elif not later and len(epochs) > 1 and worse(epochs[-2], kept) > CLEAR:
         action, said = "continue", f"Keep {kept.place} for now: it is the last, and it was still getting better."
     elif not later and len(epochs) == 1:
