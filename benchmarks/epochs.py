@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -56,11 +57,12 @@ def train(work: Path) -> None:
     data = work / "data" / f"8_{world.TOKEN}"
     if not data.is_dir():
         data.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["cp", "-r", str(TOY / "frogs"), str(data)], check=True)
+        shutil.copytree(TOY / "frogs", data)
     for name, (pace, options) in TRAININGS.items():
         output = work / name.replace(" ", "-")
         if (output / "frog.safetensors").is_file():
             continue
+        shutil.rmtree(output, ignore_errors=True)  # what an interrupted training has left
         values = {
             "pretrained_model_name_or_path": TOY / "sd15.safetensors", "train_data_dir": data.parent,
             "output_dir": output, "output_name": "frog", "resolution": 64, "caption_extension": ".txt",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from trainer.watch.early import leave_on_signals
+    from trainer.watch.early import hush_libraries, leave_on_signals
 
     leave_on_signals()
+    hush_libraries()
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
