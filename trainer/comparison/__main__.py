@@ -99,7 +99,6 @@ def main(words: Sequence[str] | None = None) -> int:
 def measure(wish: Wish, folder: Path) -> dict[str, Any]:
     """All measurements, each from the journal where it is there already."""
     config, _ = from_flat(wish.config)
-    config = replace(config, validation_split=config.validation_split)
     held = held_scan(wish, config)
     journal, settings = Journal(folder / JOURNAL), _settings(wish, held)
     bench = Bench.of(config, get(wish.family))

@@ -137,13 +137,6 @@ def predicted(bench: Bench, noisy: Tensor, steps: Tensor, words: Conditioning, s
     return said.float()
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Images of prompts from fixed seeds: their latents, and the base model's of other prompts to compare with."""
-
-    latents: dict[int, Tensor]  # place of the prompt -> [1,4,h,w]
-
-
 @torch.no_grad()
 def draw(bench: Bench, prompts: Mapping[int, Prompt], seeds: Sequence[int]) -> dict[tuple[int, int], Tensor]:
     """(prompt, seed) -> latents, still scaled, of every prompt from each of its seeds."""
