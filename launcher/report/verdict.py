@@ -190,6 +190,8 @@ def _doubt(epochs: Sequence[Epoch]) -> list[str]:
         found.append(f"{count} held-out image{'s are' if count > 1 else ' is'} few; ten or more make it a measurement")
     if epochs[0].sway is None:
         found.append("no prompt without the trigger word was measured, so what other prompts lose is not known")
+    else:
+        found.append("how much other prompts may change was set on toy models: look at those images")
     found.append("the loss does not see what a person likes: look at the images")
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from schemas.options import NetworkOptions
 from tests.tiny import stir
 from trainer.adapters import attach
 from trainer.comparison import measures
-from trainer.comparison.__main__ import DONE, main
+from trainer.comparison.__main__ import DONE, Wish, held_scan, main
 from trainer.comparison.measures import Bench, drift
+from trainer.dataset.files import scan
 from trainer.families import get
 from trainer.output.lora_file import save_weights
 
@@ -103,6 +105,17 @@ def test_training_images_are_not_held_out(config, pictures, lora, tmp_path) -> N
     assert main([str(asked)]) == 1
     (problem,) = json.loads((tmp_path / DONE).read_text(encoding="utf-8"))["problems"]
     assert problem["code"] == "held-out-trained"
+
+
+def test_the_images_that_the_run_kept_aside_are_held_out(config, tmp_path) -> None:
+    def asked(**changes) -> Wish:
+        return Wish(**json.loads(wish(replace(config, **changes), tmp_path).read_text(encoding="utf-8")))
+
+    assert held_scan(asked(), config) is None
+    split = replace(config, validation_split=0.4, validation_seed=1)
+    found = held_scan(asked(validation_split=0.4), split)
+    assert {one.path for one in found.samples} == {one.path for one in scan(split).validation}
+    assert not {one.path for one in found.samples} & {one.path for one in scan(split).samples}
 
 
 def test_an_embedder_measures_likeness() -> None:
