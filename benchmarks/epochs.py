@@ -46,7 +46,7 @@ PROMPTS = (
     "a big blue cat, on grass", "a big orange crab, at night", "a small purple square, at sunset",
     "a big white rabbit, in the snow",
 )  # fmt: skip
-FROGS, THINGS, STEPS = 36, 36, 14  # of a judgement: images of each, sampling steps
+FROGS, THINGS, STEPS = 24, 24, 10  # of a judgement: images of each, sampling steps
 HELD = 12  # frogs that no training has seen
 KEPT = 0.75  # of what the base model draws right, that an epoch must keep
 NEAR = 0.05  # of the best frog score, that a choice may lose

@@ -224,7 +224,7 @@ def _digest(path: Path) -> str:
     from schemas.files.textfile import open_regular
 
     with open_regular(path, what="image") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _mark(path: Path) -> str:

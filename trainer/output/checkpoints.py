@@ -50,7 +50,7 @@ class Base:
         parts = {part.name: part for part in single_file.parts(file, self.family, with_vae=False)}
         single_file.check(file, list(parts.values()))
         built = {name: part.build() for name, part in parts.items()}
-        encoders = tuple(built[name] for name in ("text_encoder", "text_encoder_2") if name in built)  # type: ignore[index]
+        encoders = tuple(built[name] for name in ("text_encoder", "text_encoder_2") if name in built)
         self.models = Models(self.family, built["unet"], nn.Identity(), encoders, ())
         self.targets = all_targets(self.models)
         self.modules: dict[str, Any] = find_modules(self.models, self.targets)

@@ -322,13 +322,16 @@ def watched(items: Iterable[Item], label: str, say: Callable[[str], None]) -> It
     import sys
     import time
 
-    from tqdm import tqdm
+    from rich.console import Console
+    from rich.progress import track
 
     listed = list(items)
-    shown, last = sys.stderr.isatty(), time.monotonic()
-    with tqdm(listed, label, disable=not shown, unit="modules") as bar:
-        for number, item in enumerate(bar, 1):
-            yield item
-            if not shown and time.monotonic() - last > 15:
-                last = time.monotonic()
-                say(f"{label}: {number} of {len(listed)}")
+    if sys.stderr.isatty():
+        yield from track(listed, label, console=Console(stderr=True), transient=True)
+        return
+    last = time.monotonic()
+    for number, item in enumerate(listed, 1):
+        yield item
+        if time.monotonic() - last > 15:
+            last = time.monotonic()
+            say(f"{label}: {number} of {len(listed)}")
