@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 CLEAR = 2.0  # standard errors of a difference that counts
-SWAY_LIMIT = 0.06  # change of what the model says of other prompts, as a share of it, above which they suffer
-FLAT = 0.1  # of what the best epoch has gained, that an earlier and gentler one may lack
+SWAY_LIMIT = 0.09  # change of what the model says of other prompts, as a share of it, above which they suffer
+FLAT = 0.01  # of what the best epoch has gained, that an earlier and gentler one may lack
 
 
 @dataclass(frozen=True)
