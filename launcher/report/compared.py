@@ -117,7 +117,7 @@ def next_command(found: Compared, base: Path | None = None) -> tuple[str, ...]:
         return anew("held", validation_split=0.1)
     if verdict.action == "continue":
         return ("kohyakit", "resume", name(start), "--epochs", str(MORE_EPOCHS))
-    if verdict.action == "stop-earlier" and kept is None:
+    if verdict.action == "stop-earlier" and (kept is None or verdict.over_trained_since == found.epochs[0].place):
         return anew("slower", **_slower(what.config))
     if verdict.action == "stop-earlier" and kept is not None and kept.number:
         return anew("shorter", max_train_epochs=kept.number + 1, max_train_steps="")

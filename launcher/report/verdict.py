@@ -14,6 +14,7 @@ from typing import Any
 
 CLEAR = 2.0  # standard errors of a difference that counts
 SWAY_LIMIT = 0.09  # change of what the model says of other prompts, as a share of it, above which they suffer
+BEARABLE = 1.5  # times the limit: up to there the gentlest epoch is named all the same, with a warning
 FLAT = 0.01  # of what the best epoch has gained, that an earlier and gentler one may lack
 
 
@@ -111,10 +112,7 @@ def judge(epochs: Sequence[Epoch]) -> Verdict:
     if lowest.gain >= -CLEAR * lowest.error or not math.isfinite(lowest.error):
         return _nothing_gained(epochs, lowest, doubt)
     if not gentle:
-        first = epochs[0]
-        said = f"Even {first.place} has changed other prompts too much; the rate is too high."
-        evidence = [f"{first.place}: other prompts {_percent(first.sway)} changed, {_percent(SWAY_LIMIT)} is the limit"]
-        return Verdict("stop-earlier", None, said, evidence, doubt, first.place)
+        return _none_gentle(epochs, doubt)
     best = min(gentle, key=lambda one: one.gain)
     if best.gain >= -CLEAR * best.error:
         said = "What is learnt costs other prompts too much in every epoch that has learnt it."
@@ -138,6 +136,20 @@ def judge(epochs: Sequence[Epoch]) -> Verdict:
     if ties:
         doubt.insert(0, f"{', '.join(ties)} cannot be told from it by the held-out images")
     return Verdict(action, kept, said, evidence, doubt, since.place if since else None)
+
+
+def _none_gentle(epochs: Sequence[Epoch], doubt: list[str]) -> Verdict:
+    """Every epoch costs other prompts too much: the gentlest where that can be borne, none otherwise."""
+    gentlest = min(epochs, key=lambda one: one.sway or 0.0)
+    evidence = [
+        f"{gentlest.place}: other prompts {_percent(gentlest.sway)} changed, {_percent(SWAY_LIMIT)} is the limit"
+    ]
+    borne = (gentlest.sway or 0.0) <= BEARABLE * SWAY_LIMIT and gentlest.gain < -CLEAR * gentlest.error
+    if borne:
+        said = f"Keep {gentlest.place} if any: each has changed other prompts too much, it least; the rate is too high."
+        return Verdict("stop-earlier", gentlest, said, [*_evidence(gentlest), *evidence], doubt, epochs[0].place)
+    said = "Every epoch has changed other prompts too much; the rate is too high."
+    return Verdict("stop-earlier", None, said, evidence, doubt, epochs[0].place)
 
 
 def over_trained(epochs: Sequence[Epoch], kept: Epoch) -> Epoch | None:

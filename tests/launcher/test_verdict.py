@@ -42,6 +42,8 @@ def test_an_epoch_that_costs_other_prompts_too_much_is_not_kept():
     found = judge(epochs(-0.03, -0.06, sway=[0.01, high]))
     assert (found.action, found.epoch.number, found.over_trained_since) == ("stop-earlier", 1, "epoch 2")
     every = judge(epochs(-0.03, -0.06, sway=[high, high]))
+    least = judge(epochs(-0.03, -0.06, sway=[SWAY_LIMIT * 1.4, SWAY_LIMIT * 1.2]))
+    assert (least.action, least.epoch.number, least.over_trained_since) == ("stop-earlier", 2, "epoch 1")
     assert (every.action, every.epoch, every.over_trained_since) == ("stop-earlier", None, "epoch 1")
 
 
