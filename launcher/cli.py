@@ -21,6 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diff": ("launcher.commands.configs", "What two configs train differently."),
     "explain": ("launcher.commands.explain", "One option: meaning, defaults, names, traps."),
     "inspect": ("launcher.commands.lora", "What a LoRA file says about itself."),
+    "compare": ("launcher.commands.compare", "Which epoch of a run to keep, measured."),
+    "lora": ("launcher.commands.lora_tools", "Merge, resize, extract, convert LoRA files."),
     "presets": ("launcher.commands.configs", "List or show the shipped presets."),
     "dataset": ("launcher.commands.dataset", "From a folder of photos to a training folder."),
     "report": ("launcher.commands.report", "One page of a run: curves, previews, settings."),

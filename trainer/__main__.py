@@ -55,7 +55,7 @@ from trainer.output.run_folder import RunFolder
 from trainer.plan.adapt import adapt_to
 from trainer.plan.adapter import misfits
 from trainer.plan.listing import listing
-from trainer.watch.early import EARLY, INTERRUPTED
+from trainer.watch.early import EARLY, INTERRUPTED, hush_libraries
 from trainer.watch.signals import StopRequest, deaf
 
 FAILED = 3
@@ -203,8 +203,7 @@ class Spoken(logging.Handler):
 
 def quiet() -> None:
     """Libraries' remarks on what is on purpose here stay out of the run's output."""
-    for name in ("bitsandbytes", "diffusers", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    hush_libraries()
     logging.getLogger("trainer").addHandler(Spoken())
 
 

@@ -53,6 +53,14 @@ class Plan:
     def family(self) -> str | None:
         return self.checked.family
 
+    @property
+    def untold(self) -> list[str]:
+        """Of a LoRA that is trained like: options of which its header says nothing, and nobody else either."""
+        from launcher.formats.lora_header import untold
+
+        resolved = self.checked.resolved
+        return [name for name in untold(resolved.draft) if name not in resolved.settings]
+
     def as_json(self) -> dict[str, Any]:
         """The document of `plan --json`."""
         found: dict[str, Any] = {
@@ -68,6 +76,8 @@ class Plan:
             "adapted": [change.as_json() for change in self.checked.adapted],
             "problems": [self.problem_json(problem) for problem in self.problems],
         }
+        if self.untold:
+            found["unknown"] = self.untold
         if self.fits is not None:
             found["fit"] = self.fits
         if self.steps is not None and self.launch.num_processes > 1:

@@ -53,6 +53,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield from row("memory", f"about {device}{_bytes(plan.memory.host_bytes)} main memory{disk}")
     for change in plan.checked.adapted:
         yield from row("adapted", f"{change.argument}: {change.before!r} -> {change.after!r}, {change.why}")
+    if plan.untold:
+        yield from row("not told", f"by the LoRA, so at its default: {', '.join(plan.untold)}")
     yield from fit_lines(plan)
     yield from _launch_file(plan)
     yield from row("command", quoted(plan.command))

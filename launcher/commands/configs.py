@@ -48,20 +48,25 @@ class Writable(click.Choice[str]):
 @from_option
 @trust_option
 @click.option("--keys", is_flag=True, help="Show every key, also those that simply count.")
+@click.option("--format", "form", type=click.Choice(["sarif", "github"]),
+              help="For code scanning (SARIF on stdout), or as annotations of a GitHub workflow.")  # fmt: skip
 def validate(
     files: tuple[str, ...],
     sets: tuple[str, ...],
     format_name: str | None,
     trust: tuple[str, ...],
     keys: bool,
+    form: str | None,
     as_json: bool,
 ) -> int:
     """Format, every problem, and what becomes of every key. Needs neither the images nor the model."""
     from launcher.check import show
     from launcher.check.preflight import check_file
-    from launcher.check.resolve import resolve, split_sets
+    from launcher.check.resolve import UsageError, resolve, split_sets
     from launcher.run.files import without_secrets
 
+    if form and as_json:
+        raise UsageError("--format and --json exclude each other")
     given, documents, good = with_trust(split_sets(sets), trust), [], True
     for file in files:
         try:
@@ -69,19 +74,40 @@ def validate(
         except ConfigError as fault:
             good = False
             documents.append(_unreadable(file, format_name, fault.problems))
-            tell(fault.problems)
+            tell([] if form else fault.problems)
             continue
         good = good and checked.ok
         documents.append(checked.as_json(file))
-        if as_json:
-            tell(errors(checked.problems))
+        if as_json or form:
+            tell(errors(checked.problems) if as_json else [])
             continue
         for line in show.verdict_lines(checked, keys=keys):
             say(without_secrets(line))
         tell(checked.problems, notes=keys, more="--keys shows them", named=str(checked.resolved.draft.file))
     if as_json:
         print_json({"files": documents})
+    if form:
+        _annotate(documents, form)
     return 0 if good else 1
+
+
+def _annotate(documents: list[dict[str, Any]], form: str) -> None:
+    """The findings as another tool reads them."""
+    from importlib import metadata
+
+    from launcher.check.annotations import github, sarif
+    from launcher.run.files import blanked
+
+    documents = blanked(documents)
+    if form == "sarif":
+        try:
+            version = metadata.version("kohyakit")
+        except metadata.PackageNotFoundError:
+            version = "0"
+        print_json(sarif(documents, version))
+        return
+    for line in github(documents):
+        say(line)
 
 
 def _unreadable(file: str, format_name: str | None, problems: list[Problem]) -> dict[str, Any]:

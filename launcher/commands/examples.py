@@ -75,6 +75,23 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "kohyakit sweep n0m3.json --vary network_dim=8,16,32 --vary unet_lr=1e-4,5e-5",
         "kohyakit sweep n0m3.json --vary unet_lr=1e-5..1e-3 --trials 12",
     ),
+    "compare": (
+        "kohyakit compare out/n0m3.run --held-out photos-kept-aside",
+        "kohyakit compare loras-of-sd-scripts --set pretrained_model_name_or_path=model.safetensors",
+    ),
+    "lora merge": (
+        "kohyakit lora merge style.safetensors face.safetensors --weights 0.6,0.9 -o both.safetensors",
+        "kohyakit lora merge face.safetensors --into model.safetensors -o model-face.safetensors",
+    ),
+    "lora resize": (
+        "kohyakit lora resize face.safetensors --rank 16 -o face-16.safetensors",
+        "kohyakit lora resize face.safetensors --keep 0.95 -o face-small.safetensors",
+    ),
+    "lora extract": ("kohyakit lora extract tuned.safetensors base.safetensors --rank 64 -o learnt.safetensors",),
+    "lora convert": (
+        "kohyakit lora convert theirs.safetensors --to kohya -o ours.safetensors",
+        "kohyakit lora convert face.safetensors --to peft -o face-peft",
+    ),
 }
 
 

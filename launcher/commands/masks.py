@@ -49,8 +49,10 @@ def mask(
     them. Masks that are there are kept. Exit code 3: some images could not be read, and are named."""
     from launcher.photos.masks import mask as make
     from schemas.datasets import parse_resolution
+    from schemas.problems import ConfigError
 
-    parse_resolution(resolution)
+    if wrong := parse_resolution(resolution)[1]:
+        raise ConfigError(wrong)
     words = [f"--from={kind}", f"--grow={grow}", *([f"--masks={masks.absolute()}"] if masks else [])]
     made = make(directory, words, overwrite=overwrite, resolution=resolution)
     page = None

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.formats import foreign_header
-from launcher.formats.base import DraftBuilder, Fate, Setting
+from launcher.formats.base import Draft, DraftBuilder, Fate, Setting
 from launcher.formats.registry import Keys
+from schemas import options as o
 from schemas.config import BadValue, read_value, table
 from schemas.files.documents import parse_json
 from schemas.files.lora_shape import AdapterShape, adapter_shape
@@ -47,6 +48,9 @@ SUBSET = (
     "shuffle_caption", "keep_tokens", "keep_tokens_separator", "secondary_separator", "enable_wildcard", "color_aug",
     "flip_aug", "random_crop", "caption_prefix", "caption_suffix",
 )  # fmt: skip
+# The groups of options that change what is trained, the data's place and the machine's speed left out.
+TRAINED = (o.NetworkOptions, o.OptimizerOptions, o.SchedulerOptions, o.LossOptions, o.NoiseOptions, o.CaptionOptions,
+           o.BucketOptions)  # fmt: skip
 SAVED = {"F32": "float", "F16": "fp16", "BF16": "bf16"}
 
 
@@ -77,6 +81,12 @@ def read_file(file: str, *, overrides: Mapping[str, Any] | None = None) -> Draft
     draft.carry["weights"] = file
     draft.carry["trainer"] = foreign_header.trainer_of(facts.metadata)
     return draft
+
+
+def untold(draft: Draft) -> list[str]:
+    """Options that change what is trained and of which neither the header nor the tensors say anything."""
+    told = {*draft.arguments, *(fate.argument for fate in draft.keys.values())}  # "None" in a header is said too
+    return [name for name in draft.carry.get("unknown", ()) if table()[name].group in TRAINED and name not in told]
 
 
 def _own_config(text: str, draft: DraftBuilder) -> Mapping[str, Any] | None:

@@ -13,6 +13,7 @@ from launcher.report.facts import Copy, Run
 FEW_LOOKS, MANY_LOOKS, GOOD_LOOKS = 50, 400, 100  # how often a picture is seen
 QUARTER = 5  # fewer steps in a quarter of the run say nothing about a trend
 CLEAR = 2.0  # standard errors between two quarters that count as a change
+RISEN = 0.02  # rise of the held-out loss over its lowest, as a share of it, that counts
 MOVED = 0.9  # share of modules that have left their start in a run that has learned
 
 
@@ -98,6 +99,66 @@ def trend(losses: list[float]) -> Trend | None:
         for part, mean in zip((before, after), means, strict=True)
     )
     return Trend(means[0], means[1], math.sqrt(spread))
+
+
+@dataclass(frozen=True)
+class OverTrained:
+    """Since when the held-out loss lies above its lowest; losses of the training then and at the end, as means."""
+
+    since: int  # step of the first measurement above
+    epoch: int
+    best: int  # step of the lowest
+    best_epoch: int
+    lowest: float
+    last: float
+    training: tuple[float, float]
+
+    @property
+    def evidence(self) -> str:
+        then, now = self.training
+        fell = f"while that of the training went from {then:.4g} to {now:.4g}"
+        lowest = f"lowest in epoch {self.best_epoch} (step {self.best}, {self.lowest:.4g})"
+        return f"The held-out loss was {lowest} and rose to {self.last:.4g}, {fell}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "training": list(self.training), "evidence": self.evidence}
+
+
+def over_trained(run: Run) -> OverTrained | None:
+    """Since when it is: at least two measurements to the end, all clearly above the lowest one before them."""
+    measured = {step: value for step, value in run.held_out.items() if math.isfinite(value)}
+    if len(measured) < 3:
+        return None
+    best = min(measured, key=lambda step: measured[step])
+    limit = measured[best] * (1 + RISEN)
+    above: list[int] = []
+    for step in sorted(measured, reverse=True):
+        if step <= best or measured[step] <= limit:
+            break
+        above.append(step)
+    if len(above) < 2:
+        return None
+    since = above[-1]
+    return OverTrained(since, run.epoch_of(since), best, run.epoch_of(best), measured[best], measured[above[0]],
+                       (_mean_loss(run, best), _mean_loss(run, above[0])))  # fmt: skip
+
+
+def _mean_loss(run: Run, step: int) -> float:
+    """Of the steps of an epoch before `step`, so that single images do not count."""
+    losses = [one.loss for one in run.steps if step - run.per_epoch < one.step <= step and math.isfinite(one.loss)]
+    return sum(losses) / len(losses) if losses else math.nan
+
+
+def learnt_by_heart(case: Case) -> Suggestion | None:
+    """The held-out loss has been above its lowest for two measurements or more: the epoch of the lowest."""
+    found = over_trained(case.run)
+    if not case.ended or found is None:
+        return None
+    near = min(case.run.copies, key=lambda copy: abs(copy.step - found.best), default=None)
+    reason = f"{found.evidence}: over-trained since epoch {found.epoch}."
+    if near is not None:
+        reason += f" {near.path.name} is the file nearest to the lowest; `kohyakit compare` measures it."
+    return Suggestion("over-trained", "Keep an earlier epoch", reason, ("kohyakit", "compare", case.folder))
 
 
 def first_lost(run: Run) -> int | None:
@@ -278,5 +339,6 @@ def nothing_stands_out(case: Case) -> Suggestion:
 
 
 RULES: tuple[Callable[[Case], Suggestion | None], ...] = (
-    numbers_lost, cut_off, unsound_weights, rising, further, too_long, same_rates, nothing_to_compare, no_previews,
+    numbers_lost, cut_off, unsound_weights, learnt_by_heart, rising, further, too_long, same_rates, nothing_to_compare,
+    no_previews,
 )  # fmt: skip

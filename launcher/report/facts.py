@@ -89,6 +89,10 @@ class Run:
     def epoch_end(self, epoch: int) -> int:
         return min(epoch * self.per_epoch, max(self.total, self.last.step))
 
+    def epoch_of(self, step: int) -> int:
+        """The epoch, from 1, that an update belongs to."""
+        return max(1, math.ceil(step / self.per_epoch))
+
     @property
     def starts(self) -> list[dict[str, Any]]:
         return [start for start in self.record.get("starts") or [] if isinstance(start, dict)]

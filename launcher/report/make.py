@@ -8,12 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from launcher.report.advice import (
-    Suggestion,
-    Trend,
-    advise,
-    trend,
-)
+from launcher.report.advice import Suggestion, Trend, advise, over_trained, trend
 from launcher.report.data import NOTHING, data_of
 from launcher.report.facts import Run, read_run
 from launcher.report.sheet import (
@@ -60,6 +55,7 @@ class Report:
             },
             "looks": run.looks,
             "held_out": [{"step": step, "loss": finite(loss)} for step, loss in run.held_out.items()],
+            "over_trained": rise.as_json() if (rise := over_trained(run)) else None,
             "files": [
                 {"file": str(copy.path), "step": copy.step, "epoch": copy.epoch, "bytes": copy.size}
                 for copy in run.copies
@@ -80,7 +76,7 @@ def make_report(given: str, output: Path | None = None, *, images: bool = True) 
     found = find(given)
     run = read_run(found, given)
     path = output or run.folder / "report.html"
-    _refuse_strangers(path)
+    refuse_strangers(path)
     every = moments(run)
     columns = fitting(every)
     pictures = embed(preview for column in columns for preview in column.previews.values())
@@ -97,7 +93,7 @@ def make_report(given: str, output: Path | None = None, *, images: bool = True) 
     return Report(path, run, change, pictures, advise(run, run.output, health))
 
 
-def _refuse_strangers(path: Path) -> None:
+def refuse_strangers(path: Path) -> None:
     """A file that is no report of ours stays."""
     if path.is_dir():
         raise error("file-exists", "is a folder", file=str(path), fix="name a file, such as report.html")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.report.advice import Suggestion, Trend, first_lost
+from launcher.report.advice import Suggestion, Trend, first_lost, over_trained
 from launcher.report.curves import Curve, chart, moving_average
 from launcher.report.data import NOTHING, Data, bundled
 from launcher.report.facts import Run, last_name, shareable
@@ -210,14 +210,16 @@ def _which(shown: Page) -> str:
         )
     measured = {step: value for step, value in shown.run.held_out.items() if math.isfinite(value)}
     if len(measured) > 1:
-        best = min(measured, key=lambda step: measured[step])
-        then = (
-            "and has not risen yet" if best == max(measured) else "and rises then: training images are learned by heart"
-        )
-        said.append(
-            f"On the images that are held out the loss is lowest after step {best} ({loss(measured[best])}), {then}. "
-            "Of few images this is a hint, no verdict."
-        )
+        best, last, found = min(measured, key=lambda step: measured[step]), max(measured), over_trained(shown.run)
+        if found is not None:
+            said.append(f"Over-trained since epoch {found.epoch}. {text(found.evidence)}.")
+        else:
+            then = (
+                "has not risen yet" if best == last else "rises then" if measured[last] > measured[best] else "is flat"
+            )
+            lowest = f"On the images that are held out the loss is lowest after step {best} ({loss(measured[best])})"
+            said.append(f"{lowest}, and {then}. Of few images this is a hint, no verdict.")
+        said.append("<code>kohyakit compare</code> measures the saved files beside each other.")
     return f"<p>Which epoch to keep? {' '.join(said)}</p>" if said else ""
 
 

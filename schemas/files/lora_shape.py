@@ -230,6 +230,18 @@ def _factors(module: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[
     return ((one[0], two[0]), (one[1], two[1])) if len(one) > 1 and len(two) > 1 else None
 
 
+def kronecker_sides(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """(rows, columns with the kernel) of the ΔW of a LoKr module, from the shapes of its tensors by ending."""
+    first = shapes.get("lokr_w1") or (shapes["lokr_w1_a"][0], shapes["lokr_w1_b"][1])
+    if second := shapes.get("lokr_w2"):
+        rows, columns = second[0], math.prod(second[1:])
+    elif core := shapes.get("lokr_t2"):
+        rows, columns = shapes["lokr_w2_a"][1], shapes["lokr_w2_b"][1] * math.prod(core[2:])
+    else:
+        rows, columns = shapes["lokr_w2_a"][0], shapes["lokr_w2_b"][1]
+    return first[0] * rows, first[1] * columns
+
+
 def _fits(pairs: tuple[tuple[int, int], tuple[int, int]], factor: int, unbalanced: bool) -> bool:
     (out, rest), (into, more) = pairs
     found = factorization(out * rest, factor)

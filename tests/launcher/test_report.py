@@ -163,6 +163,20 @@ def test_the_loss_on_held_out_images_is_on_the_page(kohyakit, made) -> None:
     assert "lowest after step 40 (0.25), and has not risen" in Page((folder / "report.html").read_text()).words
 
 
+def test_over_trained_since_with_its_evidence(kohyakit, made, codes) -> None:
+    folder = made()
+    held_out(folder, 0.30, 0.25, 0.25, 0.27, 0.29)
+    found = json.loads(kohyakit("report", folder, "--json").stdout)["over_trained"]
+    assert (found["best"], found["since"], found["last"]) == (40, 80, 0.29)
+    words = Page((folder / "report.html").read_text()).words
+    assert f"Over-trained since epoch {found['epoch']}" in words
+    assert "while that of the training went from" in words
+    assert "over-trained" in codes(folder)
+    held_out(folder, 0.30, 0.25, 0.27, 0.2502)  # came back
+    assert json.loads(kohyakit("report", folder, "--json").stdout)["over_trained"] is None
+    assert "over-trained" not in codes(folder)
+
+
 def test_without_held_out_images_the_page_does_not_speak_of_them(kohyakit, made) -> None:
     folder = made()
     assert json.loads(kohyakit("report", folder, "--json").stdout)["held_out"] == []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,35 +37,61 @@ def to_kohya(
     `settings` is what peft says of the file (lora_alpha, r, alpha_pattern ...), flat, each name behind its component
     ("unet.lora_alpha") or bare; alpha comes from there where the file has none.
     """
-    keys = {target.key for target in targets}
-    keys |= {key.replace("lora_", "oft_", 1) for key in keys}  # OFT files have a prefix of their own, and keep it
-    known = _by_module(targets)
     found: dict[str, Tensor] = {}
     dotted: dict[str, tuple[str, str]] = {}  # kohya key -> (component, path) of a dotted name
-    for name, tensor in tensors.items():
-        flat, _, tail = name.partition(".")
-        place = None if flat in keys else _place(name, known)
-        if place is None:
-            found[name] = tensor
-            continue
-        key, tail, path = place
-        if tail == "dora_scale" and not name.endswith(".dora_scale"):
+    for name, place in kohya_names(tensors, targets).items():
+        tensor = tensors[name]
+        if place.tail == "dora_scale" and not name.endswith(".dora_scale"):
             # peft's magnitude vector: [out] or [1, out, 1, 1]; kohya: [out, 1] or [out, 1, 1, 1]
             tensor = tensor.reshape(-1, *[1] * max(tensor.dim() - 1, 1))
-        found[f"{key}.{tail}"] = tensor
-        if "." in name.removesuffix(tail).rstrip("."):
-            dotted[key] = COMPONENT_OF[known[module(key)][0]], path
+        found[place.name] = tensor
+        if place.dotted is not None:
+            dotted[place.key] = place.dotted
     for key, (component, path) in dotted.items():
         down = found.get(f"{key}.lora_down.weight")
         if down is not None and f"{key}.alpha" not in found:
-            found[f"{key}.alpha"] = torch.tensor(_alpha(component, path, down.shape[0], settings or {}))
+            found[f"{key}.alpha"] = torch.tensor(alpha_of(component, path, down.shape[0], settings or {}))
+    return found
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor stands among kohya's names: module and ending; of no target: no module, its own name.
+
+    `dotted` is (component, path) of a name in the spelling of diffusers or peft, whose settings hold its alpha.
+    """
+
+    key: str
+    tail: str
+    dotted: tuple[str, str] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.key}.{self.tail}" if self.key else self.tail
+
+
+def kohya_names(names: Iterable[str], targets: Sequence[Target]) -> dict[str, Place]:
+    """The place of every name, in any spelling, among kohya's names of `targets`."""
+    keys = {target.key for target in targets}
+    keys |= {key.replace("lora_", "oft_", 1) for key in keys}  # OFT files have a prefix of their own, and keep it
+    known = _by_module(targets)
+    found: dict[str, Place] = {}
+    for name in names:
+        flat, _, tail = name.partition(".")
+        place = None if flat in keys else _place(name, known)
+        if place is None:
+            found[name] = Place(flat, tail) if flat in keys else Place("", name)
+            continue
+        key, tail, path = place
+        dotted = "." in name.removesuffix(tail).rstrip(".")
+        found[name] = Place(key, tail, (COMPONENT_OF[known[module(key)][0]], path) if dotted else None)
     return found
 
 
 def _by_module(targets: Sequence[Target]) -> dict[Module, tuple[str, str, str]]:
     """Module -> (part, kohya key, path) of every target and of the U-Net's ends."""
     ends = {module(f"unet.{path}"): ("unet", f"lora_unet_{path.replace('.', '_')}", path) for path in ENDS}
-    return ends | {module(target.key): (target.part, target.key, _bare(target.path)) for target in targets}
+    return ends | {module(target.key): (target.part, target.key, bare(target.path)) for target in targets}
 
 
 def _place(name: str, known: Mapping[Module, tuple[str, str, str]]) -> tuple[str, str, str] | None:
@@ -84,11 +111,12 @@ def _place(name: str, known: Mapping[Module, tuple[str, str, str]]) -> tuple[str
     return None
 
 
-def _bare(path: str) -> str:
+def bare(path: str) -> str:
+    """A text encoder's path without the level that only some versions have."""
     return path.removeprefix("text_model.")
 
 
-def _alpha(component: str, path: str, rank: int, settings: Mapping[str, Any]) -> float:
+def alpha_of(component: str, path: str, rank: int, settings: Mapping[str, Any]) -> float:
     """Alpha in kohya's sense (scale = alpha / rank) from peft's settings; the rank where they are silent."""
 
     def said(name: str) -> Any:
@@ -116,7 +144,7 @@ def to_peft(weights: Mapping[str, Tensor], targets: Mapping[str, Target]) -> tup
     for key in dict.fromkeys(name.partition(".")[0] for name in weights):
         target = targets[key]
         component = next(name for name, parts in COMPONENTS.items() if target.part in parts)
-        path = _bare(target.path)
+        path = bare(target.path)
         place = f"{component}.{'' if target.part == 'unet' else 'text_model.'}{path}"
         if f"{key}.lora_mid.weight" in weights:
             raise KeyError(f"{key}.lora_mid.weight")

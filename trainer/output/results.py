@@ -35,7 +35,7 @@ from trainer.adapters import is_plugin
 from trainer.dataset.files import Scan
 from trainer.dataset.order import Assignment, batches_per_epoch
 from trainer.dataset.prompts import Prompt, read_prompts
-from trainer.output import states
+from trainer.output import contact_sheet, states
 from trainer.output.hub import HubState, Uploads, remove_fetched
 from trainer.output.lora_file import ema_copy, model_hashes, peft_copy, save_peft_copy, save_weights
 from trainer.output.metadata import BaseFile, DatasetFacts, RunFacts, build_metadata
@@ -422,6 +422,7 @@ class Results:
             if self.resumed:
                 self._drop_twins([preview.path for preview in made])
             show_in_wandb(run.accelerator.trackers, made)
+            contact_sheet.refresh(self.folder.samples, self.folder.path, self.config)
 
     def _drop_twins(self, made: list[Path]) -> None:
         """Previews that a killed start made at the same mark: their names differ by the time alone."""

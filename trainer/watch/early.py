@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from types import FrameType
 
 INTERRUPTED = 130
+LIBRARIES = ("bitsandbytes", "diffusers", "transformers")
 EARLY = "interrupted before the first step"
 
 
@@ -26,3 +28,9 @@ def leave_on_signals() -> None:
         number = getattr(signal, name, None)
         if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
             signal.signal(number, leave)
+
+
+def hush_libraries() -> None:
+    """Libraries' remarks on what is on purpose here stay out of the output; some are made while they are imported."""
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)

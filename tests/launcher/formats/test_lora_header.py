@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.formats import read
+from launcher.formats.lora_header import untold
 from schemas.problems import ConfigError
 
 MODULE = "lora_unet_down_blocks_0_attentions_0_proj_in"
@@ -104,3 +105,11 @@ def test_a_file_without_lora_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as fault:
         read(path)
     assert fault.value.problems[0].code == "not-lora"
+
+
+def test_what_the_header_does_not_tell_is_listed(tmp_path: Path) -> None:
+    theirs = read(save(tmp_path / "a.safetensors", {"ss_min_snr_gamma": "None", "ss_learning_rate": "0.1"}))
+    names = untold(theirs)
+    assert "noise_offset" in names
+    assert not {"min_snr_gamma", "learning_rate", "network_dim", "output_name", "mixed_precision"} & set(names)
+    assert untold(read(save(tmp_path / "b.safetensors", {"kohyakit_config": "{}"}))) == []
