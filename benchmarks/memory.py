@@ -1,0 +1,276 @@
+"""`python -m benchmarks.memory`: the memory of a whole training step at full size, followed tensor by tensor.
+
+No GPU and no memory is needed: the models are of fake tensors, which have shapes and no numbers, and a dispatch mode
+counts every storage from its birth to its death, forward and backward, under the rules by which a GPU's autocast
+chooses number formats. Everything that runs is the trainer's own: its families, adapters, checkpointing, loss.
+
+What it cannot see is what a kernel takes inside itself, the allocator's rounding and the CUDA context; `trainer.plan`
+adds these as its overhead.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from schemas import TrainConfig
+from trainer import objective
+from trainer.adapters import attach
+from trainer.families import Models, Sizes, get
+from trainer.families.random_checkpoint import configs
+from trainer.families.single_file import build
+from trainer.families.tokenizer import clip_tokenizer
+from trainer.float8 import to_float8
+from trainer.plan.memory import trains
+from trainer.prepare import precision, ready_models
+
+Segment = tuple[str, int, int]  # name, bytes that its forward leaves, most bytes that its backward holds beyond those
+
+
+class Liveness(TorchDispatchMode):
+    """Counts the bytes of all storages that live: `live` now, `peak` since `begin` was called last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = self.gradients = 0
+        self._known: weakref.WeakKeyDictionary[Any, list[int]] = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for value in tree_leaves(made):
+            if isinstance(value, Tensor):
+                self.born(value)
+        return made
+
+    def born(self, tensor: Tensor) -> None:
+        """Counts the storage of `tensor`, unless it is known."""
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        size = [storage.nbytes()]
+        self._known[storage] = size
+        weakref.finalize(storage, self._died, size)
+        self.live += size[0]
+        self.peak = max(self.peak, self.live)
+
+    def _died(self, size: list[int]) -> None:
+        self.live -= size[0]
+
+    def count_as_gradient(self, parameter: Tensor) -> None:
+        """Takes the gradient of `parameter` out of the count and into `gradients`."""
+        storage = None if parameter.grad is None else parameter.grad.untyped_storage()
+        size = self._known.get(storage) if storage is not None else None
+        if size is not None:
+            self.gradients += size[0]
+            self.live -= size[0]
+            size[0] = 0
+
+    def begin(self) -> int:
+        """What lives now; the peak is taken anew from here."""
+        self.peak = self.live
+        return self.live
+
+
+@contextmanager
+def autocast_of_a_gpu() -> Iterator[None]:
+    """Where autocast's rules for CPUs differ from those for GPUs, those of GPUs: norms are computed in 32 bit."""
+    library = torch.library.Library("aten", "IMPL", "AutocastCPU")
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+
+    def in_32_bit(operator: Any) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return operator(*(arg.float() if isinstance(arg, Tensor) else arg for arg in args))
+
+        return run
+
+    try:
+        library.impl("layer_norm", in_32_bit(torch.layer_norm))
+        library.impl("group_norm", in_32_bit(torch.group_norm))
+        yield
+    finally:
+        library._destroy()
+
+
+@dataclass
+class Followed:
+    """What a step held. `baseline` lies there between steps; segments are those of the U-Net, in forward order."""
+
+    baseline: int = 0
+    peak: int = 0  # of forward and backward together, the baseline and the gradients at hand included
+    gradients: int = 0
+    start: int = 0  # what lives when the U-Net begins, beyond the baseline
+    segments: list[Segment] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)  # of the trained numbers, by segment
+
+
+class Watch:
+    """Notes what lives wherever the U-Net enters or leaves one of its units, forward and backward."""
+
+    def __init__(self, liveness: Liveness) -> None:
+        self.liveness = liveness
+        self.names: list[str] = []
+        self.ends: list[int] = []  # live bytes when the segment's forward ended
+        self.peaks: dict[int, int] = {}  # most live bytes in the segment's backward
+        self.grads: dict[int, int] = {}  # bytes of gradients made in it
+        self.now = -1
+        self.most = 0
+
+    def unit(self, run: Callable[..., Any], module: nn.Module, inputs: tuple[Any, ...], name: str) -> Any:
+        """`run(module, *inputs)`, watched."""
+        self._close(f"before {name}")
+        number = len(self.names)
+        if isinstance(inputs[0], Tensor) and inputs[0].requires_grad:
+            inputs[0].register_hook(lambda _: self._enter(number - 1))
+        made = run(module, *inputs)
+        self._close(name)
+        if made.requires_grad:
+            made.register_hook(lambda _: self._enter(number))
+        return made
+
+    def _close(self, name: str) -> None:
+        self.names.append(name)
+        self.ends.append(self.liveness.live)
+
+    def forward_ends(self, output: Tensor) -> None:
+        self._close("end")
+        number = len(self.names) - 1
+        output.register_hook(lambda _: self._enter(number))
+
+    def _enter(self, number: int) -> None:
+        self.leave()
+        self.now = number
+        self.liveness.begin()
+
+    def leave(self) -> None:
+        """The running segment's backward is over."""
+        if self.now >= 0:
+            self.peaks[self.now] = self.liveness.peak
+            self.most = max(self.most, self.liveness.peak + self.liveness.gradients)
+            self.grads[self.now] = self.liveness.gradients - sum(self.grads.values())
+
+
+def _apply_anew(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """nn.Module._apply for fake tensors, which torch cannot swap: what is converted becomes another parameter."""
+    for child in module.children():
+        child._apply(convert)
+    for name, weight in module._parameters.items():
+        if weight is not None and (made := convert(weight.detach())).dtype != weight.dtype:
+            module._parameters[name] = nn.Parameter(made, weight.requires_grad)
+    for name, buffer in module._buffers.items():
+        module._buffers[name] = None if buffer is None else convert(buffer)
+    return module
+
+
+def fake_models(family: str, dtype: torch.dtype, vae_dtype: torch.dtype) -> Models:
+    """The family's full-size modules, frozen; to be called under a FakeTensorMode."""
+    parts: dict[str, nn.Module] = {}
+    for name, config in configs(family).items():
+        if family == "sd2" and name == "text_encoder":
+            config = config | {"num_hidden_layers": config["num_hidden_layers"] - 1}  # the file's last is not loaded
+        parts[name] = build(name, config).to(vae_dtype if name == "vae" else dtype).requires_grad_(False).eval()
+    encoders = tuple(parts[name] for name in ("text_encoder", "text_encoder_2") if name in parts)
+    return Models(family, parts["unet"], parts["vae"], encoders, tuple(clip_tokenizer() for _ in encoders))
+
+
+def bytes_of(modules: list[nn.Module]) -> int:
+    """Bytes of the parameters and buffers of `modules`, each storage once."""
+    storages = {
+        id(tensor.untyped_storage()): tensor.untyped_storage()
+        for module in modules
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def follow(config: TrainConfig, family_name: str, bucket: tuple[int, int]) -> Followed:
+    """One step of `config` on images of `bucket` (width, height): forward and backward. Latents count as cached."""
+    family, dtype = get(family_name), precision(config)
+    found = Followed()
+    anew = patch.object(nn.Module, "_apply", _apply_anew)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"), anew, autocast_of_a_gpu():
+        models = fake_models(family_name, dtype, torch.float32 if config.no_half_vae else dtype)
+        if config.fp8_base or config.fp8_base_unet:
+            for model in (models.unet, *(models.text_encoders if config.fp8_base else ())):
+                to_float8(model)
+        adapter = attach(models, family.targets(models), config)
+        place: Any = SimpleNamespace(device=torch.device("cpu"))
+        caches: Any = SimpleNamespace(latents=config.cache_latents, texts=config.cache_text_encoder_outputs)
+        ready_models(models, adapter, config, place, caches)
+        adapter.groups(config)
+        adapter.train()
+        resident = [models.unet]
+        resident += [] if caches.texts else models.text_encoders
+        resident += [] if caches.latents else [models.vae]
+        trained = {id(weight): weight for weight in adapter.parameters()}
+        kept_at_unit = {id(weight): name for name, weight in adapter.named_parameters()}
+        found.baseline = bytes_of([*resident, *adapter.layers.values()])
+        liveness = Liveness()
+        watch = Watch(liveness)
+        for weight in trained.values():
+            weight.register_post_accumulate_grad_hook(liveness.count_as_gradient)
+        _watched(models.unet, watch, config)
+        with liveness:
+            for module in (*resident, *adapter.layers.values()):
+                for tensor in (*module.parameters(), *module.buffers()):
+                    liveness.born(tensor)
+            at_rest = liveness.begin()
+            _step(config, family, models, adapter, bucket, watch)
+    del kept_at_unit
+    found.gradients = liveness.gradients
+    found.peak = found.baseline + watch.most - at_rest
+    found.start = watch.ends[0] - at_rest
+    for number, (name, end) in enumerate(zip(watch.names, watch.ends, strict=True)):
+        before = watch.ends[number - 1] if number else at_rest
+        found.segments.append((name, end - before, watch.peaks.get(number, end) - end))
+        found.shares.append(watch.grads.get(number, 0) / max(1, liveness.gradients))
+    return found
+
+
+def _watched(unet: Any, watch: Watch, config: TrainConfig) -> None:
+    """Puts the watch where diffusers checkpoints a unit, and keeps what stands there."""
+    names = {id(module): name for name, module in unet.named_modules()}
+    modules = [module for module in unet.modules() if hasattr(module, "gradient_checkpointing")]
+    for module in modules:
+        checkpointed = getattr(module, "_gradient_checkpointing_func", None) if config.gradient_checkpointing else None
+        module.gradient_checkpointing = True
+        module.training = True
+
+        def call(inner: Any, *inputs: Any, run: Any = checkpointed) -> Any:
+            return watch.unit(run or (lambda one, *rest: one(*rest)), inner, inputs, names[id(inner)])
+
+        module._gradient_checkpointing_func = call
+
+
+def _step(
+    config: TrainConfig, family: Any, models: Models, adapter: Any, bucket: tuple[int, int], watch: Watch
+) -> None:
+    batch, dtype = config.train_batch_size, precision(config)
+    latents = torch.randn(batch, 4, bucket[1] // 8, bucket[0] // 8)
+    schedule = objective.noise_schedule(v=config.v_parameterization)
+    noise = objective.draw_noise(latents, config)
+    timesteps = torch.randint(0, 1000, (batch,))
+    noisy = objective.add_noise(latents, noise, timesteps, schedule, config)
+    wanted = objective.target(latents, noise, timesteps, schedule)
+    full = torch.tensor([[bucket[1], bucket[0]]] * batch)
+    sizes = Sizes(full, torch.zeros_like(full), full)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with torch.set_grad_enabled(trains(config)[1] and not config.cache_text_encoder_outputs):
+            conditioning = family.encode(models, ["a photo"] * batch, config).to(torch.device("cpu"), dtype)
+        watch._close("text")
+        predicted = family.predict(models.unet, noisy.to(dtype), timesteps, conditioning, sizes)
+    loss = objective.loss(predicted, wanted, timesteps, torch.ones(batch), None, config, schedule)
+    watch.forward_ends(predicted)
+    loss.backward()
+    watch.leave()
