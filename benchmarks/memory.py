@@ -10,6 +10,7 @@ adds these as its overhead.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -173,6 +174,12 @@ def _apply_anew(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse:
     return module
 
 
+def _known_product(tensor: Any, *args: Any, prod: Any = Tensor.prod) -> Any:
+    """Tensor.prod, of a fake tensor with known numbers known too: LyCORIS counts a kernel's places with it."""
+    constant = getattr(tensor, "constant", None)
+    return prod(tensor, *args) if constant is None or args else torch.tensor(math.prod(constant.tolist()))
+
+
 def fake_models(family: str, dtype: torch.dtype, vae_dtype: torch.dtype) -> Models:
     """The family's full-size modules, frozen; to be called under a FakeTensorMode."""
     parts: dict[str, nn.Module] = {}
@@ -204,7 +211,8 @@ def follow(config: TrainConfig, family_name: str, bucket: tuple[int, int]) -> Fo
         if config.fp8_base or config.fp8_base_unet:
             for model in (models.unet, *(models.text_encoders if config.fp8_base else ())):
                 to_float8(model)
-        adapter = attach(models, family.targets(models), config)
+        with patch.object(Tensor, "prod", _known_product):
+            adapter = attach(models, family.targets(models), config)
         place: Any = SimpleNamespace(device=torch.device("cpu"))
         caches: Any = SimpleNamespace(latents=config.cache_latents, texts=config.cache_text_encoder_outputs)
         ready_models(models, adapter, config, place, caches)

@@ -49,6 +49,7 @@ def adapt_to(config: TrainConfig, *, gpu: bool, packages: Collection[str]) -> tu
         use("fp8_base", False, "8-bit floats need a GPU")
         use("fp8_base_unet", False, "8-bit floats need a GPU")
         use("cpu_offload_checkpointing", False, "there is no GPU memory to relieve")
+        use("streamed_blocks", 0, "there is no GPU memory to relieve")
         plain = WITHOUT_PAGING.get(config.optimizer_type.lower())
         if plain:
             use("optimizer_type", plain, "paged optimizers need a GPU; the same optimizer without paging")
@@ -57,6 +58,8 @@ def adapt_to(config: TrainConfig, *, gpu: bool, packages: Collection[str]) -> tu
         use("xformers", False, f"xformers {missing}")
         use("sdpa", True, f"xformers {missing}; PyTorch's own attention computes the same")
     if "bitsandbytes" not in packages:
+        if config.quantize_base == "nf4":
+            use("quantize_base", "int8", "bitsandbytes, which knows nf4, is not installed; 8 bit needs no package")
         base = WITHOUT_PAGING.get(config.optimizer_type.lower(), config.optimizer_type)
         plain = WITHOUT_8BIT.get(base.lower())
         if plain:

@@ -1,0 +1,1 @@
+"""How the adapter learns: checkpointing, streaming and number formats of the frozen model."""
