@@ -20,9 +20,9 @@ from typing import Any
 
 from benchmarks.memory import Followed, follow
 from schemas import TrainConfig
-from schemas.documents import parse_json
+from schemas.files.documents import parse_json
+from schemas.files.writing import write_atomically
 from schemas.terminal import say
-from schemas.writing import write_atomically
 from trainer.families.ldm_keys import Stored
 from trainer.families.random_checkpoint import configs
 from trainer.families.single_file import Part

@@ -20,7 +20,7 @@ VARIABLE = "KOHYAKIT_FAULT"
 
 def wrong_sign() -> None:
     """The U-Net is taught the opposite of the noise, or of v."""
-    from trainer import objective
+    from trainer.learning import objective
 
     right = objective.target
     objective.target = lambda *given: -right(*given)
@@ -28,14 +28,14 @@ def wrong_sign() -> None:
 
 def wrong_schedule() -> None:
     """Another noise schedule than the base model's."""
-    from trainer import objective
+    from trainer.learning import objective
 
     objective.BETA_END = 0.02
 
 
 def swapped_captions() -> None:
     """Every picture of a batch has the caption of the next one."""
-    from trainer.batches import _Maker
+    from trainer.input.batches import _Maker
 
     right = _Maker._batch
 

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from launcher.check.preflight import check_file, check_run
+from launcher.check.resolve import Resolved, UsageError, resolve
 from launcher.commands import with_trust
-from launcher.preflight import check_file, check_run
-from launcher.resolve import Resolved, UsageError, resolve
 from schemas.problems import ConfigError, Problem
 
 Sets = dict[str, str]

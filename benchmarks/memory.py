@@ -26,15 +26,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from schemas import TrainConfig
-from trainer import objective
 from trainer.adapters import attach
 from trainer.families import Models, Sizes, get
 from trainer.families.random_checkpoint import configs
 from trainer.families.single_file import build
 from trainer.families.tokenizer import clip_tokenizer
-from trainer.float8 import to_float8
+from trainer.learning import objective
+from trainer.learning.float8 import to_float8
 from trainer.plan.memory import trains
-from trainer.prepare import precision, ready_models
+from trainer.setup import precision, ready_models
 
 Segment = tuple[str, int, int]  # name, bytes that its forward leaves, most bytes that its backward holds beyond those
 

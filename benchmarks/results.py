@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from trainer.dataset.images import opened
-from trainer.states import is_whole
+from trainer.output.states import is_whole
 
 NAME = "n0m3"  # output_name of the runs
 

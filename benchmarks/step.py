@@ -27,11 +27,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import random_checkpoint
 from schemas import ConfigError, TrainConfig, config
-from trainer import loop, prepare
-from trainer.batches import Batch, BatchLoader
+from trainer import loop
+from trainer import setup as prepare
 from trainer.dataset.files import scan
 from trainer.families import NAMES, Conditioning, Family, Models, Sizes, get
-from trainer.report import memory_in_use
+from trainer.input.batches import Batch, BatchLoader
+from trainer.watch.report import memory_in_use
 
 PRECISION = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 WARM_UP = 3  # pairs that are not counted

@@ -31,9 +31,9 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image, ImageDraw
 
 from benchmarks.results import NAME, differences, unsound
-from launcher.command import free_port
+from launcher.run.command import free_port
 from trainer.families import random_checkpoint
-from trainer.states import newest_state
+from trainer.output.states import newest_state
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_KILLS = 10  # of one run

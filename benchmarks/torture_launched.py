@@ -25,7 +25,7 @@ import torch
 from benchmarks.results import NAME, losses, unsound
 from benchmarks.torture import COMMON, PATIENCE, ROOT, Count
 from schemas import TrainConfig, write
-from trainer.states import newest_state
+from trainer.output.states import newest_state
 
 STRIKE = ROOT / "benchmarks" / "strike"
 MOST_BLOWS = 4  # of one run

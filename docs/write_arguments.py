@@ -31,7 +31,7 @@ does is in [options.md](options.md).
 # The answer to these is what happens anyway.
 ALWAYS = {"sdpa": "always on: PyTorch's attention is used unless `xformers` is asked for"}
 RULES_TEST = "schemas/rules/test_rules.py"
-RECORDS = ("trainer/metadata.py", "trainer/plan/memory.py")  # they describe a run; the doing is elsewhere
+RECORDS = ("trainer/output/metadata.py", "trainer/plan/memory.py")  # they describe a run; the doing is elsewhere
 
 
 def page() -> str:

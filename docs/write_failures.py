@@ -11,7 +11,7 @@ PAGE = ROOT / "docs" / "failures.md"
 
 def main() -> int:
     sys.path.insert(0, str(ROOT))
-    from launcher.failures import page
+    from launcher.run.failures import page
 
     PAGE.write_text(page(), encoding="utf-8")
     return 0

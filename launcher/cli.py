@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("launcher.commands.explain", "One option: meaning, defaults, names, traps."),
     "inspect": ("launcher.commands.lora", "What a LoRA file says about itself."),
     "presets": ("launcher.commands.configs", "List or show the shipped presets."),
-    "dataset": ("launcher.photos", "From a folder of photos to a training folder."),
+    "dataset": ("launcher.commands.dataset", "From a folder of photos to a training folder."),
     "report": ("launcher.commands.report", "One page of a run: curves, previews, settings."),
     "schema": ("launcher.commands.configs", "Print the JSON Schema of a format."),
 }
@@ -124,8 +124,8 @@ def _interrupted(as_json: bool) -> int:
 
 def _disk(fault: OSError) -> int:
     """A disk that takes no more, or anything else that the system refuses a file."""
+    from schemas.files.writing import disk_advice, disk_fault, disk_words
     from schemas.terminal import say, style
-    from schemas.writing import disk_advice, disk_fault, disk_words
 
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is still in its buffer would fail again at the end
     fix = f". {disk_advice(fault).capitalize()} and try again" if disk_fault(fault) else ""

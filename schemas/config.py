@@ -12,10 +12,10 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from schemas import options as o
-from schemas import textfile
 from schemas.argument import with_point
-from schemas.documents import parse_toml
-from schemas.places import fault_of_name, fault_of_path
+from schemas.files import textfile
+from schemas.files.documents import parse_toml
+from schemas.files.places import fault_of_name, fault_of_path
 from schemas.problems import ConfigError, Problem, error, nearest
 from schemas.terminal import shell_word, shell_words
 

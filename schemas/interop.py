@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from schemas.weights import Header, LoraFacts, read_scalar
+from schemas.files.weights import Header, LoraFacts, read_scalar
 
 PROGRAMS: Mapping[str, str] = {
     "ComfyUI": "0.3.64", "A1111": "Lora extension of July 2024", "Forge": "", "InvokeAI": "6.14-alpha",

@@ -1,4 +1,4 @@
-"""A hub in memory, with what trainer.hub asks of huggingface_hub's client."""
+"""A hub in memory, with what trainer.output.hub asks of huggingface_hub's client."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from launcher.cli import cli
 from schemas import TrainConfig, config
-from schemas.weights import checkpoint_family, lora_facts, read_header
+from schemas.files.weights import checkpoint_family, lora_facts, read_header
 from tests.tiny import tiny_checkpoint
 from trainer import families
 

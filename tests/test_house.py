@@ -280,30 +280,30 @@ def test_links_in_the_documents_lead_somewhere() -> None:
 # The doors to the world outside
 
 
-# Files that open files otherwise than through schemas.textfile, and why they may.
+# Files that open files otherwise than through schemas.files.textfile, and why they may.
 OPENING = {
-    "schemas/textfile.py": "the door",
-    "schemas/run_folder.py": "checksums of states that the run itself wrote",
-    "schemas/run_lock.py": "the lock",
-    "schemas/writing.py": "writes; the system's own files",
-    "schemas/pickles.py": "members of a zip that came through the door",
-    "launcher/machine.py": "the system's own files",
-    "launcher/spill.py": "the log of the run that is under way, which grows",
-    "launcher/record.py": "states that the run itself wrote; images",
+    "schemas/files/textfile.py": "the door",
+    "schemas/files/run_folder.py": "checksums of states that the run itself wrote",
+    "schemas/files/run_lock.py": "the lock",
+    "schemas/files/writing.py": "writes; the system's own files",
+    "schemas/files/pickles.py": "members of a zip that came through the door",
+    "launcher/check/machine.py": "the system's own files",
+    "launcher/run/spill.py": "the log of the run that is under way, which grows",
+    "launcher/run/record.py": "states that the run itself wrote; images",
     "launcher/formats/recognise.py": "our own table",
     "launcher/formats/kohya_gui/table.py": "our own table",
-    "launcher/pictures/source.py": "images",
+    "launcher/photos/source.py": "images",
     "launcher/cli.py": "the null device",
     "trainer/dataset/clip_text.py": "our own table",
     "trainer/dataset/images.py": "the door of images",
-    "trainer/signals.py": "the null device",
-    "trainer/captioning.py": "captions; the tag list of a model",
-    "trainer/cache_files.py": "writes; marks of images and models that have been read before",
-    "trainer/states.py": "states that the run itself wrote",
-    "trainer/report.py": "writes the log",
-    "trainer/results.py": "what the run itself has written",
-    "trainer/lora_file.py": "writes, and hashes of models that have been read before",
-    "trainer/read_back.py": "what the run itself has written",
+    "trainer/watch/signals.py": "the null device",
+    "trainer/captioning/write.py": "captions; the tag list of a model",
+    "trainer/input/cache_files.py": "writes; marks of images and models that have been read before",
+    "trainer/output/states.py": "states that the run itself wrote",
+    "trainer/watch/report.py": "writes the log",
+    "trainer/output/results.py": "what the run itself has written",
+    "trainer/output/lora_file.py": "writes, and hashes of models that have been read before",
+    "trainer/output/read_back.py": "what the run itself has written",
     "trainer/adapters/plugin.py": "tensors of a file whose header has been read",
     "trainer/families/single_file.py": "tensors of a file whose header has been read",
     "trainer/families/architecture.py": "our own table",
@@ -314,14 +314,14 @@ OPENERS = {"open", "read_text", "read_bytes", "load_file", "safe_open"}
 PARSERS = {"json.load", "json.loads", "tomllib.load", "tomllib.loads"}
 # Files that parse JSON themselves, and why they may.
 PARSING = {
-    "schemas/documents.py": "the door",
+    "schemas/files/documents.py": "the door",
     "launcher/formats/recognise.py": "our own table",
     "launcher/formats/kohya_gui/table.py": "our own table",
     "launcher/commands/configs.py": "our own presets",
-    "launcher/demo_sheet.py": "what our own process says",
-    "launcher/spill.py": "the log of the run that is under way",
-    "trainer/connection.py": "what the other processes of the run say",
-    "trainer/captioning.py": "a journal that the run itself wrote",
+    "launcher/commands/demo_sheet.py": "what our own process says",
+    "launcher/run/spill.py": "the log of the run that is under way",
+    "trainer/watch/connection.py": "what the other processes of the run say",
+    "trainer/captioning/write.py": "a journal that the run itself wrote",
     "trainer/families/architecture.py": "our own table",
 }
 PRINTING = {"schemas/terminal.py": "the door"}

@@ -11,14 +11,15 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
-from launcher.command import LaunchOptions
-from launcher.machine import Machine
-from launcher.plan import make_plan
-from launcher.resolve import resolve
+from launcher.check.machine import Machine
+from launcher.check.plan import make_plan
+from launcher.check.resolve import resolve
+from launcher.run.command import LaunchOptions
 from schemas import config
 from tests.tiny import tiny_checkpoint
-from trainer import loop, results
+from trainer import loop
 from trainer.dataset.files import scan
+from trainer.output import results
 from trainer.plan import marks
 
 SIZES = [(64, 64), (64, 64), (96, 64), (64, 96), (96, 64), (64, 64), (128, 64)]

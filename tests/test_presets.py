@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from launcher import formats
-from launcher.preflight import check_file
-from launcher.resolve import resolve
+from launcher.check.preflight import check_file
+from launcher.check.resolve import resolve
 from schemas import config, rules
 from trainer.plan import memory
 

@@ -22,11 +22,17 @@ from safetensors.torch import load_file
 
 from benchmarks import torture
 from benchmarks.torture import Blow, Case, make_inputs, new_place, start, words_of
-from launcher.command import Accelerate, environment, free_port, launch_command
+from launcher.run.command import (
+    Accelerate,
+    environment,
+    free_port,
+    launch_command,
+)
 from schemas import TrainConfig
 from schemas import config as schema
-from trainer import connection, loop
-from trainer.states import newest_state
+from trainer import loop
+from trainer.output.states import newest_state
+from trainer.watch import connection
 
 EVEN = {"save_every_n_steps": None, "max_train_steps": 5, "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 3}
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from benchmarks.torture import COMMON, make_inputs
 from schemas import TrainConfig, write
 from schemas.signals import ONE_WISH
-from trainer.states import is_whole, newest_state, states_in
+from trainer.output.states import is_whole, newest_state, states_in
 
 Run = subprocess.Popen[str]
 PATIENCE = 60.0

@@ -18,7 +18,7 @@ from benchmarks import torture, torture_launched
 from benchmarks.results import differences, unsound
 from benchmarks.torture import CASES, Blow, Case, Count, Undisturbed, make_inputs, torment, undisturbed
 from benchmarks.torture_launched import Hit
-from trainer.states import save_state
+from trainer.output.states import save_state
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ written), 3 the run failed, 130 interrupted with the state saved.
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from trainer.early import leave_on_signals
+    from trainer.watch.early import leave_on_signals
 
     leave_on_signals()
 
@@ -24,23 +24,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from schemas import ConfigError, Problem, TrainConfig, config, errors, own_word, pickles, places, rules, weights
+from schemas import (
+    ConfigError,
+    Problem,
+    TrainConfig,
+    config,
+    errors,
+    rules,
+)
 from schemas.derive import add_flags
-from schemas.resuming import state_meant
+from schemas.files import (
+    own_word,
+    pickles,
+    places,
+    weights,
+)
+from schemas.files.resuming import state_meant
+from schemas.files.run_lock import in_use
+from schemas.files.writing import disk_advice, disk_fault, disk_words
 from schemas.rules import names
-from schemas.run_lock import in_use
 from schemas.signals import outlast_terminal
 from schemas.terminal import say
-from schemas.writing import disk_advice, disk_fault, disk_words
 from trainer.dataset.checks import bucket_steps
 from trainer.dataset.files import Scan, scan, told_now_and_then
 from trainer.dataset.prompts import read_prompts
-from trainer.early import EARLY, INTERRUPTED
+from trainer.output.run_folder import RunFolder
 from trainer.plan.adapt import adapt_to
 from trainer.plan.adapter import misfits
 from trainer.plan.listing import listing
-from trainer.run_folder import RunFolder
-from trainer.signals import StopRequest, deaf
+from trainer.watch.early import EARLY, INTERRUPTED
+from trainer.watch.signals import StopRequest, deaf
 
 FAILED = 3
 
@@ -239,19 +252,19 @@ def interrupted(stop: StopRequest) -> str:
 
 def failed(fault: Exception, stop: StopRequest) -> int:
     """Says why the run failed, in full only where nothing is known about it; the exit code."""
-    if "trainer.connection" in sys.modules and sys.modules["trainer.connection"].lost_peer(fault):
+    if "trainer.watch.connection" in sys.modules and sys.modules["trainer.watch.connection"].lost_peer(fault):
         if stop.asked:  # the others were asked too
             return INTERRUPTED
         say(f"{process()}another process of this run has ended; its own message says why, without one it was "
             "killed, often for want of memory", err=True)  # fmt: skip
         return FAILED
-    stopping = sys.modules.get("trainer.stopping")
+    stopping = sys.modules.get("trainer.watch.stopping")
     if stopping is not None and isinstance(fault, stopping.TrainingStopped):  # says all that there is to say
         told(traceback.format_exception_only(fault)[-1])
         return FAILED
     disk = disk_fault(fault)
     if disk is not None:
-        say(f"trainer.stopping.TrainingStopped: {process()}{disk_words(disk)}. What was saved before is whole. "
+        say(f"trainer.watch.stopping.TrainingStopped: {process()}{disk_words(disk)}. What was saved before is whole. "
             f"{disk_advice(disk).capitalize()}, then start it again", err=True)  # fmt: skip
         return FAILED
     told(traceback.format_exc())

@@ -13,21 +13,29 @@ import torch
 from accelerate import Accelerator
 
 from schemas import ConfigError, Problem, TrainConfig
-from trainer import objective
 from trainer.adapters import Adapter, attach, is_plugin
-from trainer.batches import Batch, BatchLoader
-from trainer.cache import TextCache
-from trainer.checkpoint import load_weights
 from trainer.dataset.files import Scan
 from trainer.dataset.order import assign, batches_per_epoch
-from trainer.ema import Average
 from trainer.families import Conditioning, Family, Models, Sizes, get
-from trainer.faults import stopped
-from trainer.fused import FusedBackward, can_fuse
-from trainer.optim import BuiltOptimizer, build_optimizer, build_scheduler, check_rates
+from trainer.input.batches import Batch, BatchLoader
+from trainer.input.cache import TextCache
+from trainer.input.texts import TextStates
+from trainer.learning import objective
+from trainer.learning.ema import Average
+from trainer.learning.fused import FusedBackward, can_fuse
+from trainer.learning.optimizers import (
+    BuiltOptimizer,
+    build_optimizer,
+    build_scheduler,
+    check_rates,
+)
+from trainer.learning.preservation import marked, preserved
+from trainer.output.lora_file import load_weights
+from trainer.output.results import Results
+from trainer.output.run_folder import RunFolder
 from trainer.plan import marks
 from trainer.plan.steps import Steps, count
-from trainer.prepare import (
+from trainer.setup import (
     Caches,
     drawn_seed,
     fill_caches,
@@ -37,15 +45,23 @@ from trainer.prepare import (
     precision,
     ready_models,
 )
-from trainer.preservation import marked, preserved
-from trainer.remarks import Movement, Remarks, empty_captions, resting_text_encoder
-from trainer.report import Progress, Record, StepLog, log_epoch, memory_in_use
-from trainer.results import Results
-from trainer.run_folder import RunFolder
-from trainer.signals import StopRequest
-from trainer.stopping import NotFinite
-from trainer.texts import TextStates
-from trainer.validation import Validation
+from trainer.watch.faults import stopped
+from trainer.watch.remarks import (
+    Movement,
+    Remarks,
+    empty_captions,
+    resting_text_encoder,
+)
+from trainer.watch.report import (
+    Progress,
+    Record,
+    StepLog,
+    log_epoch,
+    memory_in_use,
+)
+from trainer.watch.signals import StopRequest
+from trainer.watch.stopping import NotFinite
+from trainer.watch.validation import Validation
 
 SMALLEST_SCALE = 1e-3  # of fp16's loss scaling, which begins at 65536: 26 steps in a row without a usable gradient
 

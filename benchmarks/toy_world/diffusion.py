@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from benchmarks.toy_world import models
 from benchmarks.toy_world.training import Course, train
 from schemas import TrainConfig
-from trainer import objective
 from trainer.families import Models, Sizes, get
 from trainer.families.single_file import PartName
 from trainer.families.tokenizer import clip_tokenizer
-from trainer.pixels import to_tensor
+from trainer.input.pixels import to_tensor
+from trainer.learning import objective
 from trainer.toy import world
 
 BATCH, GAMMA = 32, 5.0  # GAMMA: min-SNR weighting (Hang et al. 2023)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.toy_world.training import Course, train
-from trainer.pixels import to_tensor
+from trainer.input.pixels import to_tensor
 from trainer.toy import world
 from trainer.toy.judge import ANSWERS, Judge
 

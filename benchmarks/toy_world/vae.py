@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.toy_world import models
 from benchmarks.toy_world.training import Course, train
-from trainer.pixels import to_tensor
+from trainer.input.pixels import to_tensor
 from trainer.toy import world
 
 BATCH, RATE = 16, 2e-3

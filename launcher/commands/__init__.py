@@ -49,7 +49,7 @@ def command(name: str) -> Callable[[Callable[..., int | None]], click.Command]:
 
 
 def _run(function: Callable[..., int | None], as_json: bool, words: dict[str, Any]) -> int:
-    from launcher.resolve import UsageError
+    from launcher.check.resolve import UsageError
 
     try:
         return function(as_json=as_json, **words) or 0
@@ -83,7 +83,7 @@ def refuse(problems: Iterable[Problem], as_json: bool, **document: Any) -> None:
 
 def print_json(document: Any) -> None:
     """The one document, without anything that looks like a secret."""
-    from launcher.files import blanked
+    from launcher.run.files import blanked
 
     say_document(blanked(document))
 
@@ -94,7 +94,7 @@ COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 def tell(problems: Iterable[Problem], *, notes: bool = True, more: str = "--json lists them") -> None:
     """Findings as people read them, on stderr; `more` says what shows the notes, where they are left out."""
-    from launcher.files import blanked
+    from launcher.run.files import blanked
 
     problems = [
         replace(problem, got=blanked(problem.got), must=blanked(problem.must), fix=blanked(problem.fix))

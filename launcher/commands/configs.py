@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from launcher.commands import command, from_option, print_json, set_option, tell, trust_option, with_trust
+from schemas.files.textfile import CONFIG, read_text
 from schemas.problems import ConfigError, Problem, errors
 from schemas.terminal import say, say_file, style
-from schemas.textfile import CONFIG, read_text
 
 FORMATS = ("kohya-gui", "sd-scripts", "civitai", "args", "snapshot")
 
@@ -31,10 +31,10 @@ def validate(
     as_json: bool,
 ) -> int:
     """Format, every problem, and what becomes of every key. Needs neither the images nor the model."""
-    from launcher import show
-    from launcher.files import without_secrets
-    from launcher.preflight import check_file
-    from launcher.resolve import resolve, split_sets
+    from launcher.check import show
+    from launcher.check.preflight import check_file
+    from launcher.check.resolve import resolve, split_sets
+    from launcher.run.files import without_secrets
 
     given, documents, good = with_trust(split_sets(sets), trust), [], True
     for file in files:
@@ -100,9 +100,9 @@ def convert(
     as_json: bool,
 ) -> int:
     """FILE in another format. What the target cannot say is listed, never dropped silently."""
-    from launcher.convert import convert as converted
-    from launcher.files import without_secrets
-    from launcher.resolve import resolve, split_sets
+    from launcher.about.convert import convert as converted
+    from launcher.check.resolve import resolve, split_sets
+    from launcher.run.files import without_secrets
 
     resolved = resolve(file, split_sets(sets), format=format_name)
     if errors(list(resolved.problems)):
@@ -141,7 +141,7 @@ def places(output: Path | None, text: str, beside: dict[str, str]) -> dict[Path,
 
 def write_files(files: dict[Path, str], overwrite: bool) -> None:
     """All or nothing is checked before the first is written."""
-    from launcher.files import write_text
+    from launcher.run.files import write_text
 
     problems = []
     for path in files:
@@ -174,10 +174,10 @@ def write_files(files: dict[Path, str], overwrite: bool) -> None:
 )
 def diff(a: str, b: str, everything: bool, as_json: bool) -> int:
     """What configs A and B train differently; any formats, LoRA files included."""
-    from launcher import show
-    from launcher.compare import compare
-    from launcher.files import without_secrets
-    from launcher.resolve import resolve
+    from launcher.about.diff import compare
+    from launcher.check import show
+    from launcher.check.resolve import resolve
+    from launcher.run.files import without_secrets
 
     training, beside = compare(resolve(a), resolve(b))
     if as_json:
@@ -194,7 +194,7 @@ def diff(a: str, b: str, everything: bool, as_json: bool) -> int:
 @click.argument("name", required=False)
 def presets(name: str | None, as_json: bool) -> int:
     """List the shipped presets, or show the one of that NAME."""
-    from launcher.resolve import preset_path, resolve, table_of_presets
+    from launcher.check.resolve import preset_path, resolve, table_of_presets
 
     if name is None:
         rows = table_of_presets()
@@ -231,8 +231,8 @@ def schema(name: str, as_json: bool) -> int:
 
     It is JSON with and without --json.
     """
+    from launcher.check.resolve import UsageError
     from launcher.json_schemas import SCHEMAS
-    from launcher.resolve import UsageError
     from schemas.problems import nearest
 
     if name not in SCHEMAS:

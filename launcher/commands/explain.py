@@ -12,8 +12,8 @@ from schemas.terminal import say, style
 @click.argument("key")
 def explain(key: str, as_json: bool) -> int:
     """One option: meaning, type, defaults, names in other formats, traps. KEY may be any format's name for it."""
-    from launcher.explain import known_names, lines, lookup
-    from launcher.resolve import UsageError
+    from launcher.about.explain import known_names, lines, lookup
+    from launcher.check.resolve import UsageError
     from schemas.config import table
     from schemas.problems import nearest
 

@@ -21,10 +21,10 @@ def inspect(
     lora: str, target: str | None, output: Path | None, overwrite: bool, show_config: bool, as_json: bool
 ) -> int:
     """What a LoRA file says about itself: ranks, modules, hashes, health, and the config it was trained with."""
-    from launcher import lora as facts_of
-    from launcher.convert import convert
-    from launcher.files import without_secrets
-    from launcher.resolve import UsageError, resolve
+    from launcher.about import inspect as facts_of
+    from launcher.about.convert import convert
+    from launcher.check.resolve import UsageError, resolve
+    from launcher.run.files import without_secrets
 
     if (target is None) != (output is None):
         raise UsageError("--to and -o belong together")

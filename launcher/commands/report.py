@@ -22,8 +22,8 @@ from schemas.terminal import say
 @click.option("--images/--no-images", default=True, help="Whether the page holds a few of the training images.")
 def report(run: str, output: Path | None, images: bool, as_json: bool) -> int:
     """One page of RUN (a run folder, snapshot, output folder or LoRA): curves, previews, settings, what to try next."""
-    from launcher.command import quoted
-    from launcher.page.make import make_report
+    from launcher.report.make import make_report
+    from launcher.run.command import quoted
 
     made = make_report(run, output, images=images)
     if as_json:

@@ -15,11 +15,11 @@ from schemas.terminal import say
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from launcher.command import LaunchOptions
-    from launcher.plan import Plan
-    from launcher.resolve import Resolved
-    from launcher.resume import Continuation
-    from launcher.run import Ended
+    from launcher.check.plan import Plan
+    from launcher.check.resolve import Resolved
+    from launcher.run.command import LaunchOptions
+    from launcher.run.launch import Ended
+    from launcher.run.resume import Continuation
 
 vram_option = click.option(
     "--vram", type=click.FloatRange(min=1), metavar="GB", help="Change what makes it fit this much GPU memory."
@@ -59,11 +59,11 @@ def launch_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @strict_option
 def plan(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int:
     """The dry run of FILE (or of a shipped preset): nothing at all is written."""
-    from launcher import show
-    from launcher.command import LaunchOptions
-    from launcher.machine import this_machine
-    from launcher.plan import make_plan
-    from launcher.resolve import resolve, split_sets
+    from launcher.check import show
+    from launcher.check.machine import this_machine
+    from launcher.check.plan import make_plan
+    from launcher.check.resolve import resolve, split_sets
+    from launcher.run.command import LaunchOptions
 
     resolved = resolve(file, with_trust(split_sets(sets), words["trust"]), format=words["format_name"])
     machine, vram = this_machine(), words["vram"]
@@ -92,9 +92,9 @@ def _plan_of(
     """The plan of a file, the way on where it sets `resume`, and what that is, in lines."""
     from dataclasses import replace
 
-    from launcher import resume as going_on
-    from launcher.machine import this_machine
-    from launcher.plan import make_plan
+    from launcher.check.machine import this_machine
+    from launcher.check.plan import make_plan
+    from launcher.run import resume as going_on
 
     way = going_on.in_file(resolved)
     if way is not None and options.processes is None and "num_processes" not in resolved.draft.accelerate:
@@ -115,7 +115,7 @@ def _plan_of(
 
 def _told(made: Plan, way: Continuation) -> list[str]:
     """The first lines of going on; no verdict while the input is wrong, for there is none."""
-    from launcher import resume as going_on
+    from launcher.run import resume as going_on
 
     said = going_on.told(made, way)
     if not errors(made.problems):
@@ -163,9 +163,10 @@ def _word(value: Any) -> str:
 @strict_option
 def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int:
     """Validate and plan FILE (or a shipped preset), then train."""
-    from launcher import paths, run, show
-    from launcher import resume as going_on
-    from launcher.resolve import resolve, split_sets
+    from launcher.check import paths, show
+    from launcher.check.resolve import resolve, split_sets
+    from launcher.run import launch as run
+    from launcher.run import resume as going_on
 
     given = with_trust(split_sets(sets), words["trust"])
     if words["overwrite"]:
@@ -173,7 +174,7 @@ def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int
     resolved = resolve(file, given, format=words["format_name"])
     _refuse_in_use(paths.run_folder(resolved), words, resolved.draft.accelerate)
     if words["backend"] == "sd-scripts":
-        from launcher.backend import sd_scripts
+        from launcher.run.backend import sd_scripts
 
         return sd_scripts(resolved, words["sd_scripts_dir"], only_print=words["print_command"], as_json=as_json)
     made, way, said = _plan_of(resolved, _processes(words), words, keep_results=words["print_command"])
@@ -198,9 +199,9 @@ def _refuse_in_use(run: Path, words: dict[str, Any], accelerate: Mapping[str, An
 
     Of several machines the first one has the lock, and the others join it.
     """
-    from launcher.command import decide
-    from launcher.machine import this_machine
-    from schemas.run_lock import in_use
+    from launcher.check.machine import this_machine
+    from launcher.run.command import decide
+    from schemas.files.run_lock import in_use
 
     joins = decide(_processes(words), accelerate or {}, "no", this_machine()).machine_rank
     busy = None if joins or words["print_command"] else in_use(run)
@@ -210,7 +211,7 @@ def _refuse_in_use(run: Path, words: dict[str, Any], accelerate: Mapping[str, An
 
 def _print_command(made: Plan, said: list[str], as_json: bool) -> int:
     """What starts the trainer without the launcher, as it can be typed; nothing is written."""
-    from launcher.printed import printed_command
+    from launcher.run.printed import printed_command
 
     printed = printed_command(made)
     for note in printed.notes:
@@ -224,7 +225,7 @@ def _print_command(made: Plan, said: list[str], as_json: bool) -> int:
 
 
 def _processes(words: dict[str, Any]) -> Any:
-    from launcher.command import LaunchOptions
+    from launcher.run.command import LaunchOptions
 
     return LaunchOptions(
         words["processes"],
@@ -240,7 +241,7 @@ def _processes(words: dict[str, Any]) -> Any:
 
 def _outlets(as_json: bool) -> dict[str, Any]:
     """Where the trainer's output and our own words go."""
-    from launcher import run
+    from launcher.run import launch as run
     from schemas.signals import outlast_terminal
 
     outlast_terminal()
@@ -252,7 +253,7 @@ def _outlets(as_json: bool) -> dict[str, Any]:
 
 
 def _finish(made: Plan, ended: Ended, as_json: bool) -> int:
-    from launcher import paths
+    from launcher.check import paths
 
     if as_json:
         print_json(
@@ -294,12 +295,13 @@ def resume(
     """
     from dataclasses import replace
 
-    from launcher import older, show
-    from launcher import resume as going_on
-    from launcher.machine import this_machine
-    from launcher.plan import make_plan
-    from launcher.resolve import split_sets
-    from launcher.run import refuse_damaged
+    from launcher.check import show
+    from launcher.check.machine import this_machine
+    from launcher.check.plan import make_plan
+    from launcher.check.resolve import split_sets
+    from launcher.run import older
+    from launcher.run import resume as going_on
+    from launcher.run.launch import refuse_damaged
 
     given = with_trust(split_sets(sets), words["trust"])
     found = going_on.find(path)
@@ -334,7 +336,7 @@ def resume(
 @click.option("--dir", "directory", type=click.Path(path_type=Path), default=Path("kohyakit-demo"), show_default=True)
 def demo(directory: Path, as_json: bool) -> int:
     """The whole job on toy data: dataset, model, plan, training, previews, LoRA, snapshot, continuation."""
-    from launcher.demo import run_demo
+    from launcher.commands.demo import run_demo
 
     if as_json:
         refuse([Problem(code="usage", must="demo is for people; it has no JSON document")], True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher.formats.base import Draft
 from launcher.formats.recognise import recognise
-from schemas import textfile
+from schemas.files import textfile
 from schemas.problems import ConfigError, Problem, error
 
 __all__ = ["FORMATS", "Draft", "decode", "read", "read_text", "recognise"]

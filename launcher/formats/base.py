@@ -1,4 +1,4 @@
-"""What a reader understood of a file of its format: the Draft that `launcher.resolve` turns into a TrainConfig."""
+"""What a reader understood of a file of its format: the Draft, which `launcher.check.resolve` turns into a config."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any
 from launcher.formats import civitai_text, sd_scripts
 from launcher.formats.base import Draft, Fate, Setting
 from schemas.config import table
-from schemas.documents import parse_json
+from schemas.files.documents import parse_json
 from schemas.problems import Problem
 from schemas.schedulers import SCHEDULERS
 from schemas.terminal import shell_word

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
-from schemas.documents import fix_at, parse_json
+from schemas.files.documents import fix_at, parse_json
 from schemas.problems import ConfigError, Problem, error
 
 SMART = str.maketrans(

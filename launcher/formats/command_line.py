@@ -18,9 +18,9 @@ from launcher.formats.base import Draft, Kind
 from launcher.formats.scripts import bash, cmd, powershell
 from launcher.formats.scripts.state import Command, Doubt, State, Unreadable, Word, merged
 from schemas.config import Option, table
+from schemas.files.textfile import CONFIG, read_text
 from schemas.problems import Problem
 from schemas.terminal import shell_words
-from schemas.textfile import CONFIG, read_text
 
 SHELLS = (".sh", ".bat", ".cmd", ".ps1")
 # script -> (family, kind); None: SD 1.x or 2.x, the checkpoint or v2 tells

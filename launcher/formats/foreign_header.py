@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from schemas.documents import object_in, parse_json
+from schemas.files.documents import object_in, parse_json
 
 Found = tuple[str, Any, str]  # argument, value, key of the header
 

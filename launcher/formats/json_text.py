@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from schemas.documents import fix_at, parse_json
+from schemas.files.documents import fix_at, parse_json
 from schemas.problems import error
 
 

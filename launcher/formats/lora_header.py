@@ -15,11 +15,16 @@ from typing import Any
 from launcher.formats import foreign_header
 from launcher.formats.base import Draft, Fate, Setting
 from schemas.config import BadValue, read_value, table
-from schemas.documents import parse_json
-from schemas.lora_shape import AdapterShape, adapter_shape
+from schemas.files.documents import parse_json
+from schemas.files.lora_shape import AdapterShape, adapter_shape
+from schemas.files.weights import (
+    Header,
+    LoraFacts,
+    lora_facts,
+    read_header,
+)
 from schemas.optimizers import OPTIMIZERS, TORCH
 from schemas.problems import Problem
-from schemas.weights import Header, LoraFacts, lora_facts, read_header
 
 # ss_ key -> argument, where the name is not ss_ + argument
 OTHER_NAMES = {

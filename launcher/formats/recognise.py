@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.formats import toml_text
 from schemas.config import table
-from schemas.documents import parse_json
+from schemas.files.documents import parse_json
 from schemas.problems import ConfigError, error
 
 CIVITAI = ("unetLR", "textEncoderLR", "minSnrGamma", "targetSteps", "lrSchedulerNumCycles", "flipAugmentation")

@@ -10,7 +10,7 @@ import tomllib
 from dataclasses import dataclass, field
 from typing import Any
 
-from schemas.documents import check_depth, parse_toml
+from schemas.files.documents import check_depth, parse_toml
 from schemas.problems import ConfigError, Problem, error
 
 KEY = re.compile(r"""\s*(?P<key>[A-Za-z0-9_.\-]+|"[^"\n]*"|'[^'\n]*')\s*=\s*(?P<value>.*)$""")

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from schemas import interop
 from schemas.argument import whole_of
 from schemas.config import TrainConfig
+from schemas.files.weights import Header, LoraFacts
 from schemas.network_args import LORAS, SUPPORTED, deciding_tucker
 from schemas.problems import Problem
 from schemas.rules.arguments import network_args
 from schemas.rules.network import NO_DORA, switched_on
-from schemas.weights import Header, LoraFacts
 
 WHOLE_FACTORS = {"lokr-whole"}  # whose rank and alpha say nothing
 WHOLE = 10000  # a rank from which on LyCORIS keeps both factors of any LoKr whole

@@ -6,9 +6,9 @@ import importlib.util
 from collections.abc import Iterator
 
 from schemas.config import TrainConfig
+from schemas.files.weights import PICKLES
 from schemas.problems import Problem
 from schemas.rules.registry import rule
-from schemas.weights import PICKLES
 
 FAMILIES = ("sd15", "sd2", "sdxl")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from schemas.config import TrainConfig, table
-from schemas.places import LONGEST_ENDING, LONGEST_PATH
+from schemas.files.places import LONGEST_ENDING, LONGEST_PATH
 from schemas.problems import Problem
 from schemas.rules.registry import rule
 from schemas.terminal import shell_word

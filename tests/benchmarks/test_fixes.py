@@ -11,8 +11,8 @@ import pytest
 import toml
 
 from benchmarks import fixes
+from launcher.check.resolve import presets
 from launcher.commands import BUNDLED_FROM, bundled
-from launcher.resolve import presets
 from schemas.config import table
 from schemas.problems import Problem
 

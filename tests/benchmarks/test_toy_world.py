@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from benchmarks.toy_world import __main__ as stages
 from benchmarks.toy_world import diffusion, models, training, vae
 from schemas import TrainConfig
-from trainer import objective
 from trainer.families import get
+from trainer.learning import objective
 from trainer.toy import world
 
 

@@ -13,10 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from launcher import machine, run
-from launcher.child import Finished
+from launcher.check import machine
 from launcher.cli import cli
-from schemas.run_folder import manifest_of, sealed
+from launcher.run import launch as run
+from launcher.run.child import Finished
+from schemas.files.run_folder import manifest_of, sealed
 
 UNET = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 SHAPES = {

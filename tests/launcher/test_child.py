@@ -12,7 +12,12 @@ import psutil
 import pytest
 
 import schemas.signals
-from launcher.child import Finished, LineFilter, exit_code, run_child
+from launcher.run.child import (
+    Finished,
+    LineFilter,
+    exit_code,
+    run_child,
+)
 
 WRAPPER = b"""Traceback (most recent call last):
   File "accelerate/commands/launch.py", line 1, in <module>
@@ -153,7 +158,7 @@ def test_signals_that_come_together_are_one_wish() -> None:
 WATCHES = """
 import os, sys, time
 from schemas.signals import LIFELINE, let_in
-from trainer.signals import StopRequest
+from trainer.watch.signals import StopRequest
 with StopRequest().saving() as stop:
     print('ready', flush=True)
     for _ in range(600):
@@ -214,7 +219,7 @@ def test_the_death_of_the_launcher_alone_lets_the_trainer_save(tmp_path: Path) -
     loud = WATCHES.replace("sys.exit(130)", f"open({str(mark)!r}, 'w'); sys.exit(130)")
     loud = loud.replace("with Stop", "from schemas.signals import outlast_terminal\noutlast_terminal()\nwith Stop")
     words, variables = launched(loud)
-    code = "import os; from launcher.child import run_child; "
+    code = "import os; from launcher.run.child import run_child; "
     code += f"run_child({words!r}, dict(os.environ), lambda data: os.write(1, data))"
     launcher = subprocess.Popen([sys.executable, "-c", code], env=variables, stdout=subprocess.PIPE)
     assert launcher.stdout is not None

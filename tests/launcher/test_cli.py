@@ -26,7 +26,7 @@ import sys
 from launcher.cli import cli
 try: cli(["--help"])
 except SystemExit: pass
-print([name for name in {HEAVY} + ("schemas", "launcher.plan") if name in sys.modules])"""
+print([name for name in {HEAVY} + ("schemas", "launcher.check.plan") if name in sys.modules])"""
     assert python(code).splitlines()[-1] == "[]"
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from launcher.command import (
+from launcher.check.machine import Gpu, Machine
+from launcher.run.command import (
     ROOT,
     LaunchOptions,
     decide,
@@ -17,7 +18,6 @@ from launcher.command import (
     launch_words,
     quoted,
 )
-from launcher.machine import Gpu, Machine
 from schemas.problems import ConfigError
 
 CPU = Machine(cores=8)

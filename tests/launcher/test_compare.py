@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from launcher.compare import compare
-from launcher.resolve import resolve
+from launcher.about.diff import compare
+from launcher.check.resolve import resolve
 
 
 def differing(a, b) -> list[str]:

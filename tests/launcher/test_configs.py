@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from launcher.explain import lookup
-from launcher.resolve import presets
+from launcher.about.explain import lookup
+from launcher.check.resolve import presets
 from schemas.config import table
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.compare import compare
-from launcher.convert import TARGETS, convert
-from launcher.resolve import presets, resolve
-from launcher.snapshot import MARK
+from launcher.about.convert import TARGETS, convert
+from launcher.about.diff import compare
+from launcher.check.resolve import presets, resolve
+from launcher.run.snapshot import MARK
 
 
 @pytest.mark.parametrize("target", ["kohya-gui", "sd-scripts", "args", "snapshot"])

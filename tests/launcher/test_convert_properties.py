@@ -10,10 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher import formats
-from launcher.compare import compare
-from launcher.convert import NAME, OLD_NAMES, Written, convert
+from launcher.about.convert import (
+    NAME,
+    OLD_NAMES,
+    Written,
+    convert,
+)
+from launcher.about.diff import compare
+from launcher.check.resolve import Resolved, settle
 from launcher.formats.base import Draft, Setting
-from launcher.resolve import Resolved, settle
 from schemas.config import Option, table
 
 READERS = {"args": "sd-scripts"}

@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from launcher.data import anchored, carried_files, document, prompt_problems, scan_pictures, unpack
-from launcher.preflight import check_run
-from launcher.resolve import resolve
+from launcher.check.data import (
+    anchored,
+    carried_files,
+    document,
+    prompt_problems,
+    scan_pictures,
+    unpack,
+)
+from launcher.check.preflight import check_run
+from launcher.check.resolve import resolve
 
 CIVITAI = {
     "unetLR": 5e-4,

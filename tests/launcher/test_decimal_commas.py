@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.preflight import check_file
-from launcher.resolve import resolve
+from launcher.check.preflight import check_file
+from launcher.check.resolve import resolve
 from schemas.problems import ConfigError, Problem
 
 COMMAND = "accelerate launch train_network.py --pretrained_model_name_or_path=a.safetensors "

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launcher import demo
+from launcher.commands import demo
 
 
 def test_fresh_folder_is_taken_as_it_is(tmp_path: Path) -> None:

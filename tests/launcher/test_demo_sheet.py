@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from launcher import demo, demo_sheet
-from launcher.demo_sheet import Asked, Epoch
+from launcher.commands import demo, demo_sheet
+from launcher.commands.demo_sheet import Asked, Epoch
 
 ASKED = (Asked("on grass"), Asked("at night"), Asked("on sand", "star", "red"))
 FROG = {"concept": 0.9, "shape": "frog", "background": "on grass"}

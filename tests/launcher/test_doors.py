@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from schemas.config import table
-from schemas.lora_names import split
+from schemas.files.lora_names import split
 from tests.launcher.conftest import MODULE, safetensors
 
 EVIL = "x\x1b]0;X\x07\nerror: fake\x9b31m\u202ey"

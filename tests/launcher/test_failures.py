@@ -17,9 +17,9 @@ import torch
 import torch.distributed
 from torch.utils.data import DataLoader, Dataset
 
-from launcher.failures import KINDS, diagnose, last_error
+from launcher.run.failures import KINDS, diagnose, last_error
 from schemas.config import table
-from trainer.stopping import NotFinite, TrainingStopped
+from trainer.watch.stopping import NotFinite, TrainingStopped
 
 ROOT = Path(__file__).parents[2]
 WRAPPED = ["subprocess.CalledProcessError: Command '['python']' returned non-zero exit status 3."]
@@ -163,7 +163,10 @@ def test_a_remark_is_no_failure() -> None:
 
 
 def test_what_is_not_known_keeps_its_own_words() -> None:
-    assert diagnose(["trainer.stopping.TrainingStopped: odd"], 3).cause == "trainer.stopping.TrainingStopped: odd"
+    assert (
+        diagnose(["trainer.watch.stopping.TrainingStopped: odd"], 3).cause
+        == "trainer.watch.stopping.TrainingStopped: odd"
+    )
     assert diagnose(["step 4"], 5).cause == "it ended with code 5"
     assert diagnose(["step 4"], -11).cause == "it was ended by signal 11"
 
@@ -180,6 +183,6 @@ def test_options_named_are_options() -> None:
 
 def test_the_page_is_fresh() -> None:
     written = runpy.run_path(str(ROOT / "docs" / "write_failures.py"))["PAGE"]
-    from launcher.failures import page
+    from launcher.run.failures import page
 
     assert written.read_text(encoding="utf-8") == page(), "run: python docs/write_failures.py"

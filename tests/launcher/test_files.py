@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.files import secrets_of, without_secrets, write_bytes, write_json
+from launcher.run.files import (
+    secrets_of,
+    without_secrets,
+    write_bytes,
+    write_json,
+)
 from schemas.config import TrainConfig
 
 

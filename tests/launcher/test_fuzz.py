@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher import formats
-from launcher.convert import TARGETS, convert
-from launcher.preflight import check_file
-from launcher.resolve import resolve, settle
+from launcher.about.convert import TARGETS, convert
+from launcher.check.preflight import check_file
+from launcher.check.resolve import resolve, settle
 from schemas.problems import ConfigError, Problem, errors
 
 GUI = """{

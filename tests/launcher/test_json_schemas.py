@@ -6,9 +6,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from launcher.check.preflight import check_file
+from launcher.check.resolve import presets, resolve
 from launcher.json_schemas import FOLDER, PUBLISHED, SCHEMAS, text
-from launcher.preflight import check_file
-from launcher.resolve import presets, resolve
 from schemas.config import table
 
 GOOD = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from schemas.own_word import own_word
+from schemas.files.own_word import own_word
 from tests.launcher.conftest import SHAPES, UNET, safetensors
 
 TOY = Path(__file__).parents[2] / "trainer" / "toy"

@@ -8,8 +8,8 @@ import time
 import pytest
 from PIL import Image, ImageOps
 
-from launcher.pictures import likeness
-from launcher.pictures.likeness import Look, duplicates, look
+from launcher.photos import likeness
+from launcher.photos.likeness import Look, duplicates, look
 
 
 def pictures(rng: random.Random, count: int) -> list[Image.Image]:

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher.lora import all_zero, describe, finite, health
-from schemas.weights import read_header
+from launcher.about.inspect import (
+    all_zero,
+    describe,
+    finite,
+    health,
+)
+from schemas.files.weights import read_header
 from tests.launcher.conftest import MODULE, safetensors
 
 WIDE = {"F16": "e", "F32": "f", "F64": "d"}

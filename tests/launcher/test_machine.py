@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.machine import Gpu, Machine, _ask_driver, _gpus, _torch_build, adapt
+from launcher.check.machine import (
+    Gpu,
+    Machine,
+    _ask_driver,
+    _gpus,
+    _torch_build,
+    adapt,
+)
 from schemas.config import TrainConfig
 
 CPU = Machine(packages=frozenset({"bitsandbytes", "xformers"}))
@@ -55,8 +62,8 @@ def test_adapting_twice_changes_nothing_more() -> None:
 
 
 def test_a_hidden_gpu_is_none(monkeypatch) -> None:
-    monkeypatch.setattr("launcher.machine._torch_build", lambda: "cuda")
-    monkeypatch.setattr("launcher.machine._ask_driver", lambda: [Gpu("a"), Gpu("b")])
+    monkeypatch.setattr("launcher.check.machine._torch_build", lambda: "cuda")
+    monkeypatch.setattr("launcher.check.machine._ask_driver", lambda: [Gpu("a"), Gpu("b")])
     monkeypatch.setattr("glob.glob", lambda pattern: ["/dev/nvidia0"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert [gpu.name for gpu in _gpus()] == ["b"]

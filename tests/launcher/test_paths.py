@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import paths
-from launcher.resolve import resolve
+from launcher.check import paths
+from launcher.check.resolve import resolve
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image, ImageFilter
 
-from launcher.photos import dataset
-from launcher.pictures.prepare import auto_repeats
+from launcher.commands.dataset import dataset
+from launcher.photos.prepare import auto_repeats
 from schemas import from_flat
 from trainer.dataset.files import scan
 from trainer.toy import world
@@ -558,7 +558,7 @@ def test_pack_does_not_overwrite(tmp_path: Path) -> None:
 
 def test_caption_hands_its_words_to_the_trainer_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
-    monkeypatch.setattr("launcher.demo.run_module", lambda *words: heard.extend(words) or 0)
+    monkeypatch.setattr("launcher.commands.demo.run_module", lambda *words: heard.extend(words) or 0)
     assert run("caption", trained(tmp_path), "--model", "blip", "--prefix", "N0m3, ", "--append").exit_code == 0
     assert heard[:3] == ["trainer.captioning", str(tmp_path), "--mode=append"]
     assert {"--model=blip", "--prefix=N0m3, ", "--beams=9", "--min-length=15", "--batch-size=4"} <= set(heard)

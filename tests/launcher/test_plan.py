@@ -4,10 +4,10 @@ import json
 import math
 from pathlib import Path
 
-from launcher.command import LaunchOptions
-from launcher.machine import Gpu, Machine, this_machine
-from launcher.plan import make_plan
-from launcher.resolve import resolve
+from launcher.check.machine import Gpu, Machine, this_machine
+from launcher.check.plan import make_plan
+from launcher.check.resolve import resolve
+from launcher.run.command import LaunchOptions
 
 KEYS = {
     "family",

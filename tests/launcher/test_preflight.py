@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from launcher.machine import Machine
-from launcher.preflight import check_file, check_run, effective
-from launcher.resolve import resolve
+from launcher.check.machine import Machine
+from launcher.check.preflight import check_file, check_run, effective
+from launcher.check.resolve import resolve
 from schemas.problems import errors
 from tests.launcher.conftest import MODULE, safetensors
 

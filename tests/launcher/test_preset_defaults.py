@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from launcher.plan import make_plan
-from launcher.preflight import check_run
-from launcher.resolve import resolve
-from launcher.show import plan_lines
+from launcher.check.plan import make_plan
+from launcher.check.preflight import check_run
+from launcher.check.resolve import resolve
+from launcher.check.show import plan_lines
 from tests.tiny import tiny_checkpoint
 from trainer.dataset.prompts import read_prompts
 
@@ -90,7 +90,7 @@ def test_where_steps_are_saved_previews_are_made_at_those_steps(tmp_path: Path, 
 
 
 def test_the_plan_shows_previews_and_what_is_held_out(tmp_path: Path, model: Path) -> None:
-    from launcher.machine import this_machine
+    from launcher.check.machine import this_machine
 
     plan = make_plan(resolve("sd15-character", sets(tmp_path, model, 24)), this_machine())
     text = "\n".join(plan_lines(plan))
@@ -130,7 +130,7 @@ def test_presets_that_repeat_something_hold_nothing_out(name: str, tmp_path: Pat
 
 
 def test_a_file_from_elsewhere_is_left_alone(tmp_path: Path, model: Path) -> None:
-    from launcher.resolve import preset_path
+    from launcher.check.resolve import preset_path
 
     own = tmp_path / "own.json"
     own.write_bytes(preset_path("sd15-character").read_bytes())  # type: ignore[union-attr]

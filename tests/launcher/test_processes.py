@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import json
 
-from launcher.command import LaunchOptions
-from launcher.machine import Machine
-from launcher.plan import make_plan
-from launcher.processes import load_of
-from launcher.resolve import resolve
+from launcher.check.machine import Machine
+from launcher.check.plan import make_plan
+from launcher.check.processes import load_of
+from launcher.check.resolve import resolve
+from launcher.run.command import LaunchOptions
 
 
 def made(preset, processes: int, keep: bool = False, **changes):

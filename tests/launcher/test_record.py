@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from launcher import record
+from launcher.run import record
 
 
 def test_the_last_step_is_that_of_the_last_whole_line(tmp_path: Path) -> None:

@@ -9,10 +9,26 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from launcher.page.curves import Curve, chart, moving_average, thinned, ticks
-from launcher.page.facts import Preview, read_log, read_run, shareable
-from launcher.page.sheet import Moment, embed, fitting, moments
-from launcher.resume import find
+from launcher.report.curves import (
+    Curve,
+    chart,
+    moving_average,
+    thinned,
+    ticks,
+)
+from launcher.report.facts import (
+    Preview,
+    read_log,
+    read_run,
+    shareable,
+)
+from launcher.report.sheet import (
+    Moment,
+    embed,
+    fitting,
+    moments,
+)
+from launcher.run.resume import find
 from tests.launcher.conftest import add_state
 
 CONFIG = """

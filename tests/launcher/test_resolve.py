@@ -2,8 +2,15 @@ from __future__ import annotations
 
 import pytest
 
+from launcher.check.resolve import (
+    UsageError,
+    preset_path,
+    presets,
+    resolve,
+    settle,
+    split_sets,
+)
 from launcher.formats.base import Draft, GuiSteps, Setting
-from launcher.resolve import UsageError, preset_path, presets, resolve, settle, split_sets
 from schemas.problems import ConfigError, Problem
 
 

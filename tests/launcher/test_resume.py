@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from launcher.resume import find, go_on
+from launcher.run.resume import find, go_on
 from schemas import read
 from schemas.problems import ConfigError
 from tests.launcher.conftest import add_state, safetensors

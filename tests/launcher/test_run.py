@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import run
-from launcher.machine import this_machine
-from launcher.plan import make_plan
-from launcher.resolve import resolve
+from launcher.check.machine import this_machine
+from launcher.check.plan import make_plan
+from launcher.check.resolve import resolve
+from launcher.run import launch as run
 from schemas import read
 from schemas.problems import ConfigError
 from tests.launcher.conftest import add_state
@@ -246,7 +246,7 @@ def test_a_disk_that_refuses_the_record_s_end_changes_nothing_else(
     code: int, number: int, kohyakit, preset, trainer, tmp_path: Path, monkeypatch
 ) -> None:
     trainer.code = code
-    trainer.lines = (f"trainer.stopping.TrainingStopped: {os.strerror(number)}: 0.0 MB are left",) if code else ()
+    trainer.lines = (f"trainer.watch.stopping.TrainingStopped: {os.strerror(number)}: 0.0 MB are left",) if code else ()
     monkeypatch.setattr("os.fsync", Disk(WRITES, number).fsync)
     found = kohyakit("launch", preset(sample_prompts="a frog"))
     assert found.exit_code == code

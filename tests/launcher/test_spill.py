@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.spill import SpillWatch
+from launcher.run.spill import SpillWatch
 
 CARD = 8 * 2**30
 

@@ -14,7 +14,12 @@ from typing import Any
 import pytest
 
 from schemas import read
-from schemas.run_folder import judge, newest_whole, read_record, sealed
+from schemas.files.run_folder import (
+    judge,
+    newest_whole,
+    read_record,
+    sealed,
+)
 from tests.launcher.conftest import tree
 
 ROOT = Path(__file__).parents[2]
@@ -183,8 +188,8 @@ def at_work(tmp_path: Path):
 
     def hold(run: Path, who: str) -> subprocess.Popen[bytes]:
         words = {"trainer": f"hold_for_trainer({run!r}, [os.getpid()])", "launcher": f"hold_for_launcher({run!r})"}
-        code = "import os\nfrom pathlib import Path, PosixPath\nfrom schemas.run_lock import *\n"
-        code += f"from schemas.run_lock import hold_for_launcher, hold_for_trainer\nheld = {words[who]}\n"
+        code = "import os\nfrom pathlib import Path, PosixPath\nfrom schemas.files.run_lock import *\n"
+        code += f"from schemas.files.run_lock import hold_for_launcher, hold_for_trainer\nheld = {words[who]}\n"
         started.append(subprocess.Popen([sys.executable, "-c", code + "print(1, flush=True)\ninput()"], cwd=ROOT,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE))  # fmt: skip
         assert started[-1].stdout is not None
@@ -244,7 +249,7 @@ def test_the_lock_is_gone_with_the_run(kohyakit, preset, trainer, tmp_path: Path
 
 def test_two_launches_at_once_leave_one_snapshot(preset, trainer, kohyakit, tmp_path: Path, monkeypatch) -> None:
     """The second one has planned before the first one wrote; it asks for the lock after the first one has ended."""
-    from launcher import run
+    from launcher.run import launch as run
 
     file, real, second = preset(), run.locked, []
 

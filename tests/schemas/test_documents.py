@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from schemas.documents import object_in, parse_json, parse_toml
+from schemas.files.documents import object_in, parse_json, parse_toml
 
 N = 3000
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from schemas.lora_names import Module, module, split
+from schemas.files.lora_names import Module, module, split
 
 LDM = "output_blocks.5.1.transformer_blocks.0.attn1.to_q"
 DIFFUSERS = "up_blocks.1.attentions.2.transformer_blocks.0.attn1.to_q"

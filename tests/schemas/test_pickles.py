@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from schemas import TrainConfig
-from schemas.pickles import check, foreign_names, trusted_file
+from schemas.files.pickles import check, foreign_names, trusted_file
 
 
 class Evil:

@@ -10,7 +10,12 @@ import pytest
 
 from schemas import ConfigError
 from schemas.config import TrainConfig, from_flat, table
-from schemas.places import ENDINGS, LONGEST_ENDING, LONGEST_NAME, protected
+from schemas.files.places import (
+    ENDINGS,
+    LONGEST_ENDING,
+    LONGEST_NAME,
+    protected,
+)
 from schemas.rules import check
 from trainer.plan import marks
 

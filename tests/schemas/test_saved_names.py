@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from schemas.saved_names import BESIDE, SAVED, saved_as
+from schemas.files.saved_names import BESIDE, SAVED, saved_as
 
 
 @pytest.mark.parametrize("name", ["frog", "frog.v1", "frog-000002x", "a b-step", "frog(1)"])

@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from schemas import ConfigError
-from schemas.textfile import is_regular, open_regular, read_bytes, read_text
+from schemas.files.textfile import (
+    is_regular,
+    open_regular,
+    read_bytes,
+    read_text,
+)
 
 
 def code(function: Callable[..., object], *words: object, **more: object) -> str:

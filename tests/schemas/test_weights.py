@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import ConfigError
-from schemas.weights import checkpoint_family, family_of, lora_facts, read_header, read_scalar
+from schemas.files.weights import (
+    checkpoint_family,
+    family_of,
+    lora_facts,
+    read_header,
+    read_scalar,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SIZES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I64": 8}

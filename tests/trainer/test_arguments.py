@@ -22,13 +22,15 @@ from safetensors.torch import load_file
 from schemas import TrainConfig
 from schemas.config import from_flat, table
 from tests.fake_hub import FakeHub
-from trainer import hub, loop, prepare
+from trainer import loop
+from trainer import setup as prepare
 from trainer.dataset.spec import resolve_datasets
 from trainer.families import get
+from trainer.output import hub
 from trainer.plan.rates import multiplier
 from trainer.plan.steps import count
-from trainer.report import Progress, Record, log_epoch
-from trainer.validation import Validation
+from trainer.watch.report import Progress, Record, log_epoch
+from trainer.watch.validation import Validation
 
 ROOT = Path(__file__).parents[2]
 PAGE = runpy.run_path(str(ROOT / "docs" / "write_arguments.py"))
@@ -67,7 +69,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         if name in names:
             asking = sys._getframe(1).f_globals["__name__"]
             about = name.startswith("metadata_") or name == "training_comment"
-            if asking.startswith("trainer.") and (asking != "trainer.metadata" or about):
+            if asking.startswith("trainer.") and (asking != "trainer.output.metadata" or about):
                 seen.add(name)
         return object.__getattribute__(config, name)
 
@@ -352,6 +354,6 @@ def test_ddp_timeout_is_in_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_rate_shown_is_the_unets(rates: dict[str, float], shown: str) -> None:
-    from trainer.report import shown_rate
+    from trainer.watch.report import shown_rate
 
     assert shown_rate(rates) == shown

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from schemas import ConfigError, TrainConfig
-from trainer.batches import BatchLoader
-from trainer.cache import LatentCache
 from trainer.dataset.files import Sample, Scan
 from trainer.dataset.order import assign
 from trainer.dataset.spec import DatasetSpec, SubsetSpec
+from trainer.input.batches import BatchLoader
+from trainer.input.cache import LatentCache
 
 CONFIG = TrainConfig(max_data_loader_n_workers=0)
 

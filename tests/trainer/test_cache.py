@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from schemas import ConfigError, TrainConfig
-from trainer.cache import LatentCache, TextCache
 from trainer.dataset.files import Sample, Scan
 from trainer.dataset.order import assign
 from trainer.dataset.spec import DatasetSpec, SubsetSpec
 from trainer.families import Conditioning
+from trainer.input.cache import LatentCache, TextCache
 
 DISK = TrainConfig(cache_latents=True, cache_latents_to_disk=True)
 

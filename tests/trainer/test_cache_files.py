@@ -14,8 +14,15 @@ import numpy as np
 import pytest
 
 from schemas import ConfigError
-from schemas.writing import FOREIGN_SECONDS, abandoned, scratch_of, sweep, this_host, write_atomically
-from trainer.cache_files import load, save
+from schemas.files.writing import (
+    FOREIGN_SECONDS,
+    abandoned,
+    scratch_of,
+    sweep,
+    this_host,
+    write_atomically,
+)
+from trainer.input.cache_files import load, save
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO], ids=errno.errorcode.get)
@@ -48,7 +55,7 @@ def writer(target: Path) -> subprocess.Popen[bytes]:
     code = f"""
 import sys, time
 from pathlib import Path
-from schemas.writing import write_atomically
+from schemas.files.writing import write_atomically
 def slowly(stream):
     stream.write(b'half'); stream.flush(); print('writing', flush=True); time.sleep(60)
 write_atomically(Path({str(target)!r}), slowly)

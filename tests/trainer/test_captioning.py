@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from schemas.problems import ConfigError
-from trainer import captioning
-from trainer.captioning import (
+from trainer.captioning import write as captioning
+from trainer.captioning.write import (
     JOURNAL,
     CaptionSettings,
     caption_folder,

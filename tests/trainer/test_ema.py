@@ -11,13 +11,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from launcher.paths import existing_results
-from launcher.resolve import resolve
+from launcher.check.paths import existing_results
+from launcher.check.resolve import resolve
 from schemas import TrainConfig
 from schemas.rules import check
 from tests.schemas.rules.sound import SOUND
 from trainer import loop
-from trainer.ema import Average
+from trainer.learning.ema import Average
 
 Start = Callable[..., int]
 OPTIONS: dict[str, Any] = {"max_train_steps": 6, "save_every_n_steps": 2, "ema_decay": 0.9}
@@ -102,7 +102,7 @@ def test_previews_show_the_average_if_asked(start: Start, tmp_path: Path, monkey
     runs: list[Any] = []
     began = loop.Results.begin
     monkeypatch.setattr(loop.Results, "begin", lambda results, run: (runs.append(run), began(results, run))[1])
-    monkeypatch.setattr("trainer.results.write_previews", look)
+    monkeypatch.setattr("trainer.output.results.write_previews", look)
     sampled = {"sample_prompts": prompts, "sample_every_n_steps": 3}
     assert start(**OPTIONS, **sampled, ema_previews=True) == 0
     runs.clear()

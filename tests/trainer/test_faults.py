@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer import loop, prepare
+from trainer import loop
+from trainer import setup as prepare
 
 Start = Callable[..., int]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.float8 import FLOAT8, to_float8
+from trainer.learning.float8 import FLOAT8, to_float8
 
 LAYERS = [
     (nn.Linear(6, 4), (3, 5, 6)),

@@ -14,10 +14,11 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor
 
 from schemas import config
-from trainer import loop, objective
-from trainer.batches import Batch
+from trainer import loop
 from trainer.dataset.files import scan
 from trainer.families import get
+from trainer.input.batches import Batch
+from trainer.learning import objective
 
 STEPS = 1000
 

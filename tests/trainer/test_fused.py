@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from schemas import TrainConfig
 from schemas.rules import check
-from trainer import fused, loop
-from trainer.fused import FusedBackward, can_fuse
-from trainer.optim import build_optimizer, build_scheduler
+from trainer import loop
+from trainer.learning import fused
+from trainer.learning.fused import FusedBackward, can_fuse
+from trainer.learning.optimizers import build_optimizer, build_scheduler
 from trainer.plan.steps import count
 
 Start = Callable[..., int]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from schemas.run_folder import STATE, judge
+from schemas.files.run_folder import STATE, judge
 from trainer import loop
 
 Start = Callable[..., int]
@@ -151,7 +151,7 @@ def test_a_trainer_without_its_launcher_leaves_the_run_to_another_one(
 ) -> None:
     """Its launcher was killed while torch was loading; another one has begun since."""
     no_end(run)
-    code = "from pathlib import Path; from schemas.run_lock import hold_for_launcher; "
+    code = "from pathlib import Path; from schemas.files.run_lock import hold_for_launcher; "
     code += f"held = hold_for_launcher(Path({str(run)!r})); print(held[1], flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     assert other.stdout is not None
@@ -164,7 +164,7 @@ def test_a_trainer_without_its_launcher_leaves_the_run_to_another_one(
         assert tree(run) == before
         with monkeypatch.context() as patch:  # known before torch is there, and before it takes the lock itself
             patch.setitem(sys.modules, "trainer.loop", None)
-            patch.setattr("trainer.results.hold_for_trainer", None)
+            patch.setattr("trainer.output.results.hold_for_trainer", None)
             assert start(resume=run, **STATES) == 1
             assert start(overwrite=True, **STATES) == 1
         monkeypatch.setenv("KOHYAKIT_LOCK", token)

@@ -15,7 +15,8 @@ from huggingface_hub import HfApi, constants, errors
 
 from schemas import ConfigError, TrainConfig
 from tests.fake_hub import FakeHub
-from trainer import hub, loop
+from trainer import loop
+from trainer.output import hub
 
 Start = Callable[..., int]
 TOKEN = "hf_" + "s" * 30

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from schemas import TrainConfig
 from schemas.options import NetworkOptions
 from trainer.adapters import attach, merge_weights
-from trainer.checkpoint import load_weights
 from trainer.families import Models, get
+from trainer.output.lora_file import load_weights
 
 Start = Callable[..., int]
 

@@ -17,7 +17,7 @@ from schemas.schedulers import SCHEDULERS, TORCH_SCHEDULERS
 from tests.tiny import tiny_checkpoint
 from trainer.adapters import attach
 from trainer.families import Models, get
-from trainer.optim import build_optimizer, build_scheduler, check_rates
+from trainer.learning.optimizers import build_optimizer, build_scheduler, check_rates
 from trainer.plan.adapter import misfits, trained_numbers
 from trainer.plan.modules import layers_of
 from trainer.plan.steps import count

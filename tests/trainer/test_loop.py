@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from trainer import loop
-from trainer.checkpoint import newest_state
+from trainer.output.states import newest_state
 
 Start = Callable[..., int]
 

@@ -11,9 +11,8 @@ import safetensors.torch
 import torch
 
 from schemas.problems import ConfigError
-from trainer.checkpoint import load_weights, model_hashes, save_weights
 from trainer.families import Target
-from trainer.lora_file import sshs_hashes, write_atomically
+from trainer.output.lora_file import load_weights, model_hashes, save_weights, sshs_hashes, write_atomically
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "hashes.json").read_text(encoding="utf-8"))["cases"]
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from trainer.checkpoint import load_weights, save_weights
 from trainer.families import Target
-from trainer.lora_keys import peft_settings, to_kohya
+from trainer.output.lora_file import load_weights, save_weights
+from trainer.output.lora_keys import peft_settings, to_kohya
 
 ATTN = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
 UNET = Target("unet", f"{ATTN}.to_q", "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q", "linear",

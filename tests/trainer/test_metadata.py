@@ -12,11 +12,16 @@ from PIL import Image
 
 from schemas.config import from_flat
 from schemas.derive import add_flags
-from trainer.checkpoint import BaseFile, DatasetFacts, RunFacts, build_metadata
 from trainer.dataset.files import scan
 from trainer.dataset.order import assign, batches_per_epoch
 from trainer.families import get
-from trainer.metadata import last_name
+from trainer.output.metadata import (
+    BaseFile,
+    DatasetFacts,
+    RunFacts,
+    build_metadata,
+    last_name,
+)
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "metadata.json").read_text(encoding="utf-8"))["cases"]
 OURS = {"ss_sd_scripts_commit_hash": "unknown", "modelspec.implementation_version": r"kohyakit/\S+"}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from schemas.options import LossOptions, NoiseOptions
-from trainer import objective
+from trainer.learning import objective
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NOISE = json.loads((GOLDEN / "noise.json").read_text())["cases"]

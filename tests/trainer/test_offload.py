@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch.autograd.graph import saved_tensors_hooks
 
-from trainer import __main__, offload, prepare
-from trainer.offload import checkpointed_in_main_memory
+from trainer import __main__
+from trainer import setup as prepare
+from trainer.learning import offload
+from trainer.learning.offload import checkpointed_in_main_memory
 
 Start = Callable[..., int]
 

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from schemas import ConfigError, TrainConfig, from_flat
 from schemas.derive import add_flags
 from schemas.optimizers import OPTIMIZERS as NAMES
-from trainer.optim import build_optimizer, build_scheduler, optimizer_class
+from trainer.learning.optimizers import build_optimizer, build_scheduler, optimizer_class
 from trainer.plan.steps import Steps, count
 
 GOLDEN = Path(__file__).parents[1] / "golden"

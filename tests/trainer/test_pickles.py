@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from schemas import ConfigError
-from trainer.pickles import Absent, load_pickle
+from trainer.families.pickles import Absent, load_pickle
 
 
 class Callback:

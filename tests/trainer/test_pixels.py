@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer import pixels
 from trainer.dataset.buckets import Choice
 from trainer.dataset.draws import anywhere
 from trainer.dataset.images import TURNS
+from trainer.input import pixels
 
 
 def noise(width, height, channels=3):

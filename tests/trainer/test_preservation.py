@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trainer import loop
-from trainer.preservation import marked
+from trainer.learning.preservation import marked
 
 Start = Callable[..., int]
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer import lora_file
-from trainer.checkpoint import save_weights
-from trainer.read_back import UnsoundFile, untouched
-from trainer.states import newest_state
+from trainer.output import lora_file
+from trainer.output.lora_file import save_weights
+from trainer.output.read_back import UnsoundFile, untouched
+from trainer.output.states import newest_state
 
 Start = Callable[..., int]
 LORA = {"lora_unet_proj.lora_down.weight": torch.ones(2, 4), "lora_unet_proj.alpha": torch.tensor(3.0),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.remarks import Movement, Remark, Remarks
+from trainer.watch.remarks import Movement, Remark, Remarks
 
 Start = Callable[..., int]
 
@@ -64,7 +64,7 @@ def test_a_text_encoder_whose_rate_is_0(start: Start, record: Any, options: Any)
 def test_a_text_encoder_that_no_gradient_reaches(
     start: Start, record: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from trainer.texts import TextStates
+    from trainer.input.texts import TextStates
 
     real = TextStates.__call__
     monkeypatch.setattr(TextStates, "__call__", lambda states, captions: real(states, captions).detach_cpu())

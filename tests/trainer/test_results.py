@@ -13,11 +13,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import schemas.run_folder
-from schemas.weights import read_header
-from trainer import cache_files, loop, lora_file, report, results, run_folder, sampling, states
+import schemas.files.run_folder
+from schemas.files.weights import read_header
+from trainer import loop
+from trainer.input import cache_files
+from trainer.output import (
+    lora_file,
+    results,
+    run_folder,
+    states,
+)
+from trainer.output import (
+    previews as sampling,
+)
+from trainer.output.states import (
+    is_whole,
+    newest_state,
+    read_progress,
+    save_state,
+)
 from trainer.plan import marks
-from trainer.states import is_whole, newest_state, read_progress, save_state
+from trainer.watch import report
 
 Start = Callable[..., int]
 
@@ -275,13 +291,13 @@ def test_a_save_reads_no_state_but_its_own_however_many_are_kept(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged: list[Path] = []
-    real = schemas.run_folder.judge
+    real = schemas.files.run_folder.judge
 
     def counted(folder: Path, **how: Any) -> Any:
         judged.append(folder)
         return real(folder, **how)
 
-    for module in (schemas.run_folder, states):
+    for module in (schemas.files.run_folder, states):
         monkeypatch.setattr(module, "judge", counted)
     counts = []
     for steps in (4, 12):

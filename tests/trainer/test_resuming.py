@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import ConfigError, TrainConfig
-from schemas.resuming import state_meant
+from schemas.files.resuming import state_meant
 from trainer.dataset.order import BatchIndex, shard
+from trainer.output.resuming import going_on
+from trainer.output.states import save_state
 from trainer.plan.steps import Steps, count
-from trainer.report import Measured, StepLog
-from trainer.resuming import going_on
-from trainer.states import save_state
+from trainer.watch.report import Measured, StepLog
 
 
 def lengths(batches: int, processes: int, **options: Any) -> tuple[TrainConfig, Steps]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from schemas import ConfigError
-from schemas.run_lock import hold_for_launcher, hold_for_trainer
-from trainer.run_folder import IDLE_SECONDS, RunFolder
+from schemas.files.run_lock import hold_for_launcher, hold_for_trainer
+from trainer.output.run_folder import IDLE_SECONDS, RunFolder
 
 GONE = 2**22 + 1  # no process has this number: Linux counts to 2^22
 
@@ -50,7 +50,7 @@ def test_half_written_caches_go_when_their_writer_was_ours_or_is_long_gone(tmp_p
 
 
 def test_a_second_trainer_is_kept_out_until_the_first_is_gone(tmp_path: Path) -> None:
-    code = "from pathlib import Path; from schemas.run_lock import hold_for_trainer as hold; "
+    code = "from pathlib import Path; from schemas.files.run_lock import hold_for_trainer as hold; "
     code += f"held = hold(Path({str(tmp_path)!r}), [4194305]); print('taken', flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2])  # fmt: skip

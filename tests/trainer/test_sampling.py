@@ -14,10 +14,18 @@ from torch import Tensor
 
 from schemas import TrainConfig
 from schemas.config import table
-from trainer import sampling
 from trainer.dataset.prompts import Prompt
 from trainer.families import Models, get
-from trainer.sampling import Preview, prompt_states, renormalised, sampler, show_in_wandb, undisturbed, write_previews
+from trainer.output import previews as sampling
+from trainer.output.previews import (
+    Preview,
+    prompt_states,
+    renormalised,
+    sampler,
+    show_in_wandb,
+    undisturbed,
+    write_previews,
+)
 
 CPU = torch.device("cpu")
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "samples.json").read_text(encoding="utf-8"))["cases"]

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from schemas.problems import ConfigError
-from trainer import states
-from trainer.checkpoint import load_state, newest_state, save_state
+from trainer.output import states
+from trainer.output.states import load_state, newest_state, save_state
 
 SHAPE = (64, 96)  # above the size from which 8-bit optimizers really use 8 bits
 

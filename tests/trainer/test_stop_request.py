@@ -12,7 +12,7 @@ import pytest
 
 import schemas.signals
 from schemas.signals import STOPPING, held_off, install, interruptible, restore
-from trainer.signals import StopRequest
+from trainer.watch.signals import StopRequest
 
 
 @pytest.mark.parametrize("number", STOPPING)
@@ -94,7 +94,7 @@ def test_held_off_hears_nothing() -> None:
 
 IMPORTING = """
 import signal, sys
-from trainer.signals import StopRequest
+from trainer.watch.signals import StopRequest
 with StopRequest(begun=False):
     try:
         signal.raise_signal(signal.{name})
@@ -124,8 +124,8 @@ def test_writing_to_a_closed_pipe_is_no_fault() -> None:
 def test_a_trainer_that_waits_in_a_library_ends_with_its_launcher() -> None:
     """Such as for a process that has died meanwhile: the main thread comes to no handler there."""
     code = (
-        "import signal, time\nimport trainer.signals\ntrainer.signals.DEAF_SECONDS = 0.1\n"
-        "with trainer.signals.StopRequest():\n"
+        "import signal, time\nimport trainer.watch.signals\ntrainer.watch.signals.DEAF_SECONDS = 0.1\n"
+        "with trainer.watch.signals.StopRequest():\n"
         "    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
         "    print('deaf', flush=True)\n    time.sleep(60)\n"
     )

@@ -15,7 +15,7 @@ from schemas import TrainConfig
 from trainer import loop
 from trainer.adapters import attach
 from trainer.families import get
-from trainer.sampling import undisturbed
+from trainer.output.previews import undisturbed
 
 Start = Callable[..., int]
 DROPS = ["rank_dropout=0.3", "module_dropout=0.3"]

@@ -9,8 +9,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from schemas.files.textfile import read_text
 from schemas.problems import ConfigError
-from schemas.textfile import read_text
 from trainer.dataset.names import Names
 from trainer.dataset.spec import SubsetSpec
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from schemas.config import TrainConfig, table
-from schemas.documents import check_depth, parse_json, parse_toml
-from schemas.places import fault_of_path
+from schemas.files.documents import check_depth, parse_json, parse_toml
+from schemas.files.places import fault_of_path
+from schemas.files.textfile import CONFIG, read_text
 from schemas.problems import Problem, error, nearest
-from schemas.textfile import CONFIG, read_text
 
 Kind = Literal["dreambooth", "finetuning", "controlnet"]
 

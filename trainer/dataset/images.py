@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO
 
+from schemas.files.textfile import regular_stream
 from schemas.problems import ConfigError
-from schemas.textfile import regular_stream
 
 if TYPE_CHECKING:
     from PIL.Image import Image

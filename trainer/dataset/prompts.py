@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from schemas.config import table
-from schemas.documents import parse_json, parse_toml
+from schemas.files.documents import parse_json, parse_toml
+from schemas.files.textfile import CONFIG, read_text
 from schemas.problems import ConfigError, Problem, error, nearest
-from schemas.textfile import CONFIG, read_text
 
 NO_OPTION = "is not an option of prompt lines, or lacks its value"
 STEPS = range(1, 1001)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import TrainConfig
-from schemas.documents import parse_json
+from schemas.files.documents import parse_json
+from schemas.files.textfile import LISTING, read_text
 from schemas.problems import ConfigError, Problem
-from schemas.textfile import LISTING, read_text
 from trainer.dataset.captions import OTHER_EXTENSIONS, captions_like, read_caption
 from trainer.dataset.names import Names, fold
 from trainer.dataset.pictures import Listing, deeper, extensions, list_folder, pictures_in

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas import error
-from schemas.documents import parse_json
+from schemas.files.documents import parse_json
 from trainer.families.ldm_keys import Shape
 
 Config = dict[str, Any]

@@ -14,10 +14,10 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from schemas import TrainConfig, error
-from schemas.weights import PICKLES, checkpoint_family
+from schemas.files.weights import PICKLES, checkpoint_family
 from trainer.families import Models, single_file
 from trainer.families.tokenizer import clip_tokenizer
-from trainer.lora_file import sound
+from trainer.output.lora_file import sound
 
 CLASSES: dict[str, Any] = {
     "unet": UNet2DConditionModel,

@@ -20,12 +20,17 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from schemas import ConfigError, Problem, error
-from schemas.textfile import open_regular
-from schemas.weights import PICKLES, Header, family_of, read_header
+from schemas.files.textfile import open_regular
+from schemas.files.weights import (
+    PICKLES,
+    Header,
+    family_of,
+    read_header,
+)
 from trainer.families import architecture, ldm_keys
 from trainer.families.architecture import Config
 from trainer.families.ldm_keys import Names, Shape, Stored
-from trainer.pickles import load_pickle
+from trainer.families.pickles import load_pickle
 
 log = logging.getLogger(__name__)
 DTYPES = {

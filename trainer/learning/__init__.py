@@ -1,1 +1,1 @@
-"""How the adapter learns: checkpointing, streaming and number formats of the frozen model."""
+"""What is learned from and how: objective, optimizers, precision, offloading."""

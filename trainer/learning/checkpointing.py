@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from schemas import TrainConfig
-from trainer.offload import checkpointed_in_main_memory
+from trainer.learning.offload import checkpointed_in_main_memory
 from trainer.plan.blocks import checkpoint_order, is_block
 
 Checkpoint = Callable[..., Any]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
-from trainer.float8 import compute_dtype
+from trainer.learning.float8 import compute_dtype
 
 BLOCK = 64  # weights that share a scale of nf4
 Kind = Literal["int8", "nf4"]

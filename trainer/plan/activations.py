@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import TrainConfig
-from schemas.documents import parse_json
+from schemas.files.documents import parse_json
 from schemas.rules.arguments import network_values
 from trainer.plan.blocks import checkpoint_order, is_block, stream_order
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import TrainConfig
+from schemas.files.weights import read_header
 from schemas.optimizers import TORCH, resolve, row_of, state_bytes
 from schemas.problems import ConfigError
-from schemas.weights import read_header
 from trainer.plan.activations import blocks, peak, streamed_numbers, text_bytes
 from trainer.plan.adapter import saved_numbers, trained_numbers
 from trainer.plan.marks import saves

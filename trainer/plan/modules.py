@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from schemas.lora_names import Module, module
+from schemas.files.lora_names import Module, module
+from schemas.files.weights import read_header
 from schemas.problems import ConfigError
-from schemas.weights import read_header
 
 Shape = tuple[int, ...]
 TEXT = re.compile(r"encoder_layers_(\d+)_(self_attn_(q|k|v|out)_proj|mlp_fc[12])")

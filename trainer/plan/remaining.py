@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 
 from schemas.config import TrainConfig
+from schemas.files.run_folder import State
 from schemas.problems import Problem
-from schemas.run_folder import State
 from trainer.plan.marks import end_save
 from trainer.plan.steps import Steps
 

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trainer.pixels import to_tensor
+from trainer.input.pixels import to_tensor
 from trainer.toy import world
 
 WEIGHTS = Path(__file__).parent / "judge.safetensors"

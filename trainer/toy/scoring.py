@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from schemas import TrainConfig
-from schemas.weights import checkpoint_family
+from schemas.files.weights import checkpoint_family
 from trainer.adapters import merge_weights
-from trainer.checkpoint import load_weights
 from trainer.families import Models, get
-from trainer.sampling import decode, guided, sampler
+from trainer.output.lora_file import load_weights
+from trainer.output.previews import decode, guided, sampler
 from trainer.toy import judge, world
 
 STEPS, GUIDANCE, BATCH = 30, 4.0, 24

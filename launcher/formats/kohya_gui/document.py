@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from schemas.documents import fix_at, needs_work, workable
+from schemas.files.documents import fix_at, needs_work, workable
 from schemas.problems import ConfigError, Problem, error
 
 MOST_KEYS = 10_000

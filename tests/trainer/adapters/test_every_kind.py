@@ -7,15 +7,15 @@ import math
 import pytest
 import torch
 
-from launcher import lora
+from launcher.about import inspect as lora
 from schemas import TrainConfig
-from schemas.lora_shape import adapter_shape
+from schemas.files.lora_shape import adapter_shape
+from schemas.files.weights import lora_facts, read_header
 from schemas.options import NetworkOptions
-from schemas.weights import lora_facts, read_header
 from tests.tiny import stir
 from trainer.adapters import attach, merge_weights
 from trainer.families import Sizes, get
-from trainer.lora_file import load_weights, save_weights
+from trainer.output.lora_file import load_weights, save_weights
 
 L = "lycoris.kohya"
 FACTORS = ("algo=lokr", "factor=4")

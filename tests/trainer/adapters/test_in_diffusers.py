@@ -10,7 +10,7 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin, StableDiffusionXLL
 
 from schemas.options import NetworkOptions
 from trainer.adapters import attach
-from trainer.checkpoint import load_weights, save_peft_copy, save_weights
+from trainer.output.lora_file import load_weights, save_peft_copy, save_weights
 
 LOADERS = {"sd15": StableDiffusionLoraLoaderMixin, "sdxl": StableDiffusionXLLoraLoaderMixin}
 

@@ -9,7 +9,7 @@ from schemas.problems import ConfigError
 from tests.tiny import run, stir
 from trainer.adapters import attach, merge_weights
 from trainer.adapters.oft import oft_targets, rotation
-from trainer.checkpoint import load_weights, save_weights
+from trainer.output.lora_file import load_weights, save_weights
 
 
 def oft(models, targets, *args, weights=None, **options):

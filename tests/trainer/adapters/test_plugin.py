@@ -14,8 +14,8 @@ from schemas.problems import ConfigError
 from tests.trainer.adapters.conftest import Net, Text
 from trainer.adapters import attach, merge_by_plugin
 from trainer.adapters.plugin import attach_plugin, import_plugin
-from trainer.checkpoint import save_weights
 from trainer.families import Models
+from trainer.output.lora_file import save_weights
 
 # A bias on every Linear of the U-Net, in the form that the reference's plug-in interface asks for.
 SOURCE = """

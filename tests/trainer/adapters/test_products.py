@@ -11,8 +11,8 @@ from tests.tiny import run, stir
 from trainer.adapters import attach
 from trainer.adapters.lora import planned_shapes
 from trainer.adapters.network_args import lora_args
-from trainer.checkpoint import load_weights, save_weights
 from trainer.families import get
+from trainer.output.lora_file import load_weights, save_weights
 
 ENDINGS = {"loha": {"alpha", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},
            "lokr": {"alpha", "lokr_w1", "lokr_w2_a", "lokr_w2_b"}}  # fmt: skip

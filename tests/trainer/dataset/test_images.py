@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
+from schemas.files.textfile import read_bytes, read_text
 from schemas.problems import ConfigError
-from schemas.textfile import read_bytes, read_text
 from trainer.dataset import images
 from trainer.dataset.images import Unreadable, kind_of, opened
 from trainer.dataset.names import Names

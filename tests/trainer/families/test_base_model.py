@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from schemas import ConfigError, TrainConfig
-from schemas.weights import checkpoint_family
+from schemas.files.weights import checkpoint_family
 from trainer.families import get
 from trainer.families.base_model import locate
 

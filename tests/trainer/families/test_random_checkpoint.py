@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.random_checkpoint import main
-from schemas.weights import checkpoint_family, read_header
+from schemas.files.weights import checkpoint_family, read_header
 from trainer.families import NAMES
 from trainer.families.random_checkpoint import spread, write
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from schemas import TrainConfig
-from schemas.lora_names import Module, module
+from schemas.files.lora_names import Module, module
 from tests.tiny import tiny_checkpoint
 from trainer.adapters import attach
 from trainer.families import Models, get

@@ -12,9 +12,9 @@ from PIL import Image
 
 from schemas import TrainConfig
 from trainer import loop
-from trainer.batches import BatchLoader
 from trainer.dataset.files import scan
 from trainer.dataset.order import assign
+from trainer.input.batches import BatchLoader
 from trainer.plan.listing import listing
 
 Start = Callable[..., int]

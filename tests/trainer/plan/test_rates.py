@@ -14,7 +14,7 @@ from trainer.plan.rates import curve, literal_args, multiplier, relative_step
 from trainer.plan.steps import count
 
 CASES = json.loads((Path(__file__).parents[2] / "golden" / "schedules.json").read_text())["cases"]
-OPTIMIZERS = ("--optimizer_type", "--lr_scheduler_type")  # their curves are tested with trainer.optim
+OPTIMIZERS = ("--optimizer_type", "--lr_scheduler_type")  # their curves are tested with trainer.learning.optimizers
 PLAIN = [case for case in CASES if not case["args"].startswith(OPTIMIZERS)]
 
 

@@ -1,0 +1,1 @@
+"""What an option means, what a LoRA file says, what two configs train differently."""

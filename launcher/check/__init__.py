@@ -1,0 +1,1 @@
+"""From a draft to a plan: a checked config with its numbers. Pure: nothing is written."""

@@ -1,0 +1,1 @@
+"""Captions for a folder of images, by a model."""

@@ -1,0 +1,1 @@
+"""Images and captions to tensors: pixels, caches, batches, text states."""

@@ -1,0 +1,1 @@
+"""What a run leaves: LoRA files and their headers, states, results, previews."""
