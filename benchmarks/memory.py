@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from schemas import TrainConfig
+from trainer import setup
 from trainer.adapters import attach
 from trainer.families import Models, Sizes, get
 from trainer.families.random_checkpoint import configs
@@ -33,6 +35,8 @@ from trainer.families.single_file import build
 from trainer.families.tokenizer import clip_tokenizer
 from trainer.learning import objective
 from trainer.learning.float8 import to_float8
+from trainer.learning.quantized import quantize
+from trainer.learning.streaming import Streamer, stream
 from trainer.plan.memory import trains
 from trainer.setup import precision, ready_models
 
@@ -64,6 +68,11 @@ class Liveness(TorchDispatchMode):
         weakref.finalize(storage, self._died, size)
         self.live += size[0]
         self.peak = max(self.peak, self.live)
+
+    def ignore(self, storages: Iterable[Any]) -> None:
+        """These lie in main memory."""
+        for storage in storages:
+            self._known[storage] = [0]
 
     def _died(self, size: list[int]) -> None:
         self.live -= size[0]
@@ -111,6 +120,7 @@ class Followed:
     baseline: int = 0
     peak: int = 0  # of forward and backward together, the baseline and the gradients at hand included
     gradients: int = 0
+    flops: int = 0  # of forward and backward
     start: int = 0  # what lives when the U-Net begins, beyond the baseline
     segments: list[Segment] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)  # of the trained numbers, by segment
@@ -201,30 +211,53 @@ def bytes_of(modules: list[nn.Module]) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def follow(config: TrainConfig, family_name: str, bucket: tuple[int, int]) -> Followed:
-    """One step of `config` on images of `bucket` (width, height): forward and backward. Latents count as cached."""
+def attention_work(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of an attention forward, from the shapes [B, heads, tokens, width]."""
+    return math.prod(query) * key[2] * 4
+
+
+def attention_work_backward(_: Any, query: Sequence[int], key: Sequence[int], *__: Any, **___: Any) -> int:
+    """FLOPs of its backward: five products for two."""
+    return attention_work(query, key) * 5 // 2
+
+
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_work,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_work_backward,
+}
+
+
+def follow(config: TrainConfig, family_name: str, bucket: tuple[int, int], *, work: bool = False) -> Followed:
+    """One step of `config` on images of `bucket` (width, height): forward and backward; `work`: count FLOPs instead."""
     family, dtype = get(family_name), precision(config)
     found = Followed()
     anew = patch.object(nn.Module, "_apply", _apply_anew)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"), anew, autocast_of_a_gpu():
         models = fake_models(family_name, dtype, torch.float32 if config.no_half_vae else dtype)
         if config.fp8_base or config.fp8_base_unet:
-            for model in (models.unet, *(models.text_encoders if config.fp8_base else ())):
+            unet = () if config.quantize_base else (models.unet,)
+            for model in (*unet, *(models.text_encoders if config.fp8_base else ())):
                 to_float8(model)
+        if config.quantize_base:
+            quantize(models.unet, config.quantize_base)
         with patch.object(Tensor, "prod", _known_product):
             adapter = attach(models, family.targets(models), config)
         place: Any = SimpleNamespace(device=torch.device("cpu"))
         caches: Any = SimpleNamespace(latents=config.cache_latents, texts=config.cache_text_encoder_outputs)
-        ready_models(models, adapter, config, place, caches)
+        streamers: list[Streamer] = []
+        with patch.object(setup, "stream", lambda *given: streamers.append(stream(*given)) or streamers[0]):
+            ready_models(models, adapter, config, place, caches)
+        away = {id(storage): storage for one in streamers if one for storage in one.host_storages()}
         adapter.groups(config)
         adapter.train()
         resident = [models.unet]
         resident += [] if caches.texts else models.text_encoders
         resident += [] if caches.latents else [models.vae]
         trained = {id(weight): weight for weight in adapter.parameters()}
-        kept_at_unit = {id(weight): name for name, weight in adapter.named_parameters()}
-        found.baseline = bytes_of([*resident, *adapter.layers.values()])
+        found.baseline = bytes_of([*resident, *adapter.layers.values()]) - sum(map(len, away.values()))
+        found.baseline += sum(buffer.nbytes for one in streamers if one for buffer in one.buffers)
         liveness = Liveness()
+        liveness.ignore(away.values())
         watch = Watch(liveness)
         for weight in trained.values():
             weight.register_post_accumulate_grad_hook(liveness.count_as_gradient)
@@ -233,9 +266,14 @@ def follow(config: TrainConfig, family_name: str, bucket: tuple[int, int]) -> Fo
             for module in (*resident, *adapter.layers.values()):
                 for tensor in (*module.parameters(), *module.buffers()):
                     liveness.born(tensor)
+            for one in streamers:
+                for buffer in one.buffers if one else ():
+                    liveness.born(buffer)
             at_rest = liveness.begin()
-            _step(config, family, models, adapter, bucket, watch)
-    del kept_at_unit
+            counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+            with counter if work else nullcontext():  # counting keeps some tensors a little longer
+                _step(config, family, models, adapter, bucket, watch)
+    found.flops = counter.get_total_flops() if work else 0
     found.gradients = liveness.gradients
     found.peak = found.baseline + watch.most - at_rest
     found.start = watch.ends[0] - at_rest
@@ -251,7 +289,8 @@ def _watched(unet: Any, watch: Watch, config: TrainConfig) -> None:
     names = {id(module): name for name, module in unet.named_modules()}
     modules = [module for module in unet.modules() if hasattr(module, "gradient_checkpointing")]
     for module in modules:
-        checkpointed = getattr(module, "_gradient_checkpointing_func", None) if config.gradient_checkpointing else None
+        again = config.gradient_checkpointing or config.streamed_blocks
+        checkpointed = getattr(module, "_gradient_checkpointing_func", None) if again else None
         module.gradient_checkpointing = True
         module.training = True
 

@@ -299,6 +299,7 @@ class LoggingOptions:
     log_tracker_config: str | None = opt(None, "TOML with the tracker's own settings.", path=True, resume=True)
     wandb_api_key: str | None = opt(None, "wandb key.", secret=True, resume=True)
     log_config: bool = opt(False, "Log the configuration with the curves.", resume=True)
+    price_per_hour: float | None = opt(None, "What this machine costs an hour; plan and progress then say what the run costs.", ge=0, kit=True, resume=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,10 @@ class Streamer:
             blocks[name].register_forward_pre_hook(partial(self._enter, index))
             blocks[name].register_forward_hook(partial(self._leave, index), always_call=True)
 
+    def host_storages(self) -> list[Any]:
+        """The memory in which the blocks rest."""
+        return [block.host.untyped_storage() for block in self.blocks]
+
     @contextmanager
     def absent(self) -> Iterator[None]:
         """The U-Net without the streamed weights, for as long as it is moved."""
