@@ -10,11 +10,16 @@ adds these as its overhead.
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import json
 import math
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -26,7 +31,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from schemas import TrainConfig
+from benchmarks.record import RESULTS, machine_facts
+from schemas import ConfigError, TrainConfig
+from schemas.files.writing import write_atomically
+from schemas.network_args import SUPPORTED
+from schemas.terminal import say
 from trainer import setup
 from trainer.adapters import attach
 from trainer.families import Models, Sizes, get
@@ -37,7 +46,8 @@ from trainer.learning import objective
 from trainer.learning.float8 import to_float8
 from trainer.learning.quantized import quantize
 from trainer.learning.streaming import Streamer, stream
-from trainer.plan.memory import trains
+from trainer.plan.adapt import adapt_to
+from trainer.plan.memory import SHAPES, estimate, trains
 from trainer.setup import precision, ready_models
 
 Segment = tuple[str, int, int]  # name, bytes that its forward leaves, most bytes that its backward holds beyond those
@@ -321,3 +331,73 @@ def _step(
     watch.forward_ends(predicted)
     loss.backward()
     watch.leave()
+
+
+# ------------------------------------------------------------------------------------------ against the plan's estimate
+
+
+def compared(file: str, known: int | None = None) -> dict[str, Any] | None:
+    """What a step of a config (any format) holds (`known` bytes, if measured before), and what the plan says.
+
+    None for what we do not train.
+    """
+    from launcher.check.resolve import resolve
+
+    resolved = resolve(file)
+    config, family = resolved.config, str(resolved.draft.family or "sd15")
+    config, _ = adapt_to(config, gpu=True, packages={"bitsandbytes", "xformers"})
+    if family not in SHAPES or resolved.draft.kind != "lora" or config.network_module not in (None, *SUPPORTED):
+        return None
+    side = [int(word) for word in str(config.resolution or 512).replace("x", ",").split(",")]
+    bucket = (side[0], side[-1])
+    config = dataclasses.replace(config, cache_latents=True, network_weights=None, base_weights=())
+    peak, memory = known or follow(config, family, bucket).peak, estimate(config, family, bucket)
+    planned = sum(memory.parts.values()) - memory.parts["overhead"] - memory.parts["optimizer"]
+    return {
+        "config": Path(file).stem.rpartition("__")[2],
+        "family": family,
+        "network": f"{config.network_module} {' '.join(config.network_args)}".strip(),
+        "rank": config.network_dim or 4,
+        "batch": config.train_batch_size,
+        "side": list(bucket),
+        "precision": config.mixed_precision,
+        "checkpointing": config.gradient_checkpointing,
+        "text_encoders": trains(config)[1],
+        "followed_bytes": peak,
+        "planned_bytes": planned,
+        "error": round(planned / peak - 1, 4),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compares the plan with followed steps; a step that RESULT holds already is not followed again."""
+    parser = argparse.ArgumentParser(prog="benchmarks.memory", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("files", nargs="*", help="configs of any format, or names of shipped presets (all)")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS / "memory.json", metavar="RESULT")
+    parser.add_argument("--most", type=int, default=1 << 30, metavar="N", help="configs measured in this call")
+    asked = parser.parse_args(argv)
+    document = json.loads(asked.output.read_text(encoding="utf-8")) if asked.output.is_file() else {"configs": []}
+    rows: dict[str, Any] = {row["config"]: row for row in document["configs"]}
+    presets = sorted(path.stem for path in (Path(__file__).parent.parent / "presets").glob("*.json"))
+    most = asked.most
+    for file in asked.files or presets:
+        name = Path(file).stem.rpartition("__")[2]
+        known = rows.get(name, {}).get("followed_bytes")
+        if rows.get(name, {}).get("skipped") or (known is None and not most):
+            continue
+        most -= known is None
+        try:
+            rows[name] = compared(file, known) or {"config": name, "skipped": True}
+        except ConfigError as fault:
+            rows[name] = {"config": name, "skipped": True}
+            say(f"{name}: {fault.problems[0]}")
+        row = rows[name]
+        if not row.get("skipped"):
+            say(f"{name}: followed {row['followed_bytes'] / 1e9:.2f} GB, planned {row['planned_bytes'] / 1e9:.2f} GB")
+        text = json.dumps({**machine_facts(), "configs": list(rows.values())}, indent=1) + "\n"
+        write_atomically(asked.output, lambda stream, text=text: stream.write(text.encode("utf-8")))  # type: ignore[misc]
+    return 0 if most else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -138,8 +138,10 @@ def ready_models(models: Models, adapter: Adapter, config: TrainConfig, accelera
     """Everything that trains or is needed every step goes to the device; the rest stays in main memory."""
     if config.full_fp16 or config.full_bf16:
         adapter.to_dtype(precision(config))
-    kept = {id(weight) for _, weight in adapter.named_parameters()}
-    streamer = stream(models.unet, config, accelerator.device, kept)
+    streamer = None
+    if config.streamed_blocks:
+        kept = {id(weight) for _, weight in adapter.named_parameters()}
+        streamer = stream(models.unet, config, accelerator.device, kept)
     with streamer.absent() if streamer else nullcontext():
         models.unet.to(accelerator.device)
     models.vae.to("cpu" if caches.latents else accelerator.device)
@@ -148,7 +150,8 @@ def ready_models(models: Models, adapter: Adapter, config: TrainConfig, accelera
     if config.xformers and importlib.util.find_spec("xformers"):
         models.unet.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
     if config.torch_compile:
-        models.unet.compile(backend=config.dynamo_backend)
+        # By repeated block: the 70 transformers of an SDXL U-Net are compiled once, for every bucket's size.
+        models.unet.compile_repeated_blocks(backend=config.dynamo_backend, dynamic=True)  # type: ignore[operator]
     checkpointing.enable(models.unet, config, streamer.names if streamer else ())
     if config.gradient_checkpointing:
         for encoder in models.text_encoders:
