@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import random
 import time
@@ -341,7 +340,6 @@ def run_epochs(
     validation, movement = Validation.of(run), Movement(run.optimizer.optimizer, run.at.step, run.steps.total)
     at, steps, config = run.at, run.steps, run.config
     pace = Pace(config, run.family.name, steps.processes)
-    settled = False
     progress.begin(at.step)
     if marks.previews_at_start(config) and at.step == 0 and at.batch == 0:
         results.preview(run, epoch=0)
@@ -386,9 +384,6 @@ def run_epochs(
             if validation and at.batch < steps.batches_per_epoch and validation.due_at_step(at.step):
                 validation.measure(run, ["step"], progress, step_log)
             results.keep_state_when_due(run)
-            if not settled:  # what lives now lives to the end: the garbage collector need not walk through it again
-                gc.freeze()
-                settled = True
             losses, batches, began = [], [], time.perf_counter()
         if at.batch == steps.batches_per_epoch or at.step == steps.total:
             if validation and (due := validation.due_at_end(at.step, at.epoch)):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import TrainConfig
-from schemas.files.documents import parse_json
+from schemas.files.documents import object_in
 from schemas.rules.arguments import network_values
 from trainer.plan.blocks import checkpoint_order, is_block, stream_order
 
@@ -54,8 +54,7 @@ def table(family: str) -> dict[str, Any]:
 
 @functools.cache
 def _document() -> dict[str, Any]:
-    found: dict[str, Any] = parse_json(TABLE.read_text(encoding="utf-8"))
-    return found
+    return object_in(TABLE, what="table of activations")
 
 
 def blocks(family: str) -> tuple[str, ...]:

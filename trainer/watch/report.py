@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import sys
@@ -61,6 +62,8 @@ class Pace:
     def step(self, sizes: Iterable[tuple[int, int]], seconds: float) -> dict[str, Any]:
         """The two last fields of a record; `sizes` are (images, latent pixels of one) of this process' batches."""
         sizes, self._steps = list(sizes), self._steps + 1
+        if self._steps == 1:
+            gc.freeze()  # what lives after a whole step lives to the end: the collector need not walk through it again
         images = sum(count for count, _ in sizes) * self.processes
         if self.peak is not None and self._steps > UNCOUNTED and self.family in SHAPES:
             self._flops += sum(step_flops(self.config, self.family, pixels, count) for count, pixels in sizes)

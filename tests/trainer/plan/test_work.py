@@ -46,7 +46,9 @@ def test_every_card_is_found_by_its_own_name() -> None:
 def test_a_step_of_sdxl_is_as_much_work_as_was_counted() -> None:
     """14.6 TFLOP, and 20.8 with checkpointing, at 1024 pixels and batch 1; SD1.5 at 512 pixels 1.8."""
     assert work.step_flops(SDXL, "sdxl", 128 * 128) == pytest.approx(14.9e12, rel=0.03)
-    assert work.step_flops(replace(SDXL, gradient_checkpointing=True), "sdxl", 128 * 128) == pytest.approx(21e12, rel=0.03)
+    assert work.step_flops(replace(SDXL, gradient_checkpointing=True), "sdxl", 128 * 128) == pytest.approx(
+        21e12, rel=0.03
+    )
     sd15 = replace(SDXL, cache_text_encoder_outputs=False)
     assert work.step_flops(sd15, "sd15", 64 * 64) == pytest.approx(1.84e12, rel=0.03)
     assert work.step_flops(SDXL, "sdxl", 128 * 128, 4) == 4 * work.step_flops(SDXL, "sdxl", 128 * 128)
