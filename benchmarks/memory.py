@@ -255,17 +255,25 @@ def follow(config: TrainConfig, family_name: str, bucket: tuple[int, int], *, wo
         place: Any = SimpleNamespace(device=torch.device("cpu"))
         caches: Any = SimpleNamespace(latents=config.cache_latents, texts=config.cache_text_encoder_outputs)
         streamers: list[Streamer] = []
-        with patch.object(setup, "stream", lambda *given: streamers.append(stream(*given)) or streamers[0]):
+
+        def kept(*given: Any) -> Streamer | None:
+            made = stream(*given)
+            streamers.extend([made] if made else [])
+            return made
+
+        with patch.object(setup, "stream", kept):
             ready_models(models, adapter, config, place, caches)
-        away = {id(storage): storage for one in streamers if one for storage in one.host_storages()}
+        away = {id(storage): storage for one in streamers for storage in one.host_storages()}
         adapter.groups(config)
         adapter.train()
         resident = [models.unet]
         resident += [] if caches.texts else models.text_encoders
         resident += [] if caches.latents else [models.vae]
         trained = {id(weight): weight for weight in adapter.parameters()}
-        found.baseline = bytes_of([*resident, *adapter.layers.values()]) - sum(map(len, away.values()))
-        found.baseline += sum(buffer.nbytes for one in streamers if one for buffer in one.buffers)
+        found.baseline = bytes_of([*resident, *adapter.layers.values()]) - sum(
+            storage.nbytes() for storage in away.values()
+        )
+        found.baseline += sum(buffer.nbytes for one in streamers for buffer in one.buffers)
         liveness = Liveness()
         liveness.ignore(away.values())
         watch = Watch(liveness)
@@ -277,7 +285,7 @@ def follow(config: TrainConfig, family_name: str, bucket: tuple[int, int], *, wo
                 for tensor in (*module.parameters(), *module.buffers()):
                     liveness.born(tensor)
             for one in streamers:
-                for buffer in one.buffers if one else ():
+                for buffer in one.buffers:
                     liveness.born(buffer)
             at_rest = liveness.begin()
             counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)

@@ -337,9 +337,9 @@ def run_epochs(
     remarks: Remarks,
 ) -> bool:  # fmt: skip
     """Steps until the end, with previews and saves at the marks; True when it was asked to stop and has saved."""
+    pace = Pace(run.config, run.family.name, run.steps.processes)
     validation, movement = Validation.of(run), Movement(run.optimizer.optimizer, run.at.step, run.steps.total)
     at, steps, config = run.at, run.steps, run.config
-    pace = Pace(config, run.family.name, steps.processes)
     progress.begin(at.step)
     if marks.previews_at_start(config) and at.step == 0 and at.batch == 0:
         results.preview(run, epoch=0)
@@ -367,9 +367,8 @@ def run_epochs(
             except NotFinite as fault:
                 raise stopped(run, fault, batches, results, remarks) from None
             # -------------------------------------------------------------------------------------------------
-            seconds = time.perf_counter() - began
-            reached = pace.step((batch.latent_size for batch in batches), seconds)
-            record = Record(at.step, at.epoch, mean, rates, seconds, memory_in_use(), **reached)
+            reached = pace.step([batch.latent_size for batch in batches], began)
+            record = Record(at.step, at.epoch, mean, rates, memory=memory_in_use(), **reached)
             progress.step(record)
             remarks.add(movement.look(at.step), at.step)
             if step_log:

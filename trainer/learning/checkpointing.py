@@ -23,8 +23,8 @@ def blocks_of(unet: nn.Module) -> dict[str, nn.Module]:
 
 def width_of(block: nn.Module) -> int:
     """Channels that leave a block."""
-    width: Any = getattr(block, "out_channels", None) or block.norm1.normalized_shape[0]
-    return int(width)
+    inner: Any = block
+    return int(getattr(inner, "out_channels", None) or inner.norm1.normalized_shape[0])
 
 
 def plain(module: nn.Module, *inputs: Any) -> Any:

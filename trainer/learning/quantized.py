@@ -26,6 +26,7 @@ def quantize(model: nn.Module, kind: Kind) -> int:
     Embeddings, norms and biases stay as they are. For nf4, layers whose weights do not fill whole blocks do too.
     """
     done = 0
+    module: Any
     for module in model.modules():
         form = {nn.Linear: NarrowLinear, nn.Conv2d: NarrowConv}.get(type(module))
         if form is None or (kind == "nf4" and module.weight.numel() % (2 * BLOCK)):
@@ -97,7 +98,7 @@ class NarrowLinear(Narrow, nn.Linear):  # type: ignore[misc]
         return found
 
 
-class NarrowConv(Narrow, nn.Conv2d):  # type: ignore[misc]
+class NarrowConv(Narrow, nn.Conv2d):
     """Conv2d."""
 
     def forward(self, x: Tensor) -> Tensor:

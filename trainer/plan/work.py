@@ -41,7 +41,7 @@ def step_flops(
     unet += ((config.network_dim or 4) - RANK) * n * found["rank"]
     tokens = TOKENS * max(1, (config.max_token_length or 75) // 75)
     passes = 0 if config.cache_text_encoder_outputs else 3 if trains(config)[1] else 1  # backward is two of the forward
-    return batch * (unet * shape.wide + 2.0 * sum(shape.text) * tokens * passes)
+    return float(batch * (unet * shape.wide + 2.0 * sum(shape.text) * tokens * passes))
 
 
 def time_of(

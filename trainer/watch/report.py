@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,9 @@ class Pace:
         self.peak = cards.peak(card, config.mixed_precision) if card else None
         self._steps, self._flops, self._seconds = 0, 0.0, 0.0
 
-    def step(self, sizes: Iterable[tuple[int, int]], seconds: float) -> dict[str, Any]:
-        """The two last fields of a record; `sizes` are (images, latent pixels of one) of this process' batches."""
-        sizes, self._steps = list(sizes), self._steps + 1
+    def step(self, sizes: Sequence[tuple[int, int]], began: float) -> dict[str, Any]:
+        """Seconds and speed of a step that ends now; `sizes` are (images, latent pixels of one) of its batches here."""
+        seconds, self._steps = time.perf_counter() - began, self._steps + 1
         if self._steps == 1:
             gc.freeze()  # what lives after a whole step lives to the end: the collector need not walk through it again
         images = sum(count for count, _ in sizes) * self.processes
@@ -69,7 +69,7 @@ class Pace:
             self._flops += sum(step_flops(self.config, self.family, pixels, count) for count, pixels in sizes)
             self._seconds += seconds
         mfu = self._flops / (self._seconds * self.peak) if self.peak and self._seconds else None
-        return {"images_per_second": images / seconds if seconds else 0.0, "mfu": mfu}
+        return {"seconds": seconds, "images_per_second": images / seconds if seconds else 0.0, "mfu": mfu}
 
 
 def memory_of_card() -> int:
