@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -255,13 +256,7 @@ def follow(config: TrainConfig, family_name: str, bucket: tuple[int, int], *, wo
         place: Any = SimpleNamespace(device=torch.device("cpu"))
         caches: Any = SimpleNamespace(latents=config.cache_latents, texts=config.cache_text_encoder_outputs)
         streamers: list[Streamer] = []
-
-        def kept(*given: Any) -> Streamer | None:
-            made = stream(*given)
-            streamers.extend([made] if made else [])
-            return made
-
-        with patch.object(setup, "stream", kept):
+        with patch.object(setup, "stream", partial(_kept, streamers)):
             ready_models(models, adapter, config, place, caches)
         away = {id(storage): storage for one in streamers for storage in one.host_storages()}
         adapter.groups(config)
@@ -300,6 +295,12 @@ def follow(config: TrainConfig, family_name: str, bucket: tuple[int, int], *, wo
         found.segments.append((name, end - before, watch.peaks.get(number, end) - end))
         found.shares.append(watch.grads.get(number, 0) / max(1, liveness.gradients))
     return found
+
+
+def _kept(streamers: list[Streamer], *given: Any) -> Streamer | None:
+    made = stream(*given)
+    streamers.extend([made] if made else [])
+    return made
 
 
 def _watched(unet: Any, watch: Watch, config: TrainConfig) -> None:

@@ -367,8 +367,7 @@ def run_epochs(
             except NotFinite as fault:
                 raise stopped(run, fault, batches, results, remarks) from None
             # -------------------------------------------------------------------------------------------------
-            reached = pace.step([batch.latent_size for batch in batches], began)
-            record = Record(at.step, at.epoch, mean, rates, memory=memory_in_use(), **reached)
+            record = Record(at.step, at.epoch, mean, rates, memory=memory_in_use(), **pace.step(batches, began))
             progress.step(record)
             remarks.add(movement.look(at.step), at.step)
             if step_log:

@@ -59,8 +59,9 @@ class Pace:
         self.peak = cards.peak(card, config.mixed_precision) if card else None
         self._steps, self._flops, self._seconds = 0, 0.0, 0.0
 
-    def step(self, sizes: Sequence[tuple[int, int]], began: float) -> dict[str, Any]:
-        """Seconds and speed of a step that ends now; `sizes` are (images, latent pixels of one) of its batches here."""
+    def step(self, batches: Sequence[Any], began: float) -> dict[str, Any]:
+        """Seconds and speed of a step that ends now, of these batches on this process."""
+        sizes = [batch.latent_size for batch in batches]
         seconds, self._steps = time.perf_counter() - began, self._steps + 1
         if self._steps == 1:
             gc.freeze()  # what lives after a whole step lives to the end: the collector need not walk through it again
