@@ -337,9 +337,8 @@ def run_epochs(
     remarks: Remarks,
 ) -> bool:  # fmt: skip
     """Steps until the end, with previews and saves at the marks; True when it was asked to stop and has saved."""
-    pace = Pace(run.config, run.family.name, run.steps.processes)
     validation, movement = Validation.of(run), Movement(run.optimizer.optimizer, run.at.step, run.steps.total)
-    at, steps, config = run.at, run.steps, run.config
+    at, steps, config, pace = run.at, run.steps, run.config, Pace(run.config, run.family.name, run.steps.processes)
     progress.begin(at.step)
     if marks.previews_at_start(config) and at.step == 0 and at.batch == 0:
         results.preview(run, epoch=0)

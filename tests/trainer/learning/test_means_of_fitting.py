@@ -193,8 +193,9 @@ def test_a_streamed_run_gives_the_same_lora_and_goes_on_from_a_state(
     monkeypatch.setattr(__main__, "adapt_to", lambda read, **_: (replace(read, mixed_precision="no"), []))
     more = {"streamed_blocks": 5, "gradient_checkpointing": True, "checkpointed_blocks": 3}
     assert start(family, output_dir=tmp_path / "plain", max_train_steps=3) == 0
-    assert start(family, output_dir=tmp_path / "streamed", max_train_steps=2, save_state=True, **more) == 0
-    state = next((tmp_path / "streamed" / "n0m3.run").glob("state-*"))
+    saved = {"save_every_n_steps": 2, "save_state": True}
+    assert start(family, output_dir=tmp_path / "streamed", max_train_steps=3, **saved, **more) == 0
+    state = tmp_path / "streamed" / "n0m3.run" / "state-00000002"
     resumed = {"output_dir": tmp_path / "on", "max_train_steps": 3, "resume": state}
     assert start(family, **resumed, **more) == 0
     one, other = (load_file(tmp_path / name / "n0m3.safetensors") for name in ("plain", "on"))
