@@ -247,6 +247,9 @@ class MemoryOptions:
     lowram: bool = opt(False, "Load straight to the GPU, for machines with little main memory.", resume=True)
     highvram: bool = opt(False, "Do not empty the GPU's cache between latents.", resume=True)
     cpu_offload_checkpointing: bool = opt(False, "Keep checkpointed activations in main memory.", resume=True)
+    checkpointed_blocks: int | None = opt(None, "With gradient_checkpointing: how many of the U-Net's blocks are computed twice, those that save most first; all if unset.", ge=1, kit=True, resume=True)
+    streamed_blocks: int = opt(0, "How many of the U-Net's frozen blocks rest in main memory and are copied to the GPU when they are computed, the largest first.", ge=0, kit=True, resume=True)
+    quantize_base: Literal["int8", "nf4"] | None = opt(None, "Keep the U-Net's frozen weights in 8-bit or 4-bit numbers and widen them where they are used; nf4 needs bitsandbytes.", kit=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,6 +309,7 @@ class LoggingOptions:
     log_tracker_config: str | None = opt(None, "TOML with the tracker's own settings.", path=True, resume=True)
     wandb_api_key: str | None = opt(None, "wandb key.", secret=True, resume=True)
     log_config: bool = opt(False, "Log the configuration with the curves.", resume=True)
+    price_per_hour: float | None = opt(None, "What this machine costs an hour; plan and progress then say what the run costs.", ge=0, kit=True, resume=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,7 @@ from trainer.watch.remarks import (
     resting_text_encoder,
 )
 from trainer.watch.report import (
+    Pace,
     Progress,
     Record,
     StepLog,
@@ -166,7 +167,12 @@ def run_epochs(
 ) -> bool:  # fmt: skip
     """Steps until the end, with previews and saves at the marks; True when it was asked to stop and has saved."""
     validation, movement = Validation.of(run), Movement(run.optimizer.optimizer, run.at.step, run.steps.total)
-    at, steps, config = run.at, run.steps, run.config
+    at, steps, config, pace = (
+        run.at,
+        run.steps,
+        run.config,
+        Pace(run.config, run.family.facts.name, run.steps.processes),
+    )
     progress.begin(at.step)
     if marks.previews_at_start(config) and at.step == 0 and at.batch == 0:
         results.preview(run, epoch=0)
@@ -194,7 +200,7 @@ def run_epochs(
             except NotFinite as fault:
                 raise stopped(run, fault, batches, results, remarks) from None
             # -------------------------------------------------------------------------------------------------
-            record = Record(at.step, at.epoch, mean, rates, time.perf_counter() - began, memory_in_use())
+            record = Record(at.step, at.epoch, mean, rates, memory=memory_in_use(), **pace.step(batches, began))
             progress.step(record)
             remarks.add(movement.look(at.step), at.step)
             if step_log:

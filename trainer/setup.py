@@ -9,6 +9,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import SystemRandom
@@ -29,8 +30,10 @@ from trainer.dataset.files import Scan, held_out
 from trainer.dataset.order import assign
 from trainer.families import Family, Models
 from trainer.input.cache import LatentCache, TextCache
+from trainer.learning import checkpointing
 from trainer.learning.float8 import to_float8
-from trainer.learning.offload import checkpointed_in_main_memory
+from trainer.learning.quantized import quantize
+from trainer.learning.streaming import stream
 from trainer.output.lora_file import load_weights
 from trainer.watch import connection
 
@@ -123,8 +126,11 @@ def load_models(family: Family, config: TrainConfig, accelerator: Accelerator, s
         merged = merge_weights(models, targets, weights, strength)
         say(f"merged {file} x {strength:g} into the base model ({merged} modules)")
     if config.fp8_base or config.fp8_base_unet:
-        for model in (models.unet, *(models.text_encoders if config.fp8_base else ())):
+        unet = () if config.quantize_base else (models.unet,)
+        for model in (*unet, *(models.text_encoders if config.fp8_base else ())):
             to_float8(model.requires_grad_(False))
+    if config.quantize_base:
+        quantize(models.unet.requires_grad_(False), config.quantize_base)
     return models
 
 
@@ -133,18 +139,22 @@ def ready_models(models: Models, adapter: Adapter, config: TrainConfig, accelera
     """Everything that trains or is needed every step goes to the device; the rest stays in main memory."""
     if config.full_fp16 or config.full_bf16:
         adapter.to_dtype(precision(config))
-    models.unet.to(accelerator.device)
+    streamer = None
+    if config.streamed_blocks:
+        kept = {id(weight) for _, weight in adapter.named_parameters()}
+        streamer = stream(models.unet, config, accelerator.device, kept)
+    with streamer.absent() if streamer else nullcontext():
+        models.unet.to(accelerator.device)
     models.vae.to("cpu" if caches.latents else accelerator.device)
     for encoder in models.text_encoders:
         encoder.to("cpu" if caches.texts else accelerator.device)
     if config.xformers and importlib.util.find_spec("xformers"):
         models.unet.enable_xformers_memory_efficient_attention()  # type: ignore[operator]
     if config.torch_compile:
-        models.unet.compile(backend=config.dynamo_backend)
+        # By repeated block: the 70 transformers of an SDXL U-Net are compiled once, for every bucket's size.
+        models.unet.compile_repeated_blocks(backend=config.dynamo_backend, dynamic=True)  # type: ignore[operator]
+    checkpointing.enable(models.unet, config, streamer.names if streamer else ())
     if config.gradient_checkpointing:
-        models.unet.train()
-        kept = checkpointed_in_main_memory if config.cpu_offload_checkpointing else None
-        models.unet.enable_gradient_checkpointing(kept)  # type: ignore[operator]
         for encoder in models.text_encoders:
             if any(parameter.requires_grad for parameter in encoder.parameters()):
                 encoder.train()

@@ -11,10 +11,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from schemas.config import TrainConfig
 from trainer.plan.adapt import Adapted, adapt_to
+from trainer.plan.cards import CARDS, find
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,21 @@ def this_machine() -> Machine:
 def gpus_now() -> tuple[Gpu, ...]:
     """The cards that answer at this moment: one may vanish while others are at work."""
     return tuple(_gpus())
+
+
+def with_card(machine: Machine, name: str | None, gigabytes: float | None) -> Machine:
+    """`machine` as if one card of that name or memory were in it; itself where neither is given. UsageError."""
+    if name is None and (gigabytes is None or machine.gpus):
+        return machine
+    card = find(name) if name else None
+    if name and card is None:
+        from launcher.check.resolve import UsageError
+
+        names = ", ".join(one.name for one in CARDS)
+        raise UsageError(f"--gpu {name}: must be one of {names}; or give --vram GB alone")
+    memory = gigabytes if gigabytes is not None or card is None else float(card.memory)
+    gpu = Gpu(card.name if card else f"a card of {gigabytes:g} GB", int((memory or 0) * 2**30))
+    return replace(machine, gpus=(gpu,), packages=machine.packages | {"bitsandbytes"})
 
 
 def _cores() -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trainer.plan.marks import Save
     from trainer.plan.memory import Memory
     from trainer.plan.steps import Steps
+    from trainer.plan.work import Time
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Plan:
     rates: list[list[float]] = field(default_factory=list)
     disk_bytes: int | None = None
     memory: Memory | None = None
+    time: Time | None = None
     problems: list[Problem] = field(default_factory=list)
     fits: list[dict[str, Any]] | None = None
     done: int = 0  # steps that the state has behind it from which the run goes on
@@ -73,6 +75,7 @@ class Plan:
             "learning_rate": self.rates,
             "disk_bytes": self.disk_bytes,
             "memory": self.memory_json(),
+            "time": asdict(self.time) if self.time else None,
             "adapted": [change.as_json() for change in self.checked.adapted],
             "problems": [self.problem_json(problem) for problem in self.problems],
         }
@@ -224,7 +227,7 @@ def _process_problems(launch: Accelerate, machine: Machine) -> list[Problem]:
 def _with_numbers(plan: Plan, machine: Machine) -> Plan:
     """Steps, marks, curve, memory and disk, as far as no error prevents them."""
     from trainer.dataset.order import batches_per_epoch
-    from trainer.plan import batching, marks, memory, rates
+    from trainer.plan import batching, cards, marks, memory, rates, work
     from trainer.plan.steps import count
 
     checked, config = plan.checked, plan.config
@@ -244,9 +247,16 @@ def _with_numbers(plan: Plan, machine: Machine) -> Plan:
             local = -(-plan.launch.num_processes // plan.launch.num_machines)
             bucket = largest_bucket(checked)
             found["memory"] = memory.estimate(config, checked.family, bucket, local, shape=shape)
+            card = cards.find(machine.gpus[0].name, machine.gpus[0].memory) if machine.gpus else None
+            if card:
+                pixels = usual_pixels(checked) // 64
+                found["time"] = work.time_of(config, checked.family, pixels, steps, card, shape=shape)
     except ConfigError as fault:
         problems += [resolved.placed(problem) for problem in fault.problems]
-    problems += [*_disk(resolved, found.get("disk_bytes")), *_memory(found.get("memory"), machine)]
+    problems += [
+        *_disk(resolved, found.get("disk_bytes")),
+        *_memory(found.get("memory"), machine, changed=plan.fits is not None),
+    ]
     return replace(plan, **found, problems=unique(problems))
 
 
@@ -269,6 +279,15 @@ def largest_bucket(checked: Checked) -> tuple[int, int]:
     return max(sizes, key=lambda size: size[0] * size[1], default=(512, 512))
 
 
+def usual_pixels(checked: Checked) -> int:
+    """Pixels of an image on average, over the buckets."""
+    sizes = [
+        (width * height, len(members))
+        for (_, width, height), members in (checked.assignment.buckets if checked.assignment else {}).items()
+    ]
+    return sum(pixels * count for pixels, count in sizes) // max(1, sum(count for _, count in sizes))
+
+
 def _disk(resolved: Resolved, needed: int | None) -> list[Problem]:
     import shutil
 
@@ -286,7 +305,7 @@ def _disk(resolved: Resolved, needed: int | None) -> list[Problem]:
     return [resolved.placed(Problem(code="disk-full", key="output_dir", must=must, fix=fix))]
 
 
-def _memory(memory: Memory | None, machine: Machine) -> list[Problem]:
+def _memory(memory: Memory | None, machine: Machine, *, changed: bool) -> list[Problem]:
     if memory is None:
         return []
     found = []
@@ -295,6 +314,7 @@ def _memory(memory: Memory | None, machine: Machine) -> list[Problem]:
         gigabytes = min(sizes) / 2**30
         must = f"about {memory.device_bytes / 2**30:.1f} GiB of GPU memory are needed, {gigabytes:.1f} GiB are there"
         fix = f"add --vram {gigabytes:.0f} to see what makes it fit, and to launch to apply it"
+        fix = "a smaller resolution or network_dim; everything else is changed already" if changed else fix
         found.append(Problem(code="gpu-memory", must=must, severity="warning", fix=fix))
     if machine.memory and memory.host_bytes > machine.memory:
         needed, free = memory.host_bytes / 2**30, machine.memory / 2**30

@@ -51,6 +51,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         device = "" if plan.launch.cpu else f"{_bytes(plan.memory.device_bytes)} GPU, "
         disk = f", {_bytes(plan.disk_bytes)} on disk" if plan.disk_bytes is not None else ""
         yield from row("memory", f"about {device}{_bytes(plan.memory.host_bytes)} main memory{disk}")
+    if plan.time is not None:
+        yield from row("time", *_time(plan))
     for change in plan.checked.adapted:
         yield from row("adapted", f"{change.argument}: {change.before!r} -> {change.after!r}, {change.why}")
     if plan.untold:
@@ -58,6 +60,22 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield from fit_lines(plan)
     yield from _launch_file(plan)
     yield from row("command", quoted(plan.command))
+
+
+def _time(plan: Plan) -> list[str]:
+    """How long, before anything was measured."""
+    time = plan.time
+    if time is None:
+        return []
+    cost = f", {time.cost:.2f} at {plan.config.price_per_hour:g} an hour" if time.cost is not None else ""
+    first = f"about {_duration(time.seconds)} on {time.card}, {time.step_seconds:.2g} s a step{cost}"
+    why = f"{time.step_flops / 1e12:.3g} TFLOP a step, at {time.share_of_peak:.0%} of the card's peak"
+    return [first, f"{why}; after 20 steps the progress line knows better"]
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = int(seconds // 3600), round(seconds % 3600 / 60)
+    return f"{hours} h {minutes} min" if hours else f"{max(1, minutes)} min"
 
 
 def _launch_file(plan: Plan) -> Iterator[str]:

@@ -29,6 +29,7 @@ from schemas.terminal import say
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from launcher.check.machine import Machine
     from launcher.check.plan import Plan
     from launcher.check.resolve import Resolved
     from launcher.queue.add import Wish
@@ -38,6 +39,13 @@ if TYPE_CHECKING:
 
 vram_option = click.option(
     "--vram", type=click.FloatRange(min=1), metavar="GB", help="Change what makes it fit this much GPU memory."
+)
+gpu_option = click.option("--gpu", metavar="NAME", help="Plan for a card of this name, such as 'RTX 3060'.")
+price_option = click.option(
+    "--price",
+    type=click.FloatRange(min=0),
+    metavar="PER_HOUR",
+    help="What the machine costs an hour: sets price_per_hour.",
 )
 processes_option = click.option(
     "--processes", type=click.IntRange(min=1), metavar="N", help="Processes, all machines together."
@@ -71,19 +79,24 @@ def launch_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @keep_samples_option
 @trust_option
 @vram_option
+@gpu_option
+@price_option
 @strict_option
 def plan(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int:
     """The dry run of FILE (or of a shipped preset): nothing at all is written."""
     from launcher.check import show
-    from launcher.check.machine import this_machine
+    from launcher.check.machine import this_machine, with_card
     from launcher.check.plan import make_plan
-    from launcher.check.resolve import resolve, split_sets
+    from launcher.check.resolve import resolve
     from launcher.run.command import LaunchOptions
 
-    resolved = resolve(file, with_trust(split_sets(sets), words["trust"]), format=words["format_name"])
-    machine, vram = this_machine(), words["vram"]
+    resolved = resolve(file, _given(sets, words), format=words["format_name"])
+    machine = with_card(this_machine(), words["gpu"], words["vram"])
+    if words["gpu"] and words["vram"] is None:
+        words["vram"] = (machine.gpus[0].memory or 0) / 2**30
+    vram = words["vram"]
     options = LaunchOptions(processes=words["processes"], keep_samples=words["keep_samples"])
-    made, _, said = _plan_of(resolved, options, words)
+    made, _, said = _plan_of(resolved, options, words, machine=machine)
     if as_json:
         print_json({**made.as_json(), **({"said": said} if said else {})})
         tell(errors(made.problems))
@@ -105,8 +118,21 @@ def plan(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int:
     return 1 if errors(made.problems) else 0
 
 
+def _given(sets: tuple[str, ...], words: dict[str, Any]) -> dict[str, str]:
+    """The --set words, with what --trust and --price set."""
+    from launcher.check.resolve import split_sets
+
+    price = {} if words["price"] is None else {"price_per_hour": f"{words['price']:g}"}
+    return with_trust({**split_sets(sets), **price}, words["trust"])
+
+
 def _plan_of(
-    resolved: Resolved, options: LaunchOptions, words: dict[str, Any], *, keep_results: bool = False
+    resolved: Resolved,
+    options: LaunchOptions,
+    words: dict[str, Any],
+    *,
+    machine: Machine | None = None,
+    keep_results: bool = False,
 ) -> tuple[Plan, Continuation | None, list[str]]:
     """The plan of a file, the way on where it sets `resume`, and what that is, in lines."""
     from dataclasses import replace
@@ -120,7 +146,7 @@ def _plan_of(
         options = replace(options, processes=way.processes)
     made = make_plan(
         way.resolved if way else resolved,
-        this_machine(),
+        machine or this_machine(),
         options,
         resuming=way is not None and way.own,
         vram=words["vram"],
@@ -179,19 +205,20 @@ def _word(value: Any) -> str:
 @click.option("--overwrite", is_flag=True, help="Replace results of an earlier run under the same name.")
 @trust_option
 @vram_option
+@price_option
 @strict_option
 @on_options
 def launch(file: str, sets: tuple[str, ...], as_json: bool, **words: Any) -> int:
     """Validate and plan FILE (or a shipped preset), then train: here, or with --on elsewhere."""
     from launcher.check import paths, show
-    from launcher.check.resolve import resolve, split_sets
+    from launcher.check.resolve import resolve
     from launcher.run import launch as run
     from launcher.run import resume as going_on
 
     if words["on"]:
         return elsewhere(_wish(file, sets, words), words, as_json)
     refuse_without_on(words)
-    given = with_trust(split_sets(sets), words["trust"])
+    given = _given(sets, words)
     if words["overwrite"]:
         given["overwrite"] = "true"
     resolved = resolve(file, given, format=words["format_name"])

@@ -34,6 +34,8 @@ class Step:
     lr: dict[str, float]
     seconds: float
     memory: float
+    images_per_second: float = math.nan
+    mfu: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,8 @@ def step_of(entry: dict[str, Any]) -> Step:
         {str(name): _number(rate) for name, rate in (rates or {}).items()},
         _number(entry.get("seconds")),
         _number(entry.get("memory")),
+        _number(entry.get("images_per_second")),
+        _number(entry.get("mfu")),
     )
 
 

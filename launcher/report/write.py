@@ -116,6 +116,7 @@ def _summary(shown: Page) -> str:
         ("Loss at the end", f"{loss(averages[-1])}{f', {shown.trend.word}' if shown.trend else ''}"),
         ("Time", f"{duration(sum(seconds))}, {seconds[len(seconds) // 2]:.3g} s a step" if seconds else "unknown"),
         ("Peak memory", size(memory)),
+        *speed(run),
         ("Images", f"{data['images']}" if data.get("images") else "unknown"),
         ("Exposures an image", f"{run.looks:.0f}" if run.looks is not None else "unknown"),
         ("Network", f"rank {run.config.rank}, alpha {run.config.network_alpha:g}"),
@@ -385,6 +386,16 @@ def size(count: float) -> str:
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
     return f"{count / 1024:.0f} KiB"
+
+
+def speed(run: Run) -> list[tuple[str, str]]:
+    """Images a second in the middle of all steps, and the share of the card's peak at the end, where logged."""
+    rates = sorted(step.images_per_second for step in run.steps if math.isfinite(step.images_per_second))
+    shares = [step.mfu for step in run.steps if math.isfinite(step.mfu)]
+    if not rates:
+        return []
+    share = f", {shares[-1]:.1%} of the card's peak" if shares else ""
+    return [("Speed", f"{rates[len(rates) // 2]:.3g} images a second{share}")]
 
 
 def duration(seconds: float) -> str:

@@ -247,10 +247,11 @@ def test_xformers_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None
     assert called == ["xformers"]
 
 
-def test_torch_compile_takes_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_compile_takes_the_backend() -> None:
     backends: list[str] = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, backend: backends.append(backend))
-    models: Any = SimpleNamespace(unet=torch.nn.Module(), vae=torch.nn.Module(), text_encoders=())
+    unet: Any = torch.nn.Module()
+    unet.compile_repeated_blocks = lambda backend, dynamic: backends.append(backend)
+    models: Any = SimpleNamespace(unet=unet, vae=torch.nn.Module(), text_encoders=())
     process: Any = SimpleNamespace(device=torch.device("cpu"))
     for wanted in (False, True):
         asked = config(torch_compile=wanted, dynamo_backend="aot_eager")

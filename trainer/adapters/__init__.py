@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+import trainer.adapters.alone  # noqa: F401  before anything imports peft
 from schemas.network_args import SUPPORTED
 from schemas.options import NetworkOptions
 from schemas.problems import error

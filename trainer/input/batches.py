@@ -42,6 +42,14 @@ class Batch:
     samples: tuple[int, ...]
     attributes: tuple[Mapping[str, Any], ...] = ()
 
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """(images, latent pixels of one)."""
+        if self.latents is not None:
+            return len(self.latents), self.latents[0, 0].numel()
+        assert self.pixels is not None
+        return len(self.pixels), self.pixels[0, 0].numel() // 64
+
 
 @dataclass(frozen=True)
 class _Order:

@@ -31,20 +31,20 @@ def to_float8(model: nn.Module) -> int:
     return len(modules)
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
     """What autocast would compute a product of `x` in."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _linear(module: nn.Linear, x: Tensor) -> Tensor:
-    found: Tensor = _Linear.apply(x, module.weight, module.bias, _compute_dtype(x))
+    found: Tensor = _Linear.apply(x, module.weight, module.bias, compute_dtype(x))
     return found
 
 
 def _conv(module: nn.Conv2d, x: Tensor) -> Tensor:
     settings = module.stride, module.padding, module.dilation, module.groups
-    found: Tensor = _Conv.apply(x, module.weight, module.bias, _compute_dtype(x), settings)
+    found: Tensor = _Conv.apply(x, module.weight, module.bias, compute_dtype(x), settings)
     return found
 
 

@@ -42,6 +42,7 @@ def adapt_to(config: TrainConfig, *, gpu: bool, packages: Collection[str]) -> tu
         use("fp8_base", False, "8-bit floats need a GPU")
         use("fp8_base_unet", False, "8-bit floats need a GPU")
         use("cpu_offload_checkpointing", False, "there is no GPU memory to relieve")
+        use("streamed_blocks", 0, "there is no GPU memory to relieve")
         plain = without_paging(config.optimizer_type)
         use("optimizer_type", plain, "paged optimizers need a GPU; the same optimizer without paging")
     if config.xformers and (not gpu or "xformers" not in packages):
@@ -49,6 +50,8 @@ def adapt_to(config: TrainConfig, *, gpu: bool, packages: Collection[str]) -> tu
         use("xformers", False, f"xformers {missing}")
         use("sdpa", True, f"xformers {missing}; PyTorch's own attention computes the same")
     if "bitsandbytes" not in packages:
+        if config.quantize_base == "nf4":
+            use("quantize_base", "int8", "bitsandbytes, which knows nf4, is not installed; 8 bit needs no package")
         plain = in_32_bit(config.optimizer_type) or config.optimizer_type
         use("optimizer_type", plain, "bitsandbytes is not installed; the same optimizer in 32 bit")
     return config, changes

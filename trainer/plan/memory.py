@@ -1,16 +1,17 @@
 """How much memory and disk a run takes, and what to change so that it fits: estimates from counts, without torch.
 
-Weights, adapters, gradients and optimizer states are counted. Activations are linear in pixels: bytes of tensors kept
-for backward were counted once, by saved-tensor hooks on diffusers' U-Nets with rank-16 adapters, under the GPU's
-autocast rules and scaled-dot-product attention. The CUDA context and the allocator's waste are rounded figures; trust
-the total to about a tenth.
+Weights, adapters, gradients and optimizer states are counted; activations come from a measured table, see
+`activations`. `python -m benchmarks.memory` compares the sum with whole steps that were followed tensor by tensor. The
+CUDA context and the allocator's waste are rounded figures.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from schemas.families import FAMILIES, ModelSizes
 from schemas.files.weights import read_header
 from schemas.problems import ConfigError
 from schemas.unet import Layer
+from trainer.plan.activations import blocks, measured, peak, streamed_numbers, text_bytes
 from trainer.plan.adapter import saved_numbers, trained_numbers
 from trainer.plan.marks import saves
 from trainer.plan.modules import layers_of, usual
@@ -33,13 +35,19 @@ HOST_WORKER = 250_000_000  # one data-loader process beyond what it shares
 VAE = 83_653_863  # parameters of the VAE whose widest layers these are:
 VAE_PIXEL = {2: 1536, 4: 2048}  # bytes of the encoder's widest layers, by bytes per number
 GIB = 1024**3
+VOCABULARY = 49_408 + 77  # rows of a text encoder's embeddings
+NARROW = {"int8": 1.0, "nf4": 0.5 + 4 / 64}  # bytes of one number of quantize_base, scales included
 
 
 @dataclass(frozen=True)
 class Shape(ModelSizes):
-    """The sizes of one base model, and its layers; without `layers` they are those of the family's full size."""
+    """The sizes of one base model, and its layers; without `layers` they are those of the family's full size.
+
+    `wide` is the width of its network over that of the full size, with which activations go.
+    """
 
     layers: tuple[Layer, ...] = ()
+    wide: float = 1.0
 
     @classmethod
     def usual(cls, family: str) -> Shape:
@@ -71,6 +79,15 @@ class Change:
     changes_result: bool
 
 
+@dataclass(frozen=True)
+class Offer:
+    """New values of some arguments, and what they cost."""
+
+    cost: str
+    changes_result: bool
+    values: dict[str, Any]
+
+
 def shape_of(family: str, model: str | None = None) -> Shape:
     """The family's sizes, scaled to the parameters of the checkpoint `model` where its headers tell them.
 
@@ -87,17 +104,14 @@ def shape_of(family: str, model: str | None = None) -> Shape:
     layers = layers_of(family, model)
     if unet == text == vae == 1.0:
         return dataclasses.replace(usual, layers=layers)
-    wide, wide_text = math.sqrt(unet), math.sqrt(text)
     return dataclasses.replace(
         usual,
         unet=int(usual.unet * unet),
         text=tuple(int(count * text) for count in usual.text),
-        text_layers=tuple((layers, int(width * wide_text)) for layers, width in usual.text_layers),
-        kept={size: int(count * wide) for size, count in usual.kept.items()},
-        marks={size: int(count * wide) for size, count in usual.marks.items()},
-        block={size: int(count * wide) for size, count in usual.block.items()},
+        text_layers=tuple((layers, int(width * math.sqrt(text))) for layers, width in usual.text_layers),
         vae=int(usual.vae * vae),
         layers=layers,
+        wide=math.sqrt(unet),
     )
 
 
@@ -174,12 +188,12 @@ def estimate(
     trained = adapter_parameters(config, family, shape)
     states = int(trained * optimizer_bytes(config))
     paged = optimizers.read(config)[0].paged
-    copies = size if size < adapter_bytes(config) else 0  # autocast keeps the adapter in half precision too
+    saved = saved_numbers(config, family, shape.layers or usual(family))
     parts = {
-        "unet": shape.unet * (1 if config.fp8_base or config.fp8_base_unet else size),
-        "text_encoders": 0 if config.cache_text_encoder_outputs else sum(shape.text) * (1 if config.fp8_base else size),
+        "unet": unet_bytes(config, family, shape),
+        "text_encoders": 0 if config.cache_text_encoder_outputs else text_encoder_bytes(config, shape),
         "vae": 0 if _cached(config) else shape.vae * (4 if config.no_half_vae else size),
-        "adapter": trained * (adapter_bytes(config) + copies),
+        "adapter": saved * adapter_bytes(config),
         "gradients": trained * adapter_bytes(config),
         "optimizer": 0 if paged else states,
         "activations": activation_bytes(config, family, largest_bucket, shape),
@@ -192,6 +206,21 @@ def estimate(
     return Memory(sum(parts.values()), host + loading, parts)
 
 
+def unet_bytes(config: TrainConfig, family: str, shape: Shape) -> int:
+    """The U-Net on the device: all of it, or without its streamed blocks and with two buffers for them."""
+    narrow = NARROW.get(config.quantize_base or "") or (1.0 if config.fp8_base or config.fp8_base_unet else None)
+    of_number = narrow or float(number_bytes(config))
+    away, buffers = streamed_numbers(family, config.streamed_blocks)
+    return int((shape.unet - (away - min(away, buffers)) * shape.wide**2) * of_number)
+
+
+def text_encoder_bytes(config: TrainConfig, shape: Shape) -> int:
+    """The text encoders on the device; 8-bit storage leaves their embeddings as they are."""
+    size = number_bytes(config)
+    embedded = sum(VOCABULARY * width for _, width in shape.text_layers)
+    return size * embedded + (1 if config.fp8_base else size) * (sum(shape.text) - embedded)
+
+
 def _cached(config: TrainConfig) -> bool:
     return config.cache_latents or config.cache_latents_to_disk
 
@@ -199,16 +228,19 @@ def _cached(config: TrainConfig) -> bool:
 def activation_bytes(
     config: TrainConfig, family: str, largest_bucket: tuple[int, int], shape: Shape | None = None
 ) -> int:
-    """Bytes kept from forward to backward, gradients of the running block included."""
-    shape, size, batch = shape or Shape.usual(family), number_bytes(config), config.train_batch_size
+    """Most bytes of forward and backward beyond weights and the adapter's gradients, which arrive one by one."""
+    shape, size = shape or Shape.usual(family), number_bytes(config)
     pixels = largest_bucket[0] * largest_bucket[1]
-    block = shape.block[size]  # once kept, once as gradients
-    of_pixel = shape.marks[size] + 2 * block if config.gradient_checkpointing else shape.kept[size] + block
-    training = of_pixel * batch * pixels // FAMILIES[family].latents.side ** 2
-    if trains(config)[1] and not config.cache_text_encoder_outputs:
-        tokens = batch * 77 * ((config.max_token_length or 75) // 75)
-        of_layer = size if config.gradient_checkpointing else 20 * size  # of one token and one unit of width
-        training += tokens * of_layer * sum(layers * width for layers, width in shape.text_layers)
+    latent_pixels = pixels // FAMILIES[family].latents.side ** 2
+    if measured(family):
+        gradients = adapter_parameters(config, family, shape) * adapter_bytes(config)
+        training = int((peak(config, family, latent_pixels, gradients) - gradients) * shape.wide)
+    else:  # by the row's sizes: once kept, once as gradients of the running block
+        block = shape.block[size]
+        of_pixel = shape.marks[size] + 2 * block if config.gradient_checkpointing else shape.kept[size] + block
+        training = int(of_pixel * config.train_batch_size * latent_pixels * shape.wide)
+    if measured(family) and trains(config)[1] and not config.cache_text_encoder_outputs:
+        training += text_bytes(config, family)
     of_encoding = 0.0 if _cached(config) else VAE_PIXEL[4 if config.no_half_vae else size] * math.sqrt(shape.vae / VAE)
     encoding = int(of_encoding * config.vae_batch_size * pixels)
     return max(training, encoding)  # the VAE is done before the U-Net begins
@@ -262,14 +294,63 @@ def fit(
 
     Empty when it fits already. `apply` gives the changed config, whose estimate says whether it fits now.
     """
-    found: list[Change] = []
-    while (used := estimate(config, family, largest_bucket, shape=shape).device_bytes) > vram_gb * GIB:
-        change = next(_changes(config, family, used, largest_bucket, shape), None)
-        if change is None:
+
+    def used(one: TrainConfig) -> int:
+        return estimate(one, family, largest_bucket, shape=shape).device_bytes
+
+    limit, changed = vram_gb * GIB, config
+    taken: list[Offer] = []
+    while used(changed) > limit:
+        helping = (offer for offer in _offers(changed, family) if used(_with(changed, offer)) < used(changed))
+        offer = next(helping, None)
+        if offer is None:
             break
-        found += change
-        config = apply(config, change)
-    return _merged(found)
+        taken.append(offer)
+        changed = _with(changed, offer)
+    else:
+        taken = list(_eased(config, taken, family, lambda one: used(one) <= limit))
+    return _merged(list(_as_changes(config, taken, used)))
+
+
+def _with(config: TrainConfig, *offers: Offer) -> TrainConfig:
+    for offer in offers:
+        config = dataclasses.replace(config, **offer.values)
+    return config
+
+
+def _eased(
+    config: TrainConfig, taken: list[Offer], family: str, fits: Callable[[TrainConfig], bool]
+) -> Iterator[Offer]:
+    """The offers with no more blocks streamed, and then no more checkpointed, than it takes to fit."""
+    most = len(blocks(family))
+    for name, head in (("streamed_blocks", "streamed_blocks"), ("checkpointed_blocks", "gradient_checkpointing")):
+        place = next((index for index, offer in enumerate(taken) if head in offer.values), None)
+        if place is None:
+            continue
+
+        of = functools.partial(_counted, taken, place, name)
+        least = 1 + bisect_left(range(1, most), True, key=lambda count: fits(_with(config, *of(count))))
+        if least < most:
+            taken = of(least)
+    for offer in taken:
+        count = offer.values.get("streamed_blocks") or offer.values.get("checkpointed_blocks") or most
+        yield dataclasses.replace(offer, cost=offer.cost.format(count=count, most=most, share=33 * count // most))
+
+
+def _counted(taken: list[Offer], place: int, name: str, count: int) -> list[Offer]:
+    """`taken`, the offer at `place` with argument `name` = `count`."""
+    offer = dataclasses.replace(taken[place], values=taken[place].values | {name: count})
+    return [*taken[:place], offer, *taken[place + 1 :]]
+
+
+def _as_changes(config: TrainConfig, taken: list[Offer], used: Callable[[TrainConfig], int]) -> Iterator[Change]:
+    """One change for each argument; those that only work together save with the first."""
+    for offer in taken:
+        before, config = config, _with(config, offer)
+        saved = used(before) - used(config)
+        for index, (name, value) in enumerate(offer.values.items()):
+            cost = offer.cost if index == 0 else f"goes with {next(iter(offer.values))}"
+            yield Change(name, getattr(before, name), value, 0 if index else saved, cost, offer.changes_result)
 
 
 def _merged(changes: list[Change]) -> list[Change]:
@@ -288,49 +369,49 @@ def apply(config: TrainConfig, changes: list[Change]) -> TrainConfig:
     return dataclasses.replace(config, **values)
 
 
-def _changes(
-    config: TrainConfig, family: str, used: int, largest_bucket: tuple[int, int], shape: Shape | None
-) -> Iterator[list[Change]]:
-    """The steps still possible, in order; each is one change, or several that only work together."""
-    for cost, changes_result, values in _offers(config, family):
-        after = dataclasses.replace(config, **values)
-        saved = used - estimate(after, family, largest_bucket, shape=shape).device_bytes
-        if saved > 0:
-            first, *others = values
-            head = Change(first, getattr(config, first), values[first], saved, cost, changes_result)
-            with_it = [
-                Change(name, getattr(config, name), values[name], 0, f"goes with {first}", changes_result)
-                for name in others
-            ]
-            yield [head, *with_it]
-
-
-def _offers(config: TrainConfig, family: str) -> Iterator[tuple[str, bool, dict[str, Any]]]:
-    """(cost, changes_result, new values), the least harmful first."""
-    if not config.gradient_checkpointing:
-        yield "steps take about a third longer", False, {"gradient_checkpointing": True}
+def _offers(config: TrainConfig, family: str) -> Iterator[Offer]:
+    """What could still be changed, the least harmful first."""
+    cached = "one pass over the images before training; steps get faster"
     if not _cached(config) and not config.color_aug and not config.random_crop:
-        yield "one pass over the pictures before training; steps get faster", False, {"cache_latents": True}
+        yield Offer(cached, False, {"cache_latents": True})
+    if not config.gradient_checkpointing:
+        partly = "{count} of {most} blocks are computed twice: steps take about {share} % longer"
+        again = partly if blocks(family) else "steps take about a third longer"
+        yield Offer(again, False, {"gradient_checkpointing": True})
+    if FAMILIES[family].caches_text and not config.cache_text_encoder_outputs and _captions_stay(config):
+        if not trains(config)[1]:
+            values: dict[str, Any] = {"cache_text_encoder_outputs": True}
+            values |= {} if config.network_train_unet_only else {"network_train_unet_only": True}
+            yield Offer("none, steps get faster; the text encoders are not trained anyway", False, values)
+    if config.mixed_precision == "no":
+        yield Offer(
+            "none, steps get faster; GPUs from before 2020 need fp16 instead", True, {"mixed_precision": "bf16"}
+        )
+    if not config.streamed_blocks and not config.torch_compile and blocks(family):
+        away = "{count} of {most} blocks wait in main memory and are fetched for each use: steps take longer"
+        yield Offer(away, False, {"streamed_blocks": len(blocks(family))})
+    yield from _offers_that_round(config, family)
+    if config.train_batch_size > 1:
+        smallest = next(n for n in range(2, config.train_batch_size + 1) if config.train_batch_size % n == 0)
+        accumulated = config.gradient_accumulation_steps * smallest
+        values = {"train_batch_size": config.train_batch_size // smallest, "gradient_accumulation_steps": accumulated}
+        yield Offer("steps take longer: more, smaller batches make up one", False, values)
+
+
+def _offers_that_round(config: TrainConfig, family: str) -> Iterator[Offer]:
+    """Those that change what is learnt a little."""
     chosen, _ = optimizers.read(config)
     if chosen.by_name and chosen.row is not None and chosen.row.eight_bit:
         switch = {"use_lion_optimizer": False} if config.use_lion_optimizer else {}
-        yield "none; optimizer states are rounded to 8 bit", True, {"optimizer_type": chosen.row.eight_bit, **switch}
-    if config.mixed_precision == "no":
-        yield "none, steps get faster; GPUs from before 2020 need fp16 instead", True, {"mixed_precision": "bf16"}
+        values = {"optimizer_type": chosen.row.eight_bit, **switch}
+        yield Offer("none; optimizer states are rounded to 8 bit", True, values)
     if FAMILIES[family].caches_text and not config.cache_text_encoder_outputs and _captions_stay(config):
-        values: dict[str, Any] = {"cache_text_encoder_outputs": True}
-        if not config.network_train_unet_only:
-            values["network_train_unet_only"] = True
-        yield "none, steps get faster; the text encoders are not trained", trains(config)[1], values
+        values = {"cache_text_encoder_outputs": True, "network_train_unet_only": True}
+        yield Offer("none, steps get faster; the text encoders are not trained", True, values)
     if config.mixed_precision != "no" and not config.fp8_base:
-        yield "steps take slightly longer; the base model is rounded to 8 bit", True, {"fp8_base": True}
-    if config.train_batch_size > 1:
-        smallest = next(n for n in range(2, config.train_batch_size + 1) if config.train_batch_size % n == 0)
-        values = {
-            "train_batch_size": config.train_batch_size // smallest,
-            "gradient_accumulation_steps": config.gradient_accumulation_steps * smallest,
-        }
-        yield "steps take longer: more, smaller batches make up one", False, values
+        yield Offer("steps take slightly longer; the base model is rounded to 8 bit", True, {"fp8_base": True})
+    if config.quantize_base != "nf4" and blocks(family):
+        yield Offer("steps take longer; the base model is rounded to 4 bit", True, {"quantize_base": "nf4"})
 
 
 def _captions_stay(config: TrainConfig) -> bool:

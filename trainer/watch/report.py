@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,21 @@ from typing import Any
 import psutil
 import torch
 
+from schemas import TrainConfig
 from schemas.files.run_folder import VALIDATION, record_in
 from schemas.files.writing import write_atomically
 from schemas.options import LoggingOptions
 from schemas.progress import hours
 from schemas.terminal import plain, say
+from trainer.plan import cards
+from trainer.plan.activations import measured as in_table
+from trainer.plan.work import step_flops
 
 if sys.platform != "win32":
     import resource
 
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
+MEASURED = 20  # steps after which the cost of a run is told
 PLAIN_SECONDS = 10.0  # without a terminal, one line at most this often
 
 
@@ -38,6 +44,39 @@ class Record:
     lr: dict[str, float]
     seconds: float
     memory: int
+    images_per_second: float = 0.0  # over all processes
+    mfu: float | None = None  # share of the card's peak since step UNCOUNTED; None where the card's peak is not known
+
+
+UNCOUNTED = 10  # first steps of a start: what is compiled, allocated and tuned in them would spoil a mean
+
+
+class Pace:
+    """Images a second and the share of the GPU's peak that a run reaches (MFU, Chowdhery et al. 2022)."""
+
+    def __init__(self, config: TrainConfig, family: str, processes: int) -> None:
+        self.config, self.family, self.processes = config, family, processes
+        card = cards.find(torch.cuda.get_device_name(), memory_of_card()) if torch.cuda.is_available() else None
+        self.peak = cards.peak(card, config.mixed_precision) if card else None
+        self._steps, self._flops, self._seconds = 0, 0.0, 0.0
+
+    def step(self, batches: Sequence[Any], began: float) -> dict[str, Any]:
+        """Seconds and speed of a step that ends now, of these batches on this process."""
+        sizes = [batch.latent_size for batch in batches]
+        seconds, self._steps = time.perf_counter() - began, self._steps + 1
+        if self._steps == 1:
+            gc.freeze()  # what lives after a whole step lives to the end: the collector need not walk through it again
+        images = sum(count for count, _ in sizes) * self.processes
+        if self.peak is not None and self._steps > UNCOUNTED and in_table(self.family):
+            self._flops += sum(step_flops(self.config, self.family, pixels, count) for count, pixels in sizes)
+            self._seconds += seconds
+        mfu = self._flops / (self._seconds * self.peak) if self.peak and self._seconds else None
+        return {"seconds": seconds, "images_per_second": images / seconds if seconds else 0.0, "mfu": mfu}
+
+
+def memory_of_card() -> int:
+    """Bytes of the GPU that this process computes on."""
+    return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
 
 
 def memory_in_use() -> int:
@@ -141,13 +180,22 @@ class Progress:
             return
         mean, rate = self.average, shown_rate(record.lr)
         if self._bar:
-            said = f"loss {mean:.4f}  lr {rate}  {record.seconds:.2f} s/step"
+            left = (time.monotonic() - self._began) / (record.step - self._first) * (self.total - record.step)
+            said = f"loss {mean:.4f}  lr {rate}  {record.seconds:.2f} s/step  {speed(record)}{self._cost(record, left)}"
             self._bar.update(self._bar.task_ids[0], completed=record.step, said=said, epoch=record.epoch)
         elif record.step == self.total or time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
             left = (self._last - self._began) / (record.step - self._first) * (self.total - record.step)
             line = f"step {record.step}/{self.total}  epoch {record.epoch}  loss {mean:.4f}  lr {rate}"
-            self.say(f"{line}  {record.seconds:.2f} s/step  left {hours(left)}")
+            timing = f"{record.seconds:.2f} s/step  {speed(record)}  left {hours(left)}"
+            self.say(f"{line}  {timing}{self._cost(record, left)}")
+
+    def _cost(self, record: Record, left: float) -> str:
+        """What this start will have cost, once its steps have been measured."""
+        price = self.options.price_per_hour
+        if price is None or record.step - self._first < MEASURED:
+            return ""
+        return f"  cost {price * (time.monotonic() - self._began + left) / 3600:.2f}"
 
     def say(self, text: str, severity: str = "note") -> None:
         """A line that does not tear the bar."""
@@ -165,6 +213,12 @@ class Progress:
     def close(self) -> None:
         if self._bar:
             self._bar.stop()
+
+
+def speed(record: Record) -> str:
+    """Images a second, share of the peak, memory."""
+    share = "" if record.mfu is None else f"  {record.mfu:.1%} of peak"
+    return f"{record.images_per_second:.3g} images/s{share}  {record.memory / 2**30:.1f} GiB"
 
 
 def shown_rate(rates: Mapping[str, float]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from schemas import TrainConfig
+from trainer.plan.activations import blocks
 from trainer.plan.adapter import saved_numbers
 from trainer.plan.marks import saves
 from trainer.plan.memory import (
@@ -81,7 +82,7 @@ def test_options_change_their_part(change: dict[str, object], part: str, share: 
 def test_activations_grow_with_batch_and_pixels() -> None:
     unet_only = replace(SDXL, network_train_unet_only=True)
     one = activation_bytes(replace(unet_only, train_batch_size=1), "sdxl", (512, 512))
-    assert activation_bytes(unet_only, "sdxl", SQUARE) == 16 * one
+    assert activation_bytes(unet_only, "sdxl", SQUARE) == pytest.approx(16 * one, rel=0.05)
 
 
 def test_paged_states_lie_in_main_memory() -> None:
@@ -99,29 +100,41 @@ def test_nothing_to_change_where_it_fits() -> None:
     assert fit(SDXL, "sdxl", SQUARE, vram_gb=80) == []
 
 
-def test_sdxl_fits_a_card_of_8_gb_without_8_bit_weights_at_batch_1() -> None:
-    config = replace(SDXL, train_batch_size=1)
-    changes = fit(config, "sdxl", SQUARE, vram_gb=8)
-    assert estimate(apply(config, changes), "sdxl", SQUARE).device_bytes <= 8 * GIB
-    assert [change.argument for change in changes] == [
-        "gradient_checkpointing",
-        "cache_latents",
-        "optimizer_type",
-        "cache_text_encoder_outputs",
-        "network_train_unet_only",
-    ]
+@pytest.mark.parametrize(
+    ("family", "side", "rank", "gigabytes", "streams"),
+    [("sdxl", 1024, 32, 8, False), ("sdxl", 1024, 32, 6, True), ("sd15", 512, 32, 4, False)],
+)
+def test_small_cards_are_enough_and_nothing_is_rounded_before_blocks_are_streamed(
+    family: str, side: int, rank: int, gigabytes: float, streams: bool
+) -> None:
+    config = replace(SDXL, train_batch_size=1, network_dim=rank, network_train_unet_only=True)
+    changes = fit(config, family, (side, side), vram_gb=gigabytes)
+    after = apply(config, changes)
+    assert estimate(after, family, (side, side)).device_bytes <= gigabytes * GIB
+    assert not any(change.changes_result for change in changes)
+    assert bool(after.streamed_blocks) == streams
+
+
+def test_no_more_blocks_are_computed_twice_or_streamed_than_it_takes() -> None:
+    config = replace(SDXL, train_batch_size=1, network_train_unet_only=True, cache_latents=True)
+    for gigabytes, name in ((12, "checkpointed_blocks"), (6, "streamed_blocks")):
+        after = apply(config, fit(config, "sdxl", SQUARE, vram_gb=gigabytes))
+        count = getattr(after, name)
+        assert count
+        assert 0 < count < len(blocks("sdxl"))
+        fewer = replace(after, **{name: count - 1})
+        assert estimate(after, "sdxl", SQUARE).device_bytes <= gigabytes * GIB
+        assert estimate(fewer, "sdxl", SQUARE).device_bytes > gigabytes * GIB
 
 
 def test_changes_tell_what_they_save_and_whether_the_result_changes() -> None:
-    changes = fit(SDXL, "sdxl", SQUARE, vram_gb=6)
+    changes = fit(SDXL, "sdxl", SQUARE, vram_gb=4)
     saved = estimate(SDXL, "sdxl", SQUARE).device_bytes - estimate(apply(SDXL, changes), "sdxl", SQUARE).device_bytes
     assert sum(change.saves_bytes for change in changes) == saved
-    assert [change.argument for change in changes if not change.changes_result] == [
-        "gradient_checkpointing",
-        "cache_latents",
-        "train_batch_size",
-        "gradient_accumulation_steps",
-    ]
+    exact = [one.argument for one in changes if not one.changes_result and one.argument != "checkpointed_blocks"]
+    assert exact[:3] == ["cache_latents", "gradient_checkpointing", "streamed_blocks"]
+    assert "fp8_base" in {change.argument for change in changes if change.changes_result}
+    assert all("{" not in change.cost for change in changes)
 
 
 def test_smaller_batches_keep_the_pictures_of_a_step() -> None:
