@@ -47,6 +47,7 @@ from trainer.learning import objective
 from trainer.learning.float8 import to_float8
 from trainer.learning.quantized import quantize
 from trainer.learning.streaming import Streamer, stream
+from trainer.plan.activations import measured
 from trainer.plan.adapt import adapt_to
 from trainer.plan.memory import estimate, trains
 from trainer.setup import precision, ready_models

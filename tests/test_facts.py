@@ -43,6 +43,8 @@ def test_families_are_named_in_their_rows_only() -> None:
 CODES = ROOT / "tests" / "golden" / "problem_codes.txt"
 # Codes that mean a kind of finding rather than one: they may be raised wherever that happens.
 GENERIC = {
+    "bad-name", "cannot-read", "empty-file", "file-too-large", "job-damaged", "no-model", "no-option", "no-run",
+    "not-a-checkpoint", "not-a-folder", "not-usable", "nothing-there", "truncated-file", "unknown-model", "wrong-shape",
     "bad-value", "bad-metadata", "bad-tensor", "bad-weight", "cache-excludes", "family-mismatch", "file-exists",
     "foreign-path", "missing-folder", "missing-option", "missing-package", "missing-tensor", "needs-consent",
     "no-effect", "no-file",
@@ -54,6 +56,7 @@ GENERIC = {
 }  # fmt: skip
 # Each of these is judged in two places still: of a config, and of a dataset, a file or a loaded layer.
 TWICE = {
+    "not-mergeable", "no-low-rank", "no-such-form", "not-on-this-machine",
     "bad-network-dim", "bucket-limits", "bucket-step", "masks-exclude-random-crop", "narrow-buckets", "no-peft-copy",
     "prompt-file-type", "bad-repository", "warmup-without-use", "numbered-folder", "transparency", "wrong-level",
 }  # fmt: skip

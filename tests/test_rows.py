@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from launcher import json_schemas
-from launcher.formats import dataset_toml
+from launcher.formats import dataset_toml, json_schemas
 from schemas import (
     ConfigError,
     TrainConfig,

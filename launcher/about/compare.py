@@ -15,6 +15,7 @@ from launcher.run.files import write_text
 from launcher.run.resume import find
 from schemas.argument import whole_of
 from schemas.config import TrainConfig, to_flat
+from schemas.families import FAMILIES, first
 from schemas.files.saved_names import SAVED, saved_as
 from schemas.files.weights import checkpoint_family, lora_facts, read_header
 from schemas.problems import ConfigError, error
@@ -180,7 +181,7 @@ def _base_model(config: TrainConfig, saved: Sequence[Saved], *, of_run: bool) ->
         raise error("no-file", must, fix="--set pretrained_model_name_or_path=MODEL.safetensors", **place)
     family = checkpoint_family(model)
     if family == "unknown":
-        family = "sd2" if config.v2 else "sd15"
+        family = next((facts.name for facts in FAMILIES.values() if facts.v2 == config.v2), first())
     for one in saved:
         theirs = lora_facts(one.file).family
         if theirs not in (family, "unknown"):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from schemas.families import FAMILIES
 from schemas.files import lora_names
 from schemas.files.lora_kinds import DORA, Kind, kind_of, not_linear
 from schemas.files.weights import (
@@ -17,8 +18,6 @@ from schemas.files.weights import (
     read_header,
 )
 from schemas.problems import ConfigError, Problem, error
-
-TRAINED = ("sd15", "sd2", "sdxl")
 
 
 def check(wish: Mapping[str, Any]) -> None:
@@ -85,7 +84,7 @@ def _is_not_output(file: Path, output: Path) -> None:
 def _checkpoints(files: Sequence[Path]) -> None:
     families = [checkpoint_family(file) for file in files]
     for file, family in zip(files, families, strict=True):
-        if family not in TRAINED:
+        if family not in FAMILIES:
             must = "is a LoRA, not a checkpoint" if family == "lora" else f"is a checkpoint of the family {family}"
             fix = "extract TUNED BASE takes two whole checkpoints of Stable Diffusion 1.5, 2.x or XL"
             raise error("not-a-checkpoint", must, file=str(file), fix=fix)
@@ -109,7 +108,7 @@ def _one_family(files: Sequence[Path], families: Sequence[str]) -> None:
 
 def _fits_checkpoint(files: Sequence[Path], families: Sequence[str], model: Path) -> None:
     theirs = checkpoint_family(model)
-    if theirs not in TRAINED:
+    if theirs not in FAMILIES:
         must = "is a LoRA, not a checkpoint" if theirs == "lora" else f"is a checkpoint of the family {theirs}"
         fix = "--into takes a whole checkpoint of Stable Diffusion 1.5, 2.x or XL in one .safetensors file"
         raise error("not-a-checkpoint", must, file=str(model), fix=fix)

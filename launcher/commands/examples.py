@@ -57,7 +57,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "pack": (
         "kohyakit dataset pack photos_N0m3 -o upload.zip",
-        "kohyakit dataset pack photos_N0m3 -o upload.zip --preset civitai-sdxl",
+        "kohyakit dataset pack photos_N0m3 -o upload.zip --preset civitai-pony",
     ),
     "queue add": (
         "kohyakit queue add n0m3.json --set network_dim=16",

@@ -54,7 +54,7 @@ WORDS = {
     "lr": "learning rate", "dim": "rank", "reso": "size", "vae": "VAE", "unet": "U-Net", "ddp": "DDP", "ema": "EMA",
     "snr": "SNR", "fp16": "fp16", "bf16": "bf16", "fp8": "fp8", "config": "configuration", "dir": "folder", "args":
     "arguments", "num": "number of", "aug": "augmentation", "reg": "regularisation", "wandb": "wandb",
-    "huggingface": "Hugging Face", "repo": "repository", "sdxl": "SDXL", "id": "id", "zero3": "ZeRO-3",
+    "huggingface": "Hugging Face", "repo": "repository", "id": "id", "zero3": "ZeRO-3",
     "zero": "zero", "cpu": "CPU", "nvme": "NVMe", "json": "JSON", "pred": "prediction", "ip": "input",
 }  # fmt: skip
 UNITS = (("_reso", "px"), ("_reso_steps", "px"), ("_n_steps", "steps"), ("_n_epochs", "epochs"), ("_steps", "steps"),
@@ -112,7 +112,10 @@ def label(name: str) -> str:
     """The option's name in plain words."""
     if name in LABELS:
         return LABELS[name]
-    words = [WORDS.get(word, word) for word in name.split("_")]
+    from schemas.families import facts_of
+
+    facts = [(word, facts_of(word)) for word in name.split("_")]
+    words = [family.title if family else WORDS.get(word, word) for word, family in facts]
     text = " ".join(words)
     return text[:1].upper() + text[1:]
 
@@ -261,15 +264,14 @@ def _idle(judged: Judged) -> dict[str, str]:
             found[name] = str(blanked(one.must))
     family = judged.plan.family if judged.plan is not None else None
     if family is not None:
-        from schemas.families import FAMILIES
+        from schemas.families import facts_of, only_for
 
-        if family in FAMILIES and not _takes_sdxl_options(family):
-            found |= {name: "counts for SDXL only" for name, option in table().items() if option.marks.get("sdxl")}
+        facts = facts_of(family)
+        for name, option in table().items():
+            takers = only_for(option)
+            if facts is not None and takers and facts.title not in takers:
+                found[name] = f"counts for {' and '.join(takers)} only"
     return found
-
-
-def _takes_sdxl_options(family: str) -> bool:
-    return family.endswith("xl")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from launcher import format_docs
+from docs.pages import formats as format_docs
 from launcher.about.convert import Written
 from launcher.check.resolve import Resolved, resolve
 from launcher.formats import readable, recognise, registry

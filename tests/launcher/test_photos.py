@@ -486,7 +486,7 @@ def test_many_alike_are_summed_up(tmp_path: Path) -> None:
     for number in range(9):
         photo(tmp_path / "t" / "1_x" / f"{number}.png", number, size=64)
     shown = run("check", tmp_path / "t").stdout
-    assert "warning: 9 images: has a side below 256 pixels: 1_x/0.png (64x64)" in shown
+    assert "warning[small-image]: 9 images: has a side below 256 pixels: 1_x/0.png (64x64)" in shown
     assert "and 4 more (--json lists all)" in shown
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from schemas import TrainConfig
 from schemas.files.lora_kinds import PLAIN_SUMS
 from schemas.files.weights import Header, checkpoint_family, read_header
 from schemas.problems import error
 from trainer.adapters.adapter import find_modules
 from trainer.adapters.merge import difference
-from trainer.families import Models, Target, single_file
+from trainer.families import Models, Target, get, single_file
 from trainer.families.ldm_keys import Stored
 from trainer.output import low_rank
 from trainer.output.lora_headers import HISTORY, history
@@ -25,9 +26,6 @@ from trainer.output.lora_source import LoraSource, all_targets
 from trainer.output.lora_tools import SAID, Made, Spool, Tally, Watch, as_lora, made_of, quietly
 from trainer.output.metadata import last_name, version
 from trainer.output.streaming import SPEC_HASH, WEBUI_HASHES, Entry, read_tensor, write_streamed
-
-ARCHITECTURES = {"sd15": "stable-diffusion-v1", "sd2": "stable-diffusion-v2", "sdxl": "stable-diffusion-xl-v1-base"}
-VERSIONS = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
 
 @dataclass(frozen=True)
@@ -218,15 +216,15 @@ def _extracted_header(tuned: Base, base: Base, tally: Tally, rank: int) -> dict[
     wide = tally.wide.most_common(1)[0][0] if tally.wide else None
     files = [{"file": last_name(str(one.path)), "sha256": one.header.metadata.get("sshs_model_hash")}
              for one in (tuned, base)]  # fmt: skip
-    mixed = len(tally.linear) > 1
+    mixed, says = len(tally.linear) > 1, get(base.family).metadata(TrainConfig())
     return {
-        "ss_base_model_version": VERSIONS[base.family],
+        "ss_base_model_version": says["ss_base_model_version"],
         "ss_network_module": "networks.lora",
         "ss_network_dim": "Dynamic" if mixed else str(rank),
         "ss_network_alpha": "Dynamic" if mixed else str(float(rank)),
         "ss_network_args": f'{{"conv_dim": "{wide}", "conv_alpha": "{wide}"}}' if wide else "{}",
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{ARCHITECTURES[base.family]}/lora",
+        "modelspec.architecture": says["modelspec.architecture"],
         "modelspec.title": tuned.path.stem,
         "modelspec.implementation_version": f"kohyakit/{version()}",
         HISTORY: history({}, "extract", files, {"rank": rank}),
