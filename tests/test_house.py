@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,47 @@ HEAVY = {"torch", "accelerate", "diffusers", "transformers", "peft", "bitsandbyt
 LIGHT = ("schemas", "launcher", "trainer.dataset", "trainer.plan")
 
 # Budgets
-LONGEST_FILE = 500
+LONGEST_FILE = 450
+LONGER_FILES = {
+    "schemas/options.py": 700,  # the option table
+    # To be cut when they are next touched.
+    "launcher/formats/command_line.py": 470,
+    "launcher/photos/check.py": 465,
+    "launcher/run/resume.py": 485,
+    "trainer/output/results.py": 470,
+}
+# They may only fall: a clean-up lowers a number, a new ability raises that of its own folder and says so in its commit.
+LINES = {
+    "launcher": 229,
+    "launcher/about": 1198,
+    "launcher/check": 2409,
+    "launcher/cluster": 680,
+    "launcher/commands": 2870,
+    "launcher/formats": 7949,
+    "launcher/photos": 2461,
+    "launcher/queue": 1069,
+    "launcher/report": 2085,
+    "launcher/run": 2590,
+    "launcher/sweep": 918,
+    "launcher/ui": 4365,
+    "schemas": 3929,
+    "schemas/files": 2340,
+    "schemas/rules": 1803,
+    "trainer": 1005,
+    "trainer/adapters": 2175,
+    "trainer/captioning": 724,
+    "trainer/comparison": 524,
+    "trainer/dataset": 2993,
+    "trainer/families": 1750,
+    "trainer/input": 909,
+    "trainer/learning": 1003,
+    "trainer/likeness": 346,
+    "trainer/masking": 209,
+    "trainer/output": 3334,
+    "trainer/plan": 1697,
+    "trainer/toy": 622,
+    "trainer/watch": 877,
+}
 LONGEST_FUNCTION = 60
 LONGER_FUNCTIONS = {("trainer/loop.py", "train"): 120}  # the loop, read aloud from top to bottom
 MOST_ARGUMENTS = 8
@@ -236,7 +277,23 @@ def _opens_images(path: Path) -> bool:
 
 def test_files_stay_short() -> None:
     lines = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8").count("\n") for path in SOURCES}
-    assert {name: n for name, n in lines.items() if n > LONGEST_FILE} == {}
+    assert {name: n for name, n in lines.items() if n > LONGER_FILES.get(name, LONGEST_FILE)} == {}
+
+
+def lines_by_folder() -> dict[str, int]:
+    """Lines of source of every package and of the folders within it."""
+    found: dict[str, int] = defaultdict(int)
+    for path in SOURCES:
+        parts = path.relative_to(ROOT).parts
+        if parts[0] in ("schemas", "launcher", "trainer"):
+            found["/".join(parts[:2]) if len(parts) > 2 else parts[0]] += path.read_text(encoding="utf-8").count("\n")
+    return dict(found)
+
+
+def test_lines_of_each_folder_only_fall() -> None:
+    found = lines_by_folder()
+    assert {name: n for name, n in found.items() if n > LINES.get(name, 0)} == {}
+    assert sorted(LINES.keys() - found.keys()) == []
 
 
 def functions(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

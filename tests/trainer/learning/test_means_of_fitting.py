@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from schemas import TrainConfig
 from tests.tiny import stir, tiny_checkpoint
-from trainer import __main__
+from trainer import __main__, setup
 from trainer.adapters import attach
 from trainer.families import Models, get
 from trainer.learning import checkpointing, quantized, streaming
@@ -185,12 +185,24 @@ def test_orders_name_every_block_once() -> None:
     assert not is_block("down_blocks.0.attentions.0")
 
 
+def in_own_memory(unet: torch.nn.Module, config: TrainConfig, *rest: Any) -> streaming.Streamer | None:
+    """Streaming of a network whose weights lie where torch puts them, not where they stand in the mapped file.
+
+    A CPU's kernels sum in another order where a weight begins at another address.
+    """
+    for weight in unet.parameters():
+        if not weight.requires_grad:
+            weight.data = weight.data.clone()
+    return streaming.stream(unet, config, *rest)
+
+
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_a_streamed_run_is_near_the_plain_one_and_goes_on_exactly_from_a_state(
+def test_a_streamed_run_is_the_plain_one_and_goes_on_exactly_from_a_state(
     family: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU launcher and trainer leave streaming out; here they do not."""
     monkeypatch.setattr(__main__, "adapt_to", lambda read, **_: (replace(read, mixed_precision="no"), []))
+    monkeypatch.setattr(setup, "stream", in_own_memory)
     more: dict[str, Any] = {"streamed_blocks": 5, "gradient_checkpointing": True, "checkpointed_blocks": 3}
     more["network_train_unet_only"] = True
     assert start(family, output_dir=tmp_path / "plain", max_train_steps=3, network_train_unet_only=True) == 0
@@ -201,4 +213,4 @@ def test_a_streamed_run_is_near_the_plain_one_and_goes_on_exactly_from_a_state(
     assert start(family, **resumed, **more) == 0
     plain, streamed, on = (load_file(tmp_path / name / "n0m3.safetensors") for name in ("plain", "streamed", "on"))
     assert all(torch.equal(streamed[key], on[key]) for key in on)
-    assert all(torch.allclose(plain[key].float(), on[key].float(), atol=1e-3) for key in on)
+    assert all(torch.equal(plain[key], on[key]) for key in on)
