@@ -176,8 +176,7 @@ def run_epochs(
     run.optimizer.train_mode()
     while at.step < steps.total:
         run.adapter.begin_epoch()
-        losses: list[torch.Tensor] = []
-        batches: list[Batch] = []
+        losses, batches = list[torch.Tensor](), list[Batch]()
         stopping, began = False, time.perf_counter()
         for batch in loader.epoch(at.epoch, start=at.batch, step=at.step, shift=at.shift):
             # ---------------------------------------------------------------------------------------- one step
