@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from docs.pages import options
 from launcher.formats import dataset_toml, json_schemas
 from schemas import (
     ConfigError,
     TrainConfig,
     config,
-    docs,
     from_flat,
     network_args,
     optimizers,
@@ -114,7 +114,7 @@ def test_an_option_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     more = dataclass(frozen=True, kw_only=True)(type("TrainConfig", (TrainConfig, ToyOptions), {}))
     monkeypatch.setattr(config, "TrainConfig", more)
     monkeypatch.setattr(config, "GROUPS", (*config.GROUPS, ToyOptions))
-    monkeypatch.setattr(docs, "GROUPS", config.GROUPS)
+    monkeypatch.setattr(options, "GROUPS", config.GROUPS)
     config.table.cache_clear()
     try:
         read = from_flat({"toy_strength": 0.7})[0]
@@ -125,7 +125,7 @@ def test_an_option_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
         add_flags(parser)
         assert vars(parser.parse_args(["--toy_strength", "1"])) == {"toy_strength": "1"}
         assert json_schema()["properties"]["toy_strength"]["maximum"] == 1
-        assert "How strong the toy is." in docs.reference_page()
+        assert "How strong the toy is." in options.page()
     finally:
         config.table.cache_clear()
 

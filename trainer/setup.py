@@ -139,7 +139,7 @@ def ready_models(models: Models, adapter: Adapter, config: TrainConfig, accelera
     """Everything that trains or is needed every step goes to the device; the rest stays in main memory."""
     if config.full_fp16 or config.full_bf16:
         adapter.to_dtype(precision(config))
-    kept = {id(weight) for _, weight in adapter.named_parameters()}
+    kept = {id(weight) for _, weight in adapter.named_parameters()} if config.streamed_blocks else ()
     streamer = stream(models.unet, config, accelerator.device, kept)
     with streamer.absent() if streamer else nullcontext():
         models.unet.to(accelerator.device)

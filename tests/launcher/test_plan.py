@@ -19,6 +19,7 @@ KEYS = {
     "learning_rate",
     "disk_bytes",
     "memory",
+    "time",
     "adapted",
     "problems",
 }

@@ -85,7 +85,7 @@ def test_it_is_planned_as_it_will_be_trained(
     assert result.exit_code == 0, result.output
     assert plan["family"] == "toy-flow"
     assert plan["memory"]["parts"]["unet"] == toy_flow.FACTS.sizes.unet * 4
-    assert plan["memory"]["parts"]["adapter"] == 4 * LINEARS * 2 * RANK * toy_flow.WIDTH
+    assert plan["memory"]["parts"]["adapter"] == 4 * LINEARS * (2 * RANK * toy_flow.WIDTH + 1)  # with alphas
     words = kohyakit("plan", config(tmp_path, flow, pictures))
     assert "a lora for Toy Flow" in words.output
 

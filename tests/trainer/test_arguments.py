@@ -83,7 +83,7 @@ def test_everything_is_read(
     shutil.copytree(pictures, data)
     prompts.write_text("n0m3 --w 64 --h 64 --s 1", encoding="utf-8")
     lora = str(tmp_path / "out" / "n0m3.safetensors")
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, backend: None)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: None)
     assert hub.connect(TrainConfig(huggingface_token="hf_x")).token == "hf_x"
     monkeypatch.setattr(hub, "connect", lambda config: FakeHub())
     for out in ("out", "again"):  # the second time from the cache

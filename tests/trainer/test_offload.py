@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from torch.autograd.graph import saved_tensors_hooks
 
 from trainer import __main__
-from trainer import setup as prepare
-from trainer.learning import offload
+from trainer.learning import checkpointing, offload
 from trainer.learning.offload import checkpointed_in_main_memory
 
 Start = Callable[..., int]
@@ -74,8 +73,8 @@ def test_what_waits_is_handed_to_main_memory(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_a_run_gives_the_same_lora(family: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[Any] = []
-    real = prepare.checkpointed_in_main_memory
-    monkeypatch.setattr(prepare, "checkpointed_in_main_memory", lambda *given: (used.append(1), real(*given))[1])
+    real = checkpointing.checkpointed_in_main_memory
+    monkeypatch.setattr(checkpointing, "checkpointed_in_main_memory", lambda *given: (used.append(1), real(*given))[1])
     # on a CPU the launcher and the trainer leave the option out
     monkeypatch.setattr(__main__, "adapt_to", lambda read, **_: (replace(read, mixed_precision="no"), []))
     for name, offloaded in (("plain", False), ("moved", True)):

@@ -203,9 +203,9 @@ def test_a_full_disk_says_what_is_needed_and_leaves_the_rest_whole(
 
 
 def counted(real: Any, steps: list[int]) -> Any:
-    def make(step: int, *rest: Any) -> Any:
+    def make(step: int, *rest: Any, **more: Any) -> Any:
         steps.append(step)
-        return real(step, *rest)
+        return real(step, *rest, **more)
 
     return make
 
