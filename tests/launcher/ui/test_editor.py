@@ -146,10 +146,16 @@ def test_any_value_of_any_option_is_saved_as_the_command_line_would_take_it(tmp_
         with pytest.raises(ConfigError):
             editing.edit(text, file, {name: value}, tmp_path)
         return
+    try:
+        wanted = resolve(file, {name: value}, text=text)
+    except UsageError:  # a length of 0 where no form counts the steps
+        with pytest.raises(UsageError):
+            editing.edit(text, file, {name: value}, tmp_path)
+        return
     made = edited(text, file, name, value, tmp_path)
     if made is None:
         return
-    saved, wanted = resolve(made.file, text=made.text), resolve(file, {name: value}, text=text)
+    saved = resolve(made.file, text=made.text)
     assert editing.compare(saved, wanted) == ([], [])
     if made.file == file:
         assert "of_my_own" in made.text
