@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from schemas.diagnostics import ImageOps, relative
+from schemas.diagnostics import relative
 
 
 def cut_off(path: Path) -> Path:

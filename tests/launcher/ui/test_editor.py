@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from launcher.check.resolve import presets, resolve
+from launcher.check.resolve import UsageError, presets, resolve
 from launcher.ui import editing
 from launcher.ui.work import Work, mark_of
 from schemas.config import read_value, table
