@@ -61,6 +61,12 @@ def restore(before: dict[int, Any]) -> None:
         signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
+def ignore_hangup() -> dict[int, Any]:
+    """From here on a closed terminal is no wish to stop; the handler that was there, for `restore`."""
+    number = getattr(signal, "SIGHUP", None)
+    return {} if number is None else {number: signal.signal(number, signal.SIG_IGN)}
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Every stopping signal is a KeyboardInterrupt, once: a second one must not meet the first one's tidying up."""

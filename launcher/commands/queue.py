@@ -114,23 +114,20 @@ def run(folder: Path | None, gpus: str | None, cpu: bool, stay: bool, as_json: b
     Closing the terminal does not end it. Ctrl-C stops it: the runs under way save their state and go on with the next
     `queue run`.
     """
-    import signal
 
     from launcher.check.resolve import UsageError
     from launcher.queue.devices import slots
     from launcher.queue.document import document
     from launcher.queue.runner import Runner, work
-    from schemas.signals import Wishes, install, outlast_terminal, restore
+    from schemas.signals import Wishes, ignore_hangup, install, outlast_terminal, restore
 
     if gpus is not None and cpu:
         raise UsageError("--gpus and --cpu exclude each other")
     where, places = _queue(folder), slots(gpus, cpu=cpu)
     lock = where.hold_for_runner()
     outlast_terminal()
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    wishes = Wishes()
-    before = install(lambda number, frame: wishes.hear())
+    wishes, hangup = Wishes(), ignore_hangup()
+    before = hangup | install(lambda number, frame: wishes.hear())
     try:
 
         def tell_of(line: str) -> None:

@@ -58,7 +58,6 @@ def sweep(file: str, vary: tuple[str, ...], sets: tuple[str, ...], as_json: bool
 
 def _work(setup: Setup, queue: Queue, as_json: bool, words: dict[str, Any]) -> int:
     """Runs the sweep; a queue that another process works on already is left to it."""
-    import signal
 
     from launcher.queue.devices import slots
     from launcher.queue.runner import Runner
@@ -66,7 +65,7 @@ def _work(setup: Setup, queue: Queue, as_json: bool, words: dict[str, Any]) -> i
     from launcher.sweep import study as studies
     from launcher.sweep import sweep as sweeps
     from schemas.problems import ConfigError
-    from schemas.signals import Wishes, install, outlast_terminal, restore
+    from schemas.signals import Wishes, ignore_hangup, install, outlast_terminal, restore
 
     def tell(line: str) -> None:
         say(line, err=as_json)
@@ -81,10 +80,8 @@ def _work(setup: Setup, queue: Queue, as_json: bool, words: dict[str, Any]) -> i
         lock = None
         tell("another process works on this queue; it runs the trials")
     outlast_terminal()
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    wishes = Wishes()
-    before = install(lambda number, frame: wishes.hear())
+    wishes, hangup = Wishes(), ignore_hangup()
+    before = hangup | install(lambda number, frame: wishes.hear())
     try:
         runner = Runner(queue, places, tell, cpu=words["cpu"]) if lock is not None else None
         under_way = sweeps.Sweep(

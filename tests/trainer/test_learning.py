@@ -107,6 +107,7 @@ def continued(teach: Teach, short: Path) -> Path:
     return teach("sd15", UPDATES - 30, **CONV, network_weights=short)
 
 
+@pytest.mark.slow
 def test_continuing_makes_up_for_a_short_training(short: Path, continued: Path) -> None:
     assert scores("sd15", short).frogs <= scores("sd15", continued).frogs - 0.2
     assert_learned("sd15", continued)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,9 @@ def test_nobody_to_stop_is_said(queue) -> None:
 
 
 def test_an_empty_queue_ends_at_once(queue) -> None:
+    before = signal.getsignal(signal.SIGHUP)
     assert queue("run").exit_code == 0
+    assert signal.getsignal(signal.SIGHUP) == before  # a closed terminal ends what runs afterwards again
     assert json.loads(queue("run", "--json").stdout)["jobs"] == []
 
 
