@@ -49,7 +49,7 @@ LINES = {
     "launcher/run": 2590,
     "launcher/sweep": 918,
     "launcher/ui": 4365,
-    "schemas": 3929,
+    "schemas": 3935,
     "schemas/files": 2340,
     "schemas/rules": 1803,
     "trainer": 1005,
