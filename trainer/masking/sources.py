@@ -69,9 +69,9 @@ def from_face(grow: float) -> Source:
     try:
         import cv2
 
-        folder: str = cv2.data.haarcascades  # type: ignore[attr-defined]
+        folder: str = vars(cv2)["data"].haarcascades  # its type information leaves `data` out
         detector = cv2.CascadeClassifier(folder + "haarcascade_frontalface_default.xml")
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, KeyError):
         fix = "pip install 'opencv-python-headless<5' (kohyakit's extra `masks`)"
         raise error("missing-package", "needs opencv below version 5", key="--from", got="face", fix=fix) from None
 
