@@ -227,7 +227,7 @@ def _process_problems(launch: Accelerate, machine: Machine) -> list[Problem]:
 def _with_numbers(plan: Plan, machine: Machine) -> Plan:
     """Steps, marks, curve, memory and disk, as far as no error prevents them."""
     from trainer.dataset.order import batches_per_epoch
-    from trainer.plan import batching, cards, marks, memory, rates, work
+    from trainer.plan import activations, batching, cards, marks, memory, rates, work
     from trainer.plan.steps import count
 
     checked, config = plan.checked, plan.config
@@ -248,8 +248,8 @@ def _with_numbers(plan: Plan, machine: Machine) -> Plan:
             bucket = largest_bucket(checked)
             found["memory"] = memory.estimate(config, checked.family, bucket, local, shape=shape)
             card = cards.find(machine.gpus[0].name, machine.gpus[0].memory) if machine.gpus else None
-            if card:
-                pixels = usual_pixels(checked) // 64
+            if card and activations.measured(checked.family):  # its work is in the same table
+                pixels = usual_pixels(checked) // FAMILIES[checked.family].latents.side ** 2
                 found["time"] = work.time_of(config, checked.family, pixels, steps, card, shape=shape)
     except ConfigError as fault:
         problems += [resolved.placed(problem) for problem in fault.problems]

@@ -88,6 +88,9 @@ def test_it_is_planned_as_it_will_be_trained(
     assert plan["memory"]["parts"]["adapter"] == 4 * LINEARS * (2 * RANK * toy_flow.WIDTH + 1)  # with alphas
     words = kohyakit("plan", config(tmp_path, flow, pictures))
     assert "a lora for Toy Flow" in words.output
+    on_a_card = kohyakit("plan", config(tmp_path, flow, pictures), "--gpu", "RTX 4090", "--json")
+    assert on_a_card.exit_code == 0, on_a_card.output
+    assert json.loads(on_a_card.stdout)["time"] is None  # nobody has counted its work
 
 
 @pytest.mark.parametrize(
