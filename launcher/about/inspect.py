@@ -184,7 +184,7 @@ def hashes(header: Header) -> dict[str, Any]:
 
 def _shown(name: str, text: str) -> Any:
     """Header text, as JSON where it is JSON."""
-    from launcher.run.files import without_secrets
+    from schemas.blanking import without_secrets
 
     text = without_secrets(text)
     if text[:1] in "{[":

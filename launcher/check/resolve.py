@@ -248,7 +248,7 @@ def standing(draft: Draft, sets: Mapping[str, str], found: Iterable[Problem]) ->
 
 def _secret_texts(settings: dict[str, Setting]) -> list[Problem]:
     """Blanks what looks like a token in options that are written into files, such as comments and names."""
-    from launcher.run.files import blanked
+    from schemas.blanking import blanked
 
     found = []
     for name, setting in list(settings.items()):

@@ -20,9 +20,10 @@ from launcher.check.resolve import PRESETS
 from launcher.queue.add import Wish, job_of
 from launcher.queue.jobs import Job
 from launcher.run.command import ROOT
-from launcher.run.files import secrets_of, without_secrets, write_text
+from launcher.run.files import secrets_of, write_text
 from launcher.run.launch import SECRET_VARIABLES
 from launcher.run.resume import MOVABLE
+from schemas.blanking import without_secrets
 from schemas.config import table
 from schemas.files.documents import parse_toml
 from schemas.files.textfile import CONFIG, read_text
@@ -67,8 +68,7 @@ class Task:
             fetch = ["rsync", "-az", f"{name}:{OUT.removeprefix('~/')}/{name}/", f"{self.output}/"]
             return [start, fetch, ["sky", "down", "-y", name]]
         start = ["sky", "jobs", "launch", "-y", "-n", name, *secrets, str(self.yaml)]
-        scheme = self.bucket.partition("://")[0]
-        return [start, [*FETCH[scheme], f"{self.bucket}/{name}/", f"{self.output}/"]]
+        return [start, [*FETCH[self.bucket.partition("://")[0]], f"{self.bucket}/{name}/", f"{self.output}/"]]
 
     def as_json(self) -> dict[str, Any]:
         found = {"on": "sky", "task": self.document, "commands": self.commands, "folder": str(self.folder)}

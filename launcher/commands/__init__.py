@@ -99,7 +99,7 @@ def refuse(problems: Iterable[Problem], as_json: bool, **document: Any) -> None:
 
 def print_json(document: Any) -> None:
     """The one document, without anything that looks like a secret."""
-    from launcher.run.files import blanked
+    from schemas.blanking import blanked
 
     say_document(blanked(document))
 

@@ -63,7 +63,7 @@ def validate(
     from launcher.check import show
     from launcher.check.preflight import check_file
     from launcher.check.resolve import UsageError, resolve, split_sets
-    from launcher.run.files import without_secrets
+    from schemas.blanking import without_secrets
 
     if form and as_json:
         raise UsageError("--format and --json exclude each other")
@@ -96,7 +96,7 @@ def _annotate(documents: list[dict[str, Any]], form: str) -> None:
     from importlib import metadata
 
     from launcher.check.annotations import github, sarif
-    from launcher.run.files import blanked
+    from schemas.blanking import blanked
 
     documents = blanked(documents)
     if form == "sarif":
@@ -143,7 +143,7 @@ def convert(
     """FILE in another format. What the target cannot say is listed, never dropped silently."""
     from launcher.about.convert import convert as converted
     from launcher.check.resolve import resolve, split_sets
-    from launcher.run.files import without_secrets
+    from schemas.blanking import without_secrets
 
     resolved = resolve(file, split_sets(sets), format=format_name)
     if errors(list(resolved.problems)):
@@ -219,7 +219,7 @@ def diff(a: str, b: str, everything: bool, as_json: bool) -> int:
     from launcher.about.diff import compare
     from launcher.check import show
     from launcher.check.resolve import resolve
-    from launcher.run.files import without_secrets
+    from schemas.blanking import without_secrets
 
     training, beside = compare(resolve(a), resolve(b))
     if as_json:

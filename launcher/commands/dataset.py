@@ -79,13 +79,14 @@ def prepare(
 ) -> int:
     """Make a training folder from SOURCE, a folder or zip of photos, which stays as it is; or add its new photos to
     the folder that is there, where nothing is renamed. Exit code 3: some could not be used, and are named."""
+    from launcher.check.resolve import resolve
     from launcher.photos import ready as ready_made
     from launcher.photos.prepare import Order, default_directory
     from launcher.photos.prepare import prepare as make
 
     number = _repeats(repeats)
     if preset:
-        ready_made.check_preset(preset)
+        resolve(preset)  # ConfigError where there is none, before the photos are read
     made = make(
         source,
         token,
@@ -321,7 +322,8 @@ def pack(*, directory: Path, target: Path, preset: str | None, as_json: bool) ->
     from launcher.photos import site
     from launcher.photos.pack import check_target
     from launcher.photos.pack import pack as write
-    from launcher.run.files import without_secrets, write_text
+    from launcher.run.files import write_text
+    from schemas.blanking import without_secrets
 
     beside = site.json_file(target) if preset else None
     for file in filter(None, (target, beside)):

@@ -25,7 +25,7 @@ def inspect(
     from launcher.about import inspect as facts_of
     from launcher.about.convert import convert
     from launcher.check.resolve import UsageError, resolve
-    from launcher.run.files import without_secrets
+    from schemas.blanking import without_secrets
 
     if (target is None) != (output is None):
         raise UsageError("--to and -o belong together")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from launcher.photos.prepare import Prepared
 from launcher.run.command import quoted
-from launcher.run.files import without_secrets, write_text
+from launcher.run.files import write_text
+from schemas.blanking import without_secrets
 
 MODEL = "pretrained_model_name_or_path"
 
@@ -19,13 +20,6 @@ class Ready:
     file: Path
     kept: bool
     command: str
-
-
-def check_preset(preset: str) -> None:
-    """ConfigError where there is no such preset or file; asked before the photos are read."""
-    from launcher.check.resolve import resolve
-
-    resolve(preset)
 
 
 def ready(made: Prepared, preset: str) -> Ready:

@@ -15,8 +15,8 @@ from launcher.check.resolve import PRESETS, resolve, split_sets
 from launcher.queue.jobs import Job
 from launcher.run import record
 from launcher.run.command import LaunchOptions
-from launcher.run.files import without_secrets
 from launcher.run.launch import SECRET_VARIABLES
+from schemas.blanking import without_secrets
 from schemas.config import table
 from schemas.files.run_folder import checksum
 from schemas.files.textfile import is_regular

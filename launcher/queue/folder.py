@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.queue.jobs import OPEN, Job, job_in, same_run
+from launcher.queue.jobs import OPEN, Job, job_in
 from launcher.run.files import write_json
-from schemas.files.run_folder import read_object
+from schemas.files.run_folder import read_object, same_place
 from schemas.files.run_lock import Lock
 from schemas.files.writing import remove, sweep
 from schemas.problems import ConfigError, error
@@ -139,7 +139,7 @@ class Queue:
         """Puts a job at the end, or before all others, under a number that no job had before."""
         with self.changing():
             for other in self.jobs():
-                if other.state in OPEN and same_run(other.run_folder, job.run_folder):
+                if other.state in OPEN and same_place(Path(other.run_folder), Path(job.run_folder)):
                     said = f"is already queued as {other.id}"
                     fix = f"kohyakit queue remove {other.id}, or --set output_name=NAME for a second run"
                     raise error("already-queued", said, key="output_name", got=job.run_folder, fix=fix)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -144,8 +143,3 @@ def _consent(words: tuple[str, ...]) -> list[str]:
         elif word == "--set" and following.startswith("trust="):
             found += [part for name in following[6:].split() for part in ("--trust", name)]
     return found
-
-
-def same_run(one: str, other: str) -> bool:
-    """Whether two run folders are one, also before they exist."""
-    return os.path.realpath(one) == os.path.realpath(other)

@@ -16,9 +16,10 @@ from launcher.report.facts import Run, last_name, shareable
 from launcher.report.sheet import Embedded, Moment
 from launcher.report.style import STYLE
 from launcher.run.command import quoted
-from launcher.run.files import without_secrets
 from schemas import interop
+from schemas.blanking import without_secrets
 from schemas.config import table, to_flat
+from schemas.progress import hours
 from schemas.rules.interop import kinds
 
 MARK = "<!doctype html>\n<!-- kohyakit report -->\n"
@@ -400,5 +401,4 @@ def speed(run: Run) -> list[tuple[str, str]]:
 
 def duration(seconds: float) -> str:
     """h:mm:ss."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+    return hours(round(seconds))

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and text without secrets."""
+"""Files that are whole or not there, and the options that must not be in them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from schemas.blanking import blanked as blanked
-from schemas.blanking import without_secrets as without_secrets
 from schemas.config import TrainConfig, table
 from schemas.files.writing import write_atomically
 from schemas.terminal import in_strings

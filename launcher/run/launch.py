@@ -24,12 +24,12 @@ from launcher.run.command import environment, launch_command, quoted
 from launcher.run.failures import Failure, diagnose, last_error
 from launcher.run.files import (
     secrets_of,
-    without_secrets,
     write_bytes,
     write_text,
 )
 from launcher.run.remedies import consent_words, fix_command
 from launcher.run.spill import SpillWatch
+from schemas.blanking import without_secrets
 from schemas.config import write as config_text
 from schemas.files.own_word import WORDS
 from schemas.files.run_folder import (

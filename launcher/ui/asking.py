@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from launcher.commands.demo import PACKAGES
-from launcher.run.files import blanked
 from launcher.ui.judging import launch_words
 from launcher.ui.runs import Found, detached
 from launcher.ui.site import Site, answer, json_body, known
+from schemas.blanking import blanked
 from schemas.files.documents import parse_json
 from schemas.files.textfile import CONFIG, read_bytes
 from schemas.problems import ConfigError, Problem, error, errors

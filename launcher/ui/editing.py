@@ -15,13 +15,13 @@ from typing import Any
 
 from launcher.about.diff import compare
 from launcher.check.resolve import Resolved, resolve
+from launcher.formats.kohya_gui.document import skip_white
 from launcher.formats.kohya_gui.fates import SNAPSHOT
 from schemas.blanking import NAMED, TOKEN
 from schemas.config import BadValue, Option, mend, read_value, table
 from schemas.problems import ConfigError, Problem, error
 
 FORMS = ("kohya-gui", "snapshot")
-WHITE = re.compile(r"[ \t\n\r]*")
 DECODER = json.JSONDecoder()
 NO_FILE_SAYS = ("trust", "overwrite")
 
@@ -207,22 +207,17 @@ def put(text: str, key: str, value: Any) -> str:
 def _places(text: str) -> tuple[dict[str, tuple[int, int]], int]:
     """(key -> where its value stands, where a further key goes) of the top level."""
     places: dict[str, tuple[int, int]] = {}
-    at = _skip(text, text.index("{") + 1)
+    at = skip_white(text, text.index("{") + 1)
     last = at
     while text[at : at + 1] == '"':
         key, at = DECODER.raw_decode(text, at)
-        at = _skip(text, _skip(text, at) + 1)
+        at = skip_white(text, skip_white(text, at) + 1)
         _, stop = DECODER.raw_decode(text, at)
         places[key] = (at, stop)
-        last, at = stop, _skip(text, stop)
+        last, at = stop, skip_white(text, stop)
         if text[at : at + 1] == ",":
-            at = _skip(text, at + 1)
+            at = skip_white(text, at + 1)
     return places, last
-
-
-def _skip(text: str, at: int) -> int:
-    found = WHITE.match(text, at)
-    return found.end() if found else at
 
 
 def _in_json(before: Resolved, text: str, name: str, value: str) -> Iterator[str]:

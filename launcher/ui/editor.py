@@ -11,13 +11,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from launcher.run.files import blanked
 from launcher.ui import form
 from launcher.ui.editing import FORMS, Edit, edit, hidden, put, restored
 from launcher.ui.judging import Judged, launch_words, texts
 from launcher.ui.numbers import CARDS, numbers, polyline
 from launcher.ui.runs import run_id
 from launcher.ui.site import Site, answer, from_htmx, json_body
+from schemas.blanking import blanked
 from schemas.config import BadValue, read_value, table
 from schemas.problems import ConfigError, Problem, error, errors
 

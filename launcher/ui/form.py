@@ -9,8 +9,8 @@ from pathlib import PurePath
 from typing import Any
 
 from launcher.formats.kohya_gui import keys as form_keys
-from launcher.run.files import blanked
 from launcher.ui.judging import Judged
+from schemas.blanking import blanked
 from schemas.config import GROUPS, Option, table
 from schemas.derive import EXAMPLES
 from schemas.rules import UNSUPPORTED, WITHOUT_EFFECT

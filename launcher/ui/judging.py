@@ -17,10 +17,10 @@ from launcher.check.preflight import Checked, check_file, unique
 from launcher.check.resolve import Resolved, resolve
 from launcher.formats.kohya_gui import keys as form_keys
 from launcher.run.command import LaunchOptions
-from launcher.run.files import blanked
 from launcher.ui.editing import hidden
 from launcher.ui.folders import Folders, within
 from launcher.ui.work import Conflict, Entry, Work
+from schemas.blanking import blanked
 from schemas.config import table
 from schemas.problems import ConfigError, Problem, errors
 

@@ -19,11 +19,11 @@ from launcher.check.resolve import (
     split_sets,
     table_of_presets,
 )
-from launcher.run.files import blanked
 from launcher.ui import form
 from launcher.ui.folders import within
 from launcher.ui.judging import planned, sets_of
 from launcher.ui.site import MISSING, REFUSED, Site, answer
+from schemas.blanking import blanked
 from schemas.config import table
 from schemas.problems import ConfigError, Problem, error, nearest
 
@@ -87,7 +87,7 @@ def convert(site: Site, request: Request, body: dict[str, Any]) -> Response:
     """`/api/convert?config=&to=`: the document of `convert --json`; writes nothing."""
     from launcher.about.convert import convert as converted
     from launcher.formats.registry import having
-    from launcher.run.files import without_secrets
+    from schemas.blanking import without_secrets
 
     target = request.query_params.get("to", "")
     if target not in having("writer"):

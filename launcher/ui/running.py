@@ -19,11 +19,11 @@ from launcher.report.facts import Run, read_run
 from launcher.report.sheet import Embedded, moments
 from launcher.report.write import Page, parts
 from launcher.run.command import quoted
-from launcher.run.files import blanked
 from launcher.run.resume import find
 from launcher.ui.asking import measured
 from launcher.ui.runs import Found, run_id
 from launcher.ui.site import Site, answer, json_body, refused, site_of
+from schemas.blanking import blanked
 from schemas.problems import ConfigError, error
 
 TICK = 1.0  # seconds between two looks at a run

@@ -26,10 +26,11 @@ from launcher.report.facts import (
     read_run,
 )
 from launcher.report.facts import Step as LoggedStep
-from launcher.run.files import blanked, without_secrets, write_text
+from launcher.run.files import write_text
 from launcher.run.resume import find
 from launcher.ui.folders import Folders
 from launcher.ui.log import GrowingLog
+from schemas.blanking import blanked, without_secrets
 from schemas.config import TrainConfig
 from schemas.config import read as read_config
 from schemas.files.documents import parse_json

@@ -19,8 +19,9 @@ from starlette.responses import Response
 from launcher.check import data
 from launcher.photos.check import Checkup, check
 from launcher.photos.source import natural
-from launcher.run.files import blanked, write_text
+from launcher.run.files import write_text
 from launcher.ui.site import Site, answer, from_htmx, json_body
+from schemas.blanking import blanked
 from schemas.files.documents import parse_json
 from schemas.files.textfile import (
     CAPTION,

@@ -17,11 +17,11 @@ from starlette.responses import HTMLResponse, Response
 
 from launcher.check.resolve import UsageError
 from launcher.report.write import duration, size
-from launcher.run.files import blanked
 from launcher.ui.folders import Folders
 from launcher.ui.judging import Judge
 from launcher.ui.runs import Runs
 from launcher.ui.work import Conflict, Work
+from schemas.blanking import blanked
 from schemas.files.documents import parse_json
 from schemas.problems import ConfigError, Problem, error
 from schemas.terminal import in_strings

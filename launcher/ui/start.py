@@ -13,11 +13,11 @@ from starlette.responses import RedirectResponse, Response
 
 from launcher import formats
 from launcher.check.resolve import preset_path, resolve, table_of_presets
-from launcher.run.files import blanked
 from launcher.ui.editing import put
 from launcher.ui.safety import MOST_BODY
 from launcher.ui.site import Site, answer, from_htmx, json_body, refused, site_of
 from launcher.ui.work import Entry
+from schemas.blanking import blanked
 from schemas.files.textfile import CONFIG, is_regular, read_bytes
 from schemas.files.writing import scratch_of
 from schemas.problems import ConfigError, error

@@ -6,10 +6,10 @@ import pytest
 
 from launcher.run.files import (
     secrets_of,
-    without_secrets,
     write_bytes,
     write_json,
 )
+from schemas.blanking import without_secrets
 from schemas.config import TrainConfig
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class Card:
     """`memory` in GiB; `half` and `whole` are dense TFLOP/s of 16-bit (32-bit accumulation) and 32-bit numbers.
 
-    From the makers' data sheets; sparsity is not counted. GeForce cards accumulate in 32 bit at half of their 16-bit
-    rate, which is what is given here.
+    Written down as the makers state them, not measured; sparsity is not counted. GeForce cards accumulate in 32 bit at
+    half of their 16-bit rate, which is what is given here.
     """
 
     name: str

@@ -25,7 +25,7 @@ from schemas.unet import Layer
 from trainer.plan.activations import blocks, measured, peak, streamed_numbers, text_bytes
 from trainer.plan.adapter import saved_numbers, trained_numbers
 from trainer.plan.marks import saves
-from trainer.plan.modules import layers_of, usual
+from trainer.plan.modules import layers_of, of_one_precision, usual
 from trainer.plan.steps import Steps
 
 CONTEXT = 600_000_000  # CUDA context, kernels and cuBLAS workspace
@@ -122,18 +122,13 @@ def _parameters(family: str, model: str) -> dict[str, int]:
     try:
         if place.is_dir():
             for part, folders in facts.folders.items():
-                files = [file for folder in folders for file in _of_one_precision(place / folder)]
+                files = [file for folder in folders for file in of_one_precision(place / folder)]
                 counts[part] = sum(_numbers(file, ("",)) for file in files)
         elif place.suffix.lower() == ".safetensors":
             counts = {part: _numbers(place, prefixes) for part, prefixes in facts.prefixes.items()}
     except ConfigError:
         return {}
     return {part: count for part, count in counts.items() if count}
-
-
-def _of_one_precision(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors"))
-    return [file for file in files if ".fp16." not in file.name] or files
 
 
 def _numbers(file: Path, prefixes: tuple[str, ...]) -> int:

@@ -34,14 +34,15 @@ def usual(family: str) -> tuple[Layer, ...]:
 
 def _shapes(place: Path) -> dict[str, Shape]:
     if place.is_dir():
-        files = [(start, file) for folder, start in FOLDERS.items() for file in _of_one_precision(place / folder)]
+        files = [(start, file) for folder, start in FOLDERS.items() for file in of_one_precision(place / folder)]
         return {start + name: info.shape for start, file in files for name, info in read_header(file).tensors.items()}
     if place.suffix.lower() != ".safetensors":
         return {}
     return {name: info.shape for name, info in read_header(place).tensors.items()}
 
 
-def _of_one_precision(folder: Path) -> list[Path]:
+def of_one_precision(folder: Path) -> list[Path]:
+    """The weights of a part of a diffusers folder, which may lie there in two precisions."""
     files = sorted(folder.glob("*.safetensors"))
     return [file for file in files if ".fp16." not in file.name] or files
 

@@ -88,10 +88,10 @@ def _scan(text: str, starts: list[int], file: str | None) -> Document:
     values: dict[str, Any] = {}
     lines: dict[str, int] = {}
     repeated: dict[str, list[int]] = {}
-    at = _skip(text, 0)
+    at = skip_white(text, 0)
     if text[at : at + 1] != "{":
         return _no_object(text, at, file)
-    at = _skip(text, at + 1)
+    at = skip_white(text, at + 1)
     closed = text[at : at + 1] == "}"
     while not closed:
         if text[at : at + 1] != '"':
@@ -99,10 +99,10 @@ def _scan(text: str, starts: list[int], file: str | None) -> Document:
         place = at
         key, at = DECODER.raw_decode(text, at)
         key = key.encode("utf-8", "replace").decode()
-        at = _skip(text, at)
+        at = skip_white(text, at)
         if text[at : at + 1] != ":":
             raise json.JSONDecodeError("Expecting ':' delimiter", text, at)
-        at = _skip(text, at + 1)
+        at = skip_white(text, at + 1)
         try:
             value, at = DECODER.raw_decode(text, at)
         except json.JSONDecodeError:
@@ -114,13 +114,13 @@ def _scan(text: str, starts: list[int], file: str | None) -> Document:
             repeated.setdefault(key, [lines[key]]).append(line)
         values[key] = value
         lines.setdefault(key, line)
-        at = _skip(text, at)
+        at = skip_white(text, at)
         closed = text[at : at + 1] == "}"
         if not closed:
             if text[at : at + 1] != ",":
                 raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-            at = _skip(text, at + 1)
-    rest = _skip(text, at + 1)
+            at = skip_white(text, at + 1)
+    rest = skip_white(text, at + 1)
     if rest != len(text):
         raise json.JSONDecodeError("Extra data", text, rest)
     if len(values) > MOST_KEYS:
@@ -136,9 +136,9 @@ def _repeats(repeated: dict[str, list[int]], file: str | None) -> Iterator[Probl
         yield Problem(code="duplicate-key", must=must, severity="warning", fix="keep one of them", **place)
 
 
-def _skip(text: str, at: int) -> int:
-    found = WHITE.match(text, at)
-    return found.end() if found else at
+def skip_white(text: str, at: int) -> int:
+    """Where the next thing of a JSON text begins."""
+    return next(WHITE.finditer(text, at)).end()  # which may be empty, and is always found
 
 
 def _no_object(text: str, at: int, file: str | None) -> Document:
