@@ -42,6 +42,7 @@ def prepare(given: Sequence[str], work: Path, *, host: str, port: int | None) ->
 
     pictures.remembered, data.recent = {}, {}
     folder = Path(os.path.realpath(work))
+    folders = Folders(tuple(_roots(given, folder)), ("kohyakit", "ui", *given))  # before anything is made
     try:
         folder.mkdir(parents=True, exist_ok=True)
         secret = kept_secret(folder / HIDDEN / "secret")
@@ -49,7 +50,6 @@ def prepare(given: Sequence[str], work: Path, *, host: str, port: int | None) ->
         raise error(
             "not-writable", f"cannot be written: {fault.strerror}", file=str(work), fix="--dir FOLDER"
         ) from None
-    folders = Folders(tuple(_roots(given, folder)), ("kohyakit", "ui", *given))
     site = Site(folders, Work(folder))
     warm(site)
     place = address_of(site, given[0]) if given and (len(given) == 1 or not Path(given[0]).is_dir()) else "/"

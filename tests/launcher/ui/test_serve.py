@@ -96,6 +96,7 @@ def test_what_is_no_port_is_a_wrong_command_line(kohyakit, port: str) -> None:
 def test_a_path_that_is_not_there_is_said(kohyakit, tmp_path: Path) -> None:
     said = kohyakit("ui", tmp_path / "none.json", "--dir", tmp_path / "w")
     assert (said.exit_code, "neither a file nor a folder" in said.stderr) == (1, True)
+    assert not (tmp_path / "w").exists()
 
 
 def test_a_work_folder_that_cannot_be_made_is_said(kohyakit, tmp_path: Path) -> None:
